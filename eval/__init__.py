@@ -1,0 +1,1 @@
+"""How good: tasks, verifier, sampling, log-probabilities, pass@k with intervals, reports."""

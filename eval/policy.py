@@ -1,0 +1,124 @@
+"""The policy: a causal language model with its tokenizer, and the log-probabilities of completions
+under it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Policy:
+    """`model` is any AutoModelForCausalLM; the tokenizer must know an end-of-text token."""
+
+    model: Any
+    tokenizer: Any
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return self.end_ids[0] if pad is None else pad
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Every token that ends a completion."""
+        config = getattr(self.model, "generation_config", None)
+        ids = getattr(config, "eos_token_id", None)
+        ids = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+        own = self.tokenizer.eos_token_id
+        return list(dict.fromkeys([*([] if own is None else [own]), *ids]))
+
+    def encode(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+        """Token ids; `special` adds what the tokenizer puts before a prompt, and has no place in an
+        answer.
+        """
+        return self.tokenizer(list(texts), add_special_tokens=special).input_ids
+
+
+def load_policy(path: str, dtype: str = "float32", attention: str = "sdpa") -> Policy:
+    """The model and tokenizer of a folder or hub id. Weights come from safetensors, remote code is
+    never run.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=getattr(torch, dtype), attn_implementation=attention, use_safetensors=True
+    )
+    policy = Policy(model, tokenizer)
+    if not policy.end_ids:
+        raise ValueError(
+            f"the tokenizer of {path} has no end-of-text token: completions could never end"
+        )
+    return policy
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts padded on the left, completions on the right: all completions start at column
+    `prompt_width`.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+    completion_mask: Tensor  # [rows, completion columns]
+
+    def __getitem__(self, rows: Tensor | slice) -> "Batch":
+        return Batch(
+            self.input_ids[rows],
+            self.attention_mask[rows],
+            self.position_ids[rows],
+            self.completion_mask[rows],
+        )
+
+    @property
+    def prompt_width(self) -> int:
+        return self.input_ids.shape[1] - self.completion_mask.shape[1]
+
+
+def pad_batch(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int, device
+) -> Batch:
+    left = max(map(len, prompts))
+    right = max(map(len, completions), default=0)
+    ids = torch.full((len(prompts), left + right), pad_id)
+    mask = torch.zeros_like(ids)
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        start, stop = left - len(prompt), left + len(completion)
+        ids[row, start:stop] = torch.tensor([*prompt, *completion])
+        mask[row, start:stop] = 1
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    ids, mask, positions = ids.to(device), mask.to(device), positions.to(device)
+    return Batch(ids, mask, positions, mask[:, left:].bool())
+
+
+def completion_logprobs(model, batch: Batch, temperature: float = 1.0) -> Tensor:
+    """[rows, completion columns] log pi(token | all before), at the sampling temperature; 0 at
+    padding.
+    """
+    columns = batch.completion_mask.shape[1]
+    logits = model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        logits_to_keep=columns + 1,
+        use_cache=False,
+    ).logits[:, :-1]
+    logp = torch.log_softmax(logits.float() / temperature, dim=-1)
+    chosen = logp.gather(-1, batch.input_ids[:, batch.prompt_width :, None]).squeeze(-1)
+    return chosen.where(batch.completion_mask, 0.0)
+
+
+def answer_batch(policy: Policy, prompts: Sequence[str], answers: Sequence[str]) -> Batch:
+    """Each prompt with its answer and the end of text."""
+    end = policy.end_ids[0]
+    completions = [[*ids, end] for ids in policy.encode(answers, special=False)]
+    return pad_batch(policy.encode(prompts), completions, policy.pad_id, policy.device)

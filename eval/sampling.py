@@ -1,0 +1,235 @@
+"""n completions per prompt: each prompt is read once, its cache repeated n times, finished rows
+stop costing.
+
+Randomness is counter-based: the draw of token t of completion j of problem i is a pure function of
+(seed, i, j, t). Whatever the micro-batches and however many ranks share the work, the draws are
+the same.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from eval.policy import Policy
+
+
+def derive_seed(*parts: int | str) -> int:
+    """An independent 63-bit seed for each purpose, such as derive_seed(seed, "train", step)."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
+
+
+def _wrap(x: int) -> int:
+    """A Python integer as the int64 that tensor arithmetic would have given."""
+    return (x + 2**63) % 2**64 - 2**63
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The finaliser of splitmix64 on int64, whose overflow wraps; the mask makes >> a logical
+    shift.
+    """
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * _wrap(factor)
+    return x ^ ((x >> 31) & ((1 << 33) - 1))
+
+
+def uniform(seed: int, rows: Tensor, t: int) -> Tensor:
+    """float64 uniforms in [0, 1), one for each row at position t."""
+    key = _mix(rows * _wrap(0x9E3779B97F4A7C15) + seed)
+    key = _mix(key + _wrap((t + 1) * 0xD1B54A32D192ED03))
+    return ((key >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How completions are drawn. `token_budget` bounds rows times columns of one decoding batch."""
+
+    max_new_tokens: int
+    temperature: float = 1.0  # 0 is greedy
+    top_p: float = 1.0
+    token_budget: int = 2**16
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """n completions for each prompt; row i n + j is completion j of prompt i."""
+
+    prompts: list[list[int]]
+    completions: list[list[int]]  # token ids, with the end-of-text token where there is one
+    texts: list[str]  # without it
+    truncated: Tensor  # [rows] bool: no end of text within the limit
+    logprobs: Tensor  # [rows] log pi of the whole completion, at the sampling temperature
+    entropy: Tensor  # [rows] mean entropy over the completion's tokens
+    features: Tensor | None  # [rows, width] d logprobs / d last hidden states, summed over tokens
+    n: int
+
+    @property
+    def lengths(self) -> Tensor:
+        return torch.tensor([len(x) for x in self.completions])
+
+
+def sample(
+    policy: Policy,
+    prompts: Sequence[str],
+    n: int,
+    decoding: Decoding,
+    seed: int,
+    problem_ids: Sequence[int] | None = None,
+    features: bool = False,
+) -> Rollout:
+    """Draw n completions for each prompt.
+
+    `problem_ids` name the prompts to the random stream, so that a share of the prompts draws what
+    it would draw among all of them. `features` asks for the last-layer features of `Rollout`, taken
+    on the way at the cost of one product with the head.
+    """
+    ids = policy.encode(prompts)
+    keys = torch.tensor(range(len(ids)) if problem_ids is None else list(problem_ids))
+    rows = (keys[:, None] * n + torch.arange(n)).to(policy.device)
+    training = policy.model.training
+    policy.model.eval()
+    parts = []
+    for chunk in _chunks([len(x) + decoding.max_new_tokens for x in ids], n, decoding.token_budget):
+        parts.append(_decode(policy, ids[chunk], rows[chunk], decoding, seed, features))
+    policy.model.train(training)
+    tokens, logprobs, entropy, taken = (torch.cat(x) for x in zip(*parts, strict=True))
+    completions = [[x for x in row if x >= 0] for row in tokens.tolist()]
+    ends = set(policy.end_ids)
+    truncated = [x[-1] not in ends for x in completions]
+    bodies = [x if cut else x[:-1] for x, cut in zip(completions, truncated, strict=True)]
+    texts = policy.tokenizer.batch_decode(bodies, skip_special_tokens=False)
+    return Rollout(
+        ids,
+        completions,
+        texts,
+        torch.tensor(truncated),
+        logprobs,
+        entropy,
+        taken if features else None,
+        n,
+    )
+
+
+def _chunks(lengths: Sequence[int], n: int, budget: int) -> Iterator[slice]:
+    """Runs of prompts whose n completions, padded to the longest, fit the budget; at least one."""
+    start, longest = 0, 0
+    for i, length in enumerate(lengths):
+        longest = max(longest, length)
+        if i > start and (i + 1 - start) * n * longest > budget:
+            yield slice(start, i)
+            start, longest = i, length
+    yield slice(start, len(lengths))
+
+
+def _decode(
+    policy: Policy,
+    prompts: list[list[int]],
+    names: Tensor,
+    decoding: Decoding,
+    seed: int,
+    features: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Tokens (-1 after the end), log-probability, entropy and features of each row of one batch.
+
+    `names` [prompts, n] are the rows' names in the random stream.
+    """
+    from transformers import DynamicCache
+
+    model, device = policy.model, policy.device
+    n, names = names.shape[1], names.flatten()
+    width, total = max(map(len, prompts)), len(names)
+    tokens = torch.tensor([[policy.pad_id] * (width - len(x)) + x for x in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(x)) + [1] * len(x) for x in prompts], device=device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    ends = torch.tensor(policy.end_ids, device=device)
+    drawn = torch.full((total, decoding.max_new_tokens), -1, device=device)
+    logprobs, entropy = torch.zeros(2, total, device=device)
+    taken = torch.zeros(total, 0, device=device)
+    cache = DynamicCache(config=model.config)
+    live = torch.arange(total, device=device)  # the rows that have not ended
+    with _tap(model, features) as tap:
+        for t in range(decoding.max_new_tokens):
+            tap.repeats = n if t == 0 else 1  # the prompt is read once for all its n completions
+            with torch.no_grad():  # for features, the tap turns gradients on behind the last layer
+                logits = model(
+                    input_ids=tokens,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                ).logits[:, -1]
+            logp = torch.log_softmax(logits.float() / (decoding.temperature or 1.0), dim=-1)
+            token = _draw(logp.detach(), decoding, uniform(seed, names[live], t))
+            chosen = logp.gather(1, token[:, None]).squeeze(1)
+            if features:
+                (gradient,) = torch.autograd.grad(chosen.sum(), tap.hidden)
+                if t == 0:
+                    taken = torch.zeros(total, gradient.shape[-1], device=device)
+                taken[live] += gradient[:, -1].float()
+                logp, chosen = logp.detach(), chosen.detach()
+            drawn[live, t] = token
+            logprobs[live] += chosen
+            entropy[live] -= (logp.exp() * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(1)
+            if t == 0:
+                cache.batch_repeat_interleave(n)
+                mask, positions = mask.repeat_interleave(n, 0), positions.repeat_interleave(n, 0)
+            going = ~torch.isin(token, ends)
+            if not going.any():
+                break
+            if not going.all():
+                keep = going.nonzero().squeeze(1)
+                cache.batch_select_indices(keep)
+                live, token, mask, positions = live[keep], token[keep], mask[keep], positions[keep]
+            tokens = token[:, None]
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+            positions = positions[:, -1:] + 1
+    return drawn, logprobs, entropy / (drawn >= 0).sum(1), taken
+
+
+def _draw(logp: Tensor, decoding: Decoding, u: Tensor) -> Tensor:
+    """One token a row, by inversion of the cumulative distribution at u."""
+    if decoding.temperature == 0:
+        return logp.argmax(1)
+    p = logp.double().exp()
+    if decoding.top_p < 1:  # the smallest set of the likeliest tokens that reaches top_p
+        ordered, order = p.sort(1, descending=True)
+        outside = ordered.cumsum(1) - ordered >= decoding.top_p
+        p = p.masked_fill(outside.gather(1, order.argsort(1)), 0.0)
+    levels = p.cumsum(1)
+    token = torch.searchsorted(levels, u[:, None] * levels[:, -1:], right=True).squeeze(1)
+    return token.clamp(max=p.shape[1] - 1)
+
+
+class _Tap:
+    repeats = 1
+    hidden: Tensor
+
+
+@contextmanager
+def _tap(model, features: bool) -> Iterator[_Tap]:
+    """A tap on the output head: repeats its input `repeats` times and, for features, starts a graph
+    there.
+
+    The graph runs through whatever the model does after the hidden state, soft-capping included.
+    """
+    tap = _Tap()
+
+    def hook(module, args):
+        hidden = args[0]
+        if tap.repeats > 1:
+            hidden = hidden.repeat_interleave(tap.repeats, 0)
+        if features:
+            torch.set_grad_enabled(True)
+            hidden = hidden.detach().requires_grad_()
+            tap.hidden = hidden
+        return (hidden, *args[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(hook)
+    try:
+        yield tap
+    finally:
+        handle.remove()

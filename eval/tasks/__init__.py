@@ -1,0 +1,92 @@
+"""Tasks: where problems come from and how answers are judged. A new task is one file and one line
+in TASKS.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from eval.policy import Policy
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One prompt with the answer that is expected. `group` names a slice of the task, such as easy
+    or hard.
+    """
+
+    id: str
+    prompt: str
+    gold: str
+    group: str = ""
+
+
+class Task(Protocol):
+    """What the trainer and the evaluation need of a task. Both problem streams are pure functions
+    of their arguments.
+    """
+
+    verifier: str  # "exact" or "math"
+    max_new_tokens: int  # enough for an answer; the configuration may say otherwise
+
+    def training(self, seed: int, step: int, count: int) -> list[Problem]:
+        """The problems of training step `step`."""
+        ...
+
+    def evaluation(self, count: int) -> list[Problem]:
+        """The problems of every evaluation: the same for any seed, before and after."""
+        ...
+
+    def base_model(self) -> str:
+        """Folder of the task's own base policy, made on first use."""
+        ...
+
+
+class ExactTask(Task, Protocol):
+    """A task that also knows its true success probabilities, so that pass@k can be had without
+    sampling.
+    """
+
+    def success(self, policy: "Policy") -> "Population":
+        """p of every problem of the population, by teacher forcing."""
+        ...
+
+    def frontier_share(
+        self, before: tuple[float, float], after: tuple[float, float], k: int
+    ) -> float | None:
+        """How far (pass@1, pass@k) moved from `before` towards the best that is reachable: 0 there,
+        1 at the best.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Population:
+    """Success probabilities `p` of all problems, each with its share of the population."""
+
+    p: "Tensor"
+    share: "Tensor"
+    index: Mapping[tuple[str, str], int]  # (prompt, gold) -> position
+
+    def pass_at(self, ks: Sequence[int]) -> dict[str, float]:
+        from surgery.objectives import pass_at_k
+
+        return {f"pass@{k}": float(self.share @ pass_at_k(self.p, k)) for k in ks}
+
+    def of(self, problem: Problem) -> float:
+        return float(self.p[self.index[problem.prompt, problem.gold]])
+
+
+TASKS = {"twin": "eval.tasks.twin:Twin"}
+
+
+def build_task(options: Mapping[str, Any]) -> Any:
+    """The task named `options["name"]`, given those options that its constructor knows by name."""
+    module, _, cls = TASKS[options["name"]].partition(":")
+    factory = getattr(import_module(module), cls)
+    known = factory.__dataclass_fields__
+    return factory(**{key: value for key, value in options.items() if key in known})

@@ -1,0 +1,192 @@
+"""Verdicts on answers: True, False, or None for undecided. It never raises on an answer and never
+hangs.
+
+`exact` compares strings. `math` asks math-verify, and `file.py:function` a function of yours,
+``function(answer: str, gold: str) -> bool``; both run in worker processes that are killed at the
+time limit.
+"""
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from surgery.userfile import load_function
+
+MAX_CHARS = 4_096  # the end of a longer answer is judged: there the result stands
+CACHE_SIZE = 1_000_000
+START_LIMIT = 60.0  # seconds for a worker to import what it needs
+
+
+class Verifier:
+    """Judges (answer, gold) pairs. `close` it, or use it in a `with`, to end its workers."""
+
+    def __init__(self, mode: str = "exact", workers: int = 2, time_limit: float = 5.0):
+        self.mode, self.time_limit = mode, time_limit
+        self._size = workers
+        self._workers: list[_Worker] = []
+        self._cache: OrderedDict[tuple[str, str], bool | None] = OrderedDict()
+
+    def __enter__(self) -> "Verifier":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.kill()
+        self._workers = []
+
+    def __call__(self, answers: Sequence[str], golds: Sequence[str]) -> list[bool | None]:
+        """One verdict for each pair, in order."""
+        pairs = [
+            (answer.strip()[-MAX_CHARS:], gold.strip())
+            for answer, gold in zip(answers, golds, strict=True)
+        ]
+        if self.mode == "exact":
+            return [answer == gold for answer, gold in pairs]
+        user_defined = ":" in self.mode
+        known: dict[tuple[str, str], bool | None] = {}
+        for pair in dict.fromkeys(pairs):
+            if pair in self._cache:
+                self._cache.move_to_end(pair)
+                known[pair] = self._cache[pair]
+            elif not user_defined and (not pair[0] or pair[0] == pair[1]):
+                known[pair] = bool(pair[0])
+        known |= self._ask([pair for pair in dict.fromkeys(pairs) if pair not in known])
+        self._cache.update(known)
+        while len(self._cache) > CACHE_SIZE:
+            self._cache.popitem(last=False)
+        return [known[pair] for pair in pairs]
+
+    def _ask(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], bool | None]:
+        """Deal the pairs out to the workers, one at a time each; a worker past its limit is
+        replaced.
+        """
+        verdicts: dict[tuple[str, str], bool | None] = {}
+        waiting = list(reversed(pairs))
+        while len(self._workers) < min(self._size, len(pairs)):
+            self._workers.append(_Worker(self.mode))
+        busy: dict[_Worker, tuple[str, str]] = {}
+        idle = list(self._workers)
+        while waiting or busy:
+            while waiting and idle:
+                worker = idle.pop()
+                busy[worker] = waiting.pop()
+                worker.send(busy[worker], self.time_limit)
+            with selectors.DefaultSelector() as selector:
+                for worker in busy:
+                    selector.register(worker.output, selectors.EVENT_READ)
+                selector.select(
+                    max(0.0, min(worker.deadline for worker in busy) - time.monotonic())
+                )
+            for worker in list(busy):
+                done, verdict = worker.receive()
+                if not done and time.monotonic() < worker.deadline:
+                    continue
+                verdicts[busy.pop(worker)] = verdict if done else None
+                if not worker.alive():
+                    self._workers[self._workers.index(worker)] = worker = _Worker(self.mode)
+                idle.append(worker)
+        return verdicts
+
+
+class _Worker:
+    """A child process that judges one pair a line."""
+
+    def __init__(self, mode: str):
+        root = str(Path(__file__).resolve().parents[1])
+        path = f"import sys; sys.path.insert(0, {root!r})"
+        code = f"{path}; from eval.verifier import serve; serve({mode!r})"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        assert self.process.stdout is not None
+        self.output = self.process.stdout
+        os.set_blocking(self.output.fileno(), False)
+        self.started = False
+        self.deadline = 0.0
+        self.buffer = b""
+
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def send(self, pair: tuple[str, str], limit: float) -> None:
+        self.deadline = time.monotonic() + (limit if self.started else START_LIMIT)
+        self.limit = limit
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(pair).encode() + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it died; `receive` finds the end of its output and has it replaced
+
+    def receive(self) -> tuple[bool, bool | None]:
+        """(done, verdict). Dead or past its deadline, the worker is ended and the verdict None."""
+        while chunk := self.output.read(2**16):
+            self.buffer += chunk
+        ended = chunk == b""
+        while b"\n" in self.buffer:
+            line, _, self.buffer = self.buffer.partition(b"\n")
+            if line == b"ready":
+                self.started = True
+                self.deadline = time.monotonic() + self.limit
+            else:
+                return True, json.loads(line)
+        if ended or time.monotonic() >= self.deadline:
+            self.kill()
+            return True, None
+        return False, None
+
+
+def serve(mode: str) -> None:
+    """The worker: judges (answer, gold) lines from standard input until it closes."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a judge prints must not be taken for a verdict
+    judge = load_function(mode) if ":" in mode else _math_judge()
+    print("ready", file=out, flush=True)
+    for line in sys.stdin:
+        answer, gold = json.loads(line)
+        try:
+            verdict = judge(answer, gold)
+            verdict = None if verdict is None else bool(verdict)
+        except (Exception, RecursionError):
+            verdict = None
+        print(json.dumps(verdict), file=out, flush=True)
+
+
+def _math_judge() -> Callable[[str, str], bool | None]:
+    """math-verify; its own alarms are off, for the parent keeps the time. A bare answer is read as
+    LaTeX too.
+    """
+    import logging
+    import resource
+
+    from math_verify import parse, verify
+
+    logging.disable()
+    resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30))
+    sys.set_int_max_str_digits(10_000)
+
+    def judge(answer: str, gold: str) -> bool | None:
+        expected = parse(gold, parsing_timeout=None) or parse(f"${gold}$", parsing_timeout=None)
+        found = parse(answer, parsing_timeout=None, raise_on_error=True)
+        return bool(found) and verify(expected, found, timeout_seconds=None, raise_on_error=True)
+
+    return judge

@@ -1,0 +1,73 @@
+"""Train, with evaluation before and after.
+
+deepspeed launch/train.py --config configs/pcgrad.yaml [key=value ...]
+python    launch/train.py --config configs/pcgrad.yaml [key=value ...]      one rank, without the
+launcher
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # a clone works without being installed
+
+from trainers.config import ConfigError, check_ranks, load_config
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="a YAML file, see configs/")
+    parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="such as train.steps=300 or run.dir=runs/trial",
+    )
+    arguments = parser.parse_intermixed_args()
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+        check_ranks(config, int(os.environ.get("WORLD_SIZE", "1")))
+        from trainers.run import RunFolder
+
+        folder = RunFolder(config) if int(os.environ.get("RANK", "0")) == 0 else None
+    except ConfigError as error:
+        if arguments.local_rank > 0:
+            time.sleep(
+                60
+            )  # the launcher ends all ranks when one stops: the one that speaks goes first
+        else:
+            print(error, file=sys.stderr)
+        return 2
+
+    import transformers
+
+    from eval.report import run_table
+    from trainers.engine import share, start_ranks
+    from trainers.trainer import Trainer
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    start_ranks(config.run.threads)
+    if share(folder and folder.finished(config)):
+        if folder:
+            print(run_table(folder.summary() or {}))
+            print(f"\n{folder.path} is finished. To go on, raise train.steps; ", end="")
+            print("for a new run, choose another seed or run.dir.")
+        return 0
+    if folder:
+        folder.set_aside()
+    summary = Trainer(config, folder).run()
+    if folder and summary:
+        print(f"\n{run_table(summary)}\n\nCurves: tensorboard --logdir {folder.path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,3 @@
+"""What to do: estimators, geometry and rules as pure functions on small tensors. Imports torch
+only.
+"""

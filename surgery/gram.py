@@ -1,0 +1,92 @@
+"""Inner products between the gradients of pass@k and pass@1, from features of the completions.
+
+A feature u_ij stands for grad log pi(y_ij), exactly or by proxy. Any estimator's gradient of prompt
+i is then
+g_i = sum_j A_ij u_ij, and every product below is a product of features with advantages.
+
+The naive products of batch means contain each prompt's product with itself, a non-negative term
+that hides
+conflicts when gradients are noisy. `loo` leaves that diagonal out: sum over i != j, over N (N-1),
+unbiased.
+"""
+
+from dataclasses import astuple, dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Products:
+    """The 2x2 Gram of (J_k, J_1), in float64."""
+
+    dot: float  # <J_k, J_1>
+    norm_1: float  # |J_1|^2
+    norm_k: float  # |J_k|^2
+
+    @property
+    def cosine(self) -> float:
+        """0 where either norm is."""
+        scale = self.norm_1 * self.norm_k
+        return max(-1.0, min(1.0, self.dot / scale**0.5)) if scale > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a rule may know of a batch, beside the prompts' weights."""
+
+    products: Products  # by the chosen statistic, smoothed, projected on the PSD cone
+    agreement: Tensor  # [N] a_i = <g_i, J_1>
+    degenerate: bool = False  # |J_1|^2 measured as 0: a ratio to it means nothing
+
+
+def prompt_gradients(advantages: Tensor, features: Tensor) -> Tensor:
+    """[N, d] g_i = sum_j A_ij u_ij, of advantages [N, n] and features [N n, d], in float64."""
+    prompts, n = advantages.shape
+    assert features.shape[0] == prompts * n, (advantages.shape, features.shape)
+    return torch.einsum("ij,ijd->id", advantages.double(), features.double().view(prompts, n, -1))
+
+
+def products(g_k: Tensor, g_1: Tensor, statistic: str = "loo") -> Products:
+    """The Gram of the means of g_k and g_1 over prompts. `loo` needs at least two prompts."""
+    total_k, total_1 = g_k.sum(0), g_1.sum(0)
+    count = len(g_1)
+
+    def product(total_a: Tensor, total_b: Tensor, a: Tensor, b: Tensor) -> float:
+        if statistic == "naive":
+            return float(total_a @ total_b) / count**2
+        return float(total_a @ total_b - (a * b).sum()) / (count * (count - 1))
+
+    return Products(
+        product(total_k, total_1, g_k, g_1),
+        product(total_1, total_1, g_1, g_1),
+        product(total_k, total_k, g_k, g_k),
+    )
+
+
+def agreements(g_1: Tensor, statistic: str = "loo") -> Tensor:
+    """[N] a_i = <g_i, J_1>, J_1 the mean over all prompts (`naive`) or over the others (`loo`)."""
+    total = g_1.sum(0)
+    if statistic == "naive":
+        return g_1 @ total / len(g_1)
+    return (g_1 @ total - g_1.square().sum(1)) / (len(g_1) - 1)
+
+
+def smoothed(now: Products, before: Products | None, decay: float) -> Products:
+    """Exponential moving average, started at the first value."""
+    if before is None:
+        return now
+    pairs = zip(astuple(before), astuple(now), strict=True)
+    return Products(*(decay * old + (1 - decay) * new for old, new in pairs))
+
+
+def psd(x: Products) -> Products:
+    """The nearest positive semi-definite Gram: leaving the diagonal out can make a squared norm
+    negative.
+    """
+    gram = torch.tensor([[x.norm_k, x.dot], [x.dot, x.norm_1]], dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(gram)
+    if values[0] >= 0:
+        return x
+    gram = (vectors * values.clamp(min=0)) @ vectors.T
+    return Products(float(gram[0, 1]), float(gram[1, 1]), float(gram[0, 0]))

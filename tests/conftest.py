@@ -1,0 +1,65 @@
+"""Shared by all tests: a cache of their own, and the base policy of `twin` trained once."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+_cache = tempfile.TemporaryDirectory(prefix="passk-surgery-")
+os.environ.setdefault("PASSK_SURGERY_CACHE", _cache.name)
+os.environ["HF_HUB_OFFLINE"] = "1"
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def twin():
+    from eval.tasks.twin import Twin
+
+    return Twin()
+
+
+@pytest.fixture(scope="session")
+def base_path(twin):
+    return twin.base_model()
+
+
+@pytest.fixture
+def base(base_path):
+    from eval.policy import load_policy
+
+    return load_policy(base_path)
+
+
+def run(*command: str, cwd: Path, ranks: int = 0, timeout: float = 300, **environment: str):
+    """A command of the project as a user gives it; with `ranks`, under the deepspeed launcher."""
+    start = [sys.executable]
+    if ranks:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        start = [
+            str(Path(sys.executable).parent / "deepspeed"),
+            "--num_gpus",
+            str(ranks),
+            "--master_port",
+            str(port),
+        ]
+    return subprocess.run(
+        [*start, *command],
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+@pytest.fixture
+def command():
+    return run

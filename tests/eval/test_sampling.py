@@ -1,0 +1,153 @@
+"""The sampler against the model: distribution, greedy decoding, features, and independence of
+batching.
+"""
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from eval.policy import Policy, completion_logprobs, pad_batch
+from eval.sampling import Decoding, derive_seed, sample, uniform
+from eval.tasks.twin_base import make_tokenizer
+
+PROMPTS = ["A2?3=", "J9?", "=", "D5?5=4"]  # ragged, so that padding matters
+
+
+def random_policy(kind, seed=0):
+    torch.manual_seed(seed)
+    tokenizer = make_tokenizer()
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    ends["bos_token_id"] = tokenizer.eos_token_id
+    size = {"vocab_size": len(tokenizer)}
+    if kind == "gpt2":
+        config = GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=64, **size, **ends)
+        model = GPT2LMHeadModel(config)
+    else:
+        shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+        config = LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **shape, **size, **ends)
+        model = LlamaForCausalLM(config)
+    for p in model.parameters():
+        p.data.mul_(3)  # peaked distributions, far from uniform
+    return Policy(model.eval(), tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_logprobs_match_a_fresh_forward(kind):
+    policy = random_policy(kind)
+    rollout = sample(policy, PROMPTS, 8, Decoding(6, temperature=0.7), seed=3)
+    for i, prompt in enumerate(rollout.prompts):
+        for j in range(8):
+            row = 8 * i + j
+            ids = torch.tensor([prompt + rollout.completions[row]])  # one row, no padding
+            logp = torch.log_softmax(policy.model(ids).logits[0] / 0.7, -1)
+            by_hand = sum(
+                logp[len(prompt) - 1 + t, token] for t, token in enumerate(rollout.completions[row])
+            )
+            assert float(rollout.logprobs[row]) == pytest.approx(float(by_hand), abs=1e-4)
+    batch = pad_batch(
+        [p for p in rollout.prompts for _ in range(8)], rollout.completions, policy.pad_id, "cpu"
+    )
+    again = completion_logprobs(policy.model, batch, 0.7).sum(1)
+    assert torch.allclose(again, rollout.logprobs, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_greedy_equals_transformers(kind):
+    policy = random_policy(kind)
+    rollout = sample(policy, PROMPTS, 1, Decoding(8, temperature=0), seed=0)
+    for prompt, completion in zip(rollout.prompts, rollout.completions, strict=True):
+        ids = torch.tensor([prompt])
+        out = policy.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False
+        )
+        assert out[0, len(prompt) :].tolist() == completion
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.0, 0.8)])
+def test_first_and_second_tokens_follow_the_model(temperature, top_p):
+    """Chi-square over pairs of tokens, at a level that fails by chance once in 10,000."""
+    policy = random_policy("llama", seed=1)
+    n = 20_000
+    rollout = sample(policy, ["A2?"], n, Decoding(2, temperature, top_p, 2**20), seed=5)
+    (prompt,) = rollout.prompts
+
+    def next_token(ids):
+        p = torch.softmax(
+            policy.model(torch.tensor([ids])).logits[0, -1].double() / temperature, -1
+        )
+        order = p.argsort(descending=True)
+        kept = order[: int((p[order].cumsum(0) < top_p).sum()) + 1]
+        inside = torch.zeros_like(p)
+        inside[kept] = p[kept]
+        return inside / inside.sum()
+
+    expected, end = {}, policy.end_ids[0]
+    with torch.no_grad():
+        for first, p in enumerate(next_token(prompt).tolist()):
+            if first == end:
+                expected[(first,)] = p
+            elif p > 0:
+                second = next_token([*prompt, first]).tolist()
+                expected |= {(first, token): p * q for token, q in enumerate(second)}
+    seen = dict.fromkeys(expected, 0)
+    for completion in rollout.completions:
+        seen[tuple(completion)] += 1
+    common = [key for key, p in expected.items() if p * n >= 10]
+    rest = n - sum(seen[key] for key in common), n * (1 - sum(expected[key] for key in common))
+    cells = [(seen[key], n * expected[key]) for key in common] + ([rest] if rest[1] >= 5 else [])
+    statistic = sum((o - e) ** 2 / e for o, e in cells)
+    freedom = len(cells) - 1
+    assert len(cells) > 10
+    z = ((statistic / freedom) ** (1 / 3) - (1 - 2 / 9 / freedom)) / (2 / 9 / freedom) ** 0.5
+    assert z < 3.72  # Wilson-Hilferty
+
+
+def test_the_draws_do_not_depend_on_batches_or_shares():
+    policy = random_policy("llama")
+    whole = sample(policy, PROMPTS, 6, Decoding(5), seed=7)
+    small = sample(policy, PROMPTS, 6, Decoding(5, token_budget=1), seed=7)
+    share = sample(policy, PROMPTS[1::2], 6, Decoding(5), seed=7, problem_ids=range(1, 4, 2))
+    assert whole.completions == small.completions
+    assert share.completions == whole.completions[6:12] + whole.completions[18:24]
+    other = sample(policy, PROMPTS, 6, Decoding(5), seed=8)
+    assert other.completions != whole.completions
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_features_are_gradients_of_the_last_hidden_states(kind):
+    policy = random_policy(kind)
+    rollout = sample(policy, PROMPTS, 3, Decoding(4, temperature=0.8), seed=2, features=True)
+    head = policy.model.get_output_embeddings()
+    for i, prompt in enumerate(rollout.prompts):
+        for row in range(3 * i, 3 * i + 3):
+            completion = rollout.completions[row]
+            out = policy.model(torch.tensor([prompt + completion]), output_hidden_states=True)
+            hidden = out.hidden_states[-1].detach().requires_grad_()
+            logp = torch.log_softmax(head(hidden)[0] / 0.8, -1)
+            total = sum(logp[len(prompt) - 1 + t, token] for t, token in enumerate(completion))
+            (gradient,) = torch.autograd.grad(total, hidden)
+            assert torch.allclose(gradient[0].sum(0), rollout.features[row], atol=1e-4)
+
+
+def test_truncation_and_texts():
+    policy = random_policy("llama")
+    rollout = sample(policy, PROMPTS, 16, Decoding(3), seed=2)
+    end = policy.end_ids[0]
+    assert rollout.truncated.any() and not rollout.truncated.all()
+    for ids, text, cut in zip(
+        rollout.completions, rollout.texts, rollout.truncated.tolist(), strict=True
+    ):
+        assert (ids[-1] != end) == cut and end not in ids[:-1]
+        assert len(ids) == 3 if cut else len(ids) <= 3
+        assert policy.encode([text], special=False)[0] == (ids if cut else ids[:-1])
+    assert rollout.entropy.min() > 0
+
+
+def test_uniforms():
+    u = torch.stack([uniform(11, torch.arange(20_000), t) for t in range(5)])
+    assert 0 <= float(u.min()) and float(u.max()) < 1
+    counts = torch.histc(u.float(), 100, 0, 1)
+    assert float(((counts - 1000).square() / 1000).sum()) < 160  # chi-square, 99 degrees of freedom
+    assert torch.corrcoef(u).fill_diagonal_(0).abs().max() < 0.03
+    assert len(u.unique()) == u.numel()
+    assert derive_seed(0, "train", 1) != derive_seed(0, "train", 2) != derive_seed(1, "train", 2)

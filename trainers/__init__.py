@@ -1,0 +1,3 @@
+"""How: configuration, engine, measurement, the training step, checkpoints, metrics. The only
+importer of deepspeed.
+"""

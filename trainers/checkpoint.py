@@ -1,0 +1,89 @@
+"""Checkpoints: a Hugging Face model folder, fp32 parameters and moments by name, and the run's own
+numbers.
+
+No pickle, and nothing depends on the number of ranks. A checkpoint is written beside its place and
+renamed.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from trainers.engine import Engine
+
+
+def folder_of(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step_{step:06d}"
+
+
+def save(engine: Engine, run: Path | None, step: int, numbers: dict[str, Any]) -> None:
+    """All ranks must call it; rank 0 has the run's folder and writes. `numbers` is plain JSON."""
+    whole = engine.state()
+    with engine.policy() as policy:
+        if run is not None and not folder_of(run, step).exists():
+            place = folder_of(run, step)
+            work = place.with_name(f".{place.name}.part")
+            shutil.rmtree(work, ignore_errors=True)
+            policy.model.save_pretrained(work / "model")
+            policy.tokenizer.save_pretrained(work / "model")
+            tensors = {
+                f"{kind}/{name}": x for kind, named in whole.items() for name, x in named.items()
+            }
+            save_file(tensors, work / "optimizer.safetensors")
+            files = sorted(path for path in work.rglob("*") if path.is_file())
+            sums = {str(path.relative_to(work)): _sha256(path) for path in files}
+            state = work / "state.json"
+            state.write_text(json.dumps({"step": step, **numbers, "sha256": sums}, indent=1))
+            for path in [*files, state]:
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            work.rename(place)
+    engine.barrier()
+
+
+def latest(run: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest intact checkpoint with its numbers. A damaged one is set aside, with a warning."""
+    for place in sorted((run / "checkpoints").glob("step_*"), reverse=True):
+        try:
+            numbers = json.loads((place / "state.json").read_text())
+            sums = numbers.pop("sha256")
+            damaged = [name for name, digest in sums.items() if _sha256(place / name) != digest]
+        except (OSError, ValueError, KeyError) as error:
+            damaged = [str(error)]
+        if not damaged:
+            return place, numbers
+        aside = place.with_name(f"damaged_{place.name}")
+        print(
+            f"checkpoint {place} is damaged ({damaged[0]}); set aside as {aside.name}",
+            file=sys.stderr,
+        )
+        place.rename(aside)
+    return None
+
+
+def load(engine: Engine, place: Path, step: int) -> None:
+    """All ranks must call it."""
+    whole: dict[str, dict[str, Any]] = {}
+    for key, tensor in load_file(place / "optimizer.safetensors").items():
+        kind, _, name = key.partition("/")
+        whole.setdefault(kind, {})[name] = tensor
+    engine.restore(whole, step)
+
+
+def prune(run: Path, keep: int, best: int | None) -> None:
+    """Remove all but the newest `keep` and the best."""
+    places = sorted((run / "checkpoints").glob("step_*"))
+    for place in places[:-keep]:
+        if best is None or place != folder_of(run, best):
+            shutil.rmtree(place)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,286 @@
+"""Reading a configuration: YAML with `extends:`, key=value overrides, and every mistake in one go.
+
+A mistake is a `ConfigError` whose lines each name key, value and remedy. Nothing here loads a
+model.
+"""
+
+import difflib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from trainers.schema import Config
+
+
+class ConfigError(Exception):
+    """One line a mistake."""
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a file and its overrides, complete and checked."""
+    leaves = [*_leaves(_read(Path(path))), *_overrides(overrides)]
+    node = OmegaConf.structured(Config)
+    mistakes = []
+    for key, value in leaves:
+        mistake = _set(node, key, value)
+        if mistake:
+            mistakes.append(f"{key} = {_shown(value)}: {mistake}")
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    try:
+        config = OmegaConf.to_object(node)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {_first_line(error)}; correct the interpolation") from None
+    assert isinstance(config, Config)
+    if config.run.dir is None:
+        config.run.dir = f"runs/{Path(path).stem}/seed{config.seed}"
+    if config.eval.k is None:
+        config.eval.k = config.objective.k
+    mistakes = [*_out_of_range(config), *_impossible(config)]
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return config
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{"train.lr": 3e-4, ...} of a configuration, in the order of its fields."""
+    flat: dict[str, Any] = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        flat |= (
+            flatten(value, f"{prefix}{f.name}.")
+            if is_dataclass(value)
+            else {f"{prefix}{f.name}": value}
+        )
+    return flat
+
+
+def save_config(config: Config, path: Path) -> None:
+    OmegaConf.save(OmegaConf.structured(config), path)
+
+
+def differences(config: Config, path: Path) -> list[str]:
+    """The keys in which the saved configuration differs, but for those that a resumed run may
+    change.
+    """
+    saved = dict(_leaves(_read(path)))
+    now = flatten(config)
+    free = ("train.steps", "run.", "logging.")
+    return [
+        f"{key} = {_shown(now.get(key))} (was {_shown(saved.get(key))})"
+        for key in now | saved
+        if saved.get(key) != now.get(key) and not key.startswith(free)
+    ]
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The file's mapping, laid over the one that it extends."""
+    path = path.resolve()
+    if path in seen:
+        raise ConfigError(
+            f"extends = {path}: the files extend each other in a circle; remove one `extends:`"
+        )
+    try:
+        content: Any = OmegaConf.to_container(OmegaConf.load(path))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"--config = {path}: no such file; configs/ of the project holds examples"
+        ) from None
+    except Exception as error:  # YAML, encoding, a folder: all are the file's fault
+        raise ConfigError(
+            f"--config = {path}: not readable as YAML: {_first_line(error)}; correct the file"
+        ) from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config = {path}: holds {_shown(content)}; write `key: value` lines")
+    parent = content.pop("extends", None)
+    if parent is None:
+        return content
+    if not isinstance(parent, str):
+        raise ConfigError(
+            f"extends = {_shown(parent)}: must be the name of one file, relative to {path}"
+        )
+    return _merged(_read(path.parent / parent, (*seen, path)), content)
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    result = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _merged(result[key], value) if both else value
+    return result
+
+
+def _overrides(overrides: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigError(
+                f"{text}: not understood; overrides are written key=value, such as train.lr=1e-4"
+            )
+        try:
+            parsed: Any = OmegaConf.to_container(OmegaConf.create(f"x: {value}"))
+            yield key.strip(), parsed["x"]
+        except Exception as error:
+            raise ConfigError(
+                f"{key} = {value}: not readable as YAML: {_first_line(error)}; quote the value"
+            ) from None
+
+
+def _leaves(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _set(node: Any, key: str, value: Any) -> str | None:
+    """Set one leaf; returns what is wrong with it."""
+    known = flatten(Config())
+    sections = {name.rpartition(".")[0] for name in known} - {""}
+    if key in sections:
+        example = next(name for name in known if name.startswith(f"{key}."))
+        return f"is a section; give its keys, such as {example}"
+    if key not in known:
+        near = difflib.get_close_matches(key, known, 1, 0.5) or [
+            k for k in known if k.endswith("." + key)
+        ]
+        remedy = f"the nearest is {near[0]}" if near else "remove it"
+        return f"unknown key; {remedy}"
+    default = known[key]
+    if isinstance(value, bool) and not isinstance(default, bool):
+        return f"must be {_kind(key)}, not a truth value"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "must be a finite number"
+    try:
+        OmegaConf.update(node, key, value, merge=False)
+    except OmegaConfBaseException:
+        return f"must be {_kind(key)}"
+    return None
+
+
+def _kind(key: str) -> str:
+    owner: Any = Config
+    *path, name = key.split(".")
+    for part in path:
+        owner = next(f.type for f in fields(owner) if f.name == part)
+    kind = next(f.type for f in fields(owner) if f.name == name)
+    names: dict[Any, str] = {
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        bool: "true or false",
+    }
+    options = getattr(kind, "__args__", (kind,))
+    return " or ".join(names.get(option, "null") for option in options)
+
+
+def _out_of_range(section: Any, prefix: str = "") -> Iterator[str]:
+    for f in fields(section):
+        value = getattr(section, f.name)
+        if is_dataclass(value):
+            yield from _out_of_range(value, f"{prefix}{f.name}.")
+            continue
+        bounds = f.metadata
+        if value is None:
+            continue
+        line = f"{prefix}{f.name} = {_shown(value)}: must be"
+        if "one of" in bounds and value not in bounds["one of"]:
+            near = difflib.get_close_matches(value, bounds["one of"], 1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            yield f"{line} one of {', '.join(bounds['one of'])}{hint}"
+        if "at least" in bounds and not value >= bounds["at least"]:
+            yield f"{line} at least {bounds['at least']}"
+        if "above" in bounds and not value > bounds["above"]:
+            yield f"{line} above {bounds['above']}"
+        if "at most" in bounds and not value <= bounds["at most"]:
+            yield f"{line} at most {bounds['at most']}"
+
+
+def _impossible(config: Config) -> Iterator[str]:
+    """What no range of a single key can say."""
+    from eval.tasks import TASKS
+    from surgery.estimators import ESTIMATORS, largest_k
+    from surgery.rules import RULES
+
+    flat = flatten(config)
+
+    def wrong(key: str, remedy: str) -> str:
+        return f"{key} = {_shown(flat[key])}: {remedy}"
+
+    def not_a_function(key: str) -> Iterator[str]:
+        path, _, function = flat[key].partition(":")
+        if not Path(path).is_file():
+            yield wrong(key, f"no file {path} here; give it as file.py:function")
+        elif not function.isidentifier():
+            yield wrong(key, "names no function; give it as file.py:function")
+
+    model, task, surgery, train = config.model, config.task, config.surgery, config.train
+    k, n, estimator = config.objective.k, train.samples, config.objective.estimator
+    if estimator not in ESTIMATORS:
+        yield wrong("objective.estimator", f"must be one of {', '.join(ESTIMATORS)}")
+    elif k > largest_k(estimator, n):
+        most = f"{estimator} serves k <= {largest_k(estimator, n)} from train.samples = {n}"
+        yield wrong("objective.k", f"{most}; lower it or raise train.samples")
+    if model.dtype != "float32" and train.zero_stage == 0:
+        yield wrong("model.dtype", "needs the fp32 weights that ZeRO keeps; set train.zero_stage=1")
+    if train.top_p != 1:
+        why = "must be 1, or the samples would not come from the policy that is trained"
+        yield wrong("train.top_p", f"{why}; eval.top_p is free")
+    if config.eval.k is not None and config.eval.k > config.eval.samples:
+        most = f"needs eval.samples >= eval.k, which is {config.eval.samples}"
+        yield wrong("eval.k", f"{most}; lower it or raise eval.samples")
+    if task.name not in TASKS:
+        yield wrong("task.name", f"must be one of {', '.join(TASKS)}")
+    if ":" in surgery.rule:
+        yield from not_a_function("surgery.rule")
+    elif surgery.rule not in RULES:
+        yield wrong("surgery.rule", f"must be one of {', '.join(RULES)}, or file.py:function")
+    elif surgery.measure == "off" and RULES[surgery.rule].measures:
+        remedy = f"rule {surgery.rule} decides by measurement; set surgery.measure=last_layer"
+        yield wrong("surgery.measure", remedy)
+    if surgery.measure != "off" and surgery.statistic == "loo" and train.prompts < 2:
+        remedy = "surgery.statistic = loo compares prompts; use 2 or more, or surgery.measure=off"
+        yield wrong("train.prompts", remedy)
+    if task.verifier is not None and ":" in task.verifier:
+        yield from not_a_function("task.verifier")
+    elif task.verifier not in (None, "exact", "math"):
+        yield wrong("task.verifier", "must be exact, math or file.py:function")
+    if train.warmup_steps > train.steps:
+        yield wrong("train.warmup_steps", f"exceeds train.steps = {train.steps}; lower it")
+    if train.best_constraint is not None:
+        try:
+            parse_constraint(train.best_constraint)
+        except ValueError:
+            yield wrong("train.best_constraint", "write it as eval/pass@8>=0.9")
+
+
+def check_ranks(config: Config, ranks: int) -> None:
+    """Every rank needs a prompt of its own."""
+    for key in ("train.prompts", "eval.problems"):
+        value = flatten(config)[key]
+        if value < ranks:
+            raise ConfigError(
+                f"{key} = {value}: fewer than the {ranks} ranks; raise it or use fewer"
+            )
+
+
+def parse_constraint(text: str) -> tuple[str, float]:
+    """("eval/pass@8", 0.9) of "eval/pass@8>=0.9"."""
+    name, sign, bound = text.partition(">=")
+    if not sign or not name.strip():
+        raise ValueError(text)
+    return name.strip(), float(bound)
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).replace("\n", " ")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().replace("\n", " ")[:200]

@@ -1,0 +1,265 @@
+"""DeepSpeed, and all that must be known of it: start-up, the weighted backward, the guarded step,
+whole state.
+
+The rest of the trainer sees ranks, a policy to sample from, and three verbs: backward, step,
+gather.
+"""
+
+import copy
+import math
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eval.policy import Batch, Policy, completion_logprobs
+from trainers.schema import Config
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def start_ranks(threads: int) -> None:
+    """Join the ranks that the launcher started, or be the only one. Call it before anything else of
+    this module.
+    """
+    if "RANK" not in os.environ:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    local = int(os.environ.get("LOCAL_SIZE", "1"))
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local))
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel("ERROR")
+    # DeepSpeed would compile a shared-memory collective, which needs a C++ compiler; gloo serves
+    # without
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False
+    )
+
+
+def share(item: Any) -> Any:
+    """Rank 0's item, on every rank."""
+    items = [item]
+    torch.distributed.broadcast_object_list(items)
+    return items[0]
+
+
+class Engine:
+    """A policy under training, spread over the ranks."""
+
+    def __init__(self, policy: Policy, config: Config):
+        import deepspeed
+
+        self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        self.train, self.stage = config.train, config.train.zero_stage
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self.device = (
+            torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        )
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if config.model.gradient_checkpointing:
+            policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+        _disable_dropout(policy.model)
+        policy.model.train()
+        # ZeRO-3 leaves no rank a whole model to sample from, so it keeps one more, filled at each
+        # rollout
+        self._whole = copy.deepcopy(policy.model).to(self.device) if self.stage == 3 else None
+        self._engine, *_ = deepspeed.initialize(
+            model=policy.model,
+            model_parameters=[p for p in policy.model.parameters() if p.requires_grad],
+            config=_deepspeed_config(config),
+        )
+        self.tokenizer, self.pad_id = policy.tokenizer, policy.pad_id
+
+    @contextmanager
+    def policy(self) -> Iterator[Policy]:
+        """The policy with whole weights on every rank, for sampling and measuring."""
+        if self._whole is None:
+            yield Policy(self._engine.module, self.tokenizer)
+            return
+        from deepspeed.runtime.zero import GatheredParameters
+
+        sharded = dict(self._engine.module.named_parameters())
+        for name, parameter in self._whole.named_parameters():
+            with GatheredParameters([sharded[name]]):
+                parameter.data = sharded[name].data.clone()
+        try:
+            yield Policy(self._whole, self.tokenizer)
+        finally:
+            for parameter in self._whole.parameters():
+                parameter.data = parameter.data.new_empty(0)
+
+    def backward(
+        self, batches: Sequence[Batch], weights: Sequence[Tensor], scale: float, idle: Batch
+    ) -> float:
+        """Accumulate the gradient of -scale * sum over all ranks of weight * log pi. Returns this
+        rank's part.
+
+        `weights[i]` holds one number for each row of `batches[i]`. Every rank must run as many
+        backwards as
+        the busiest; those short of batches run `idle` with weight 0. One backward follows each
+        forward, and
+        only the last of a step is the accumulation boundary: ZeRO 1 and 2 lose gradients otherwise.
+        """
+        rounds = int(self.reduce(torch.tensor(float(len(batches))), "max")) or 1
+        total = 0.0
+        for i in range(rounds):
+            batch, weight = (batches[i], weights[i]) if i < len(batches) else (idle, torch.zeros(1))
+            self._engine.set_gradient_accumulation_boundary(i == rounds - 1)
+            logp = completion_logprobs(self._engine, batch, self.train.temperature).sum(1)
+            loss = -(logp * weight.to(logp)).sum() * scale
+            # the ranks' gradients are averaged, so that a sum over ranks needs their number
+            self._engine.backward(loss * self.world, scale_wrt_gas=False)
+            total += float(loss.detach())
+        return total
+
+    def step(self, lr: float) -> float | None:
+        """One optimiser step. Returns the gradient's norm before clipping; None if it was not
+        finite: no step.
+        """
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        norm = None
+        if self.stage == 0:  # under ZeRO, DeepSpeed itself refuses a step of non-finite norm
+            grads = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(grads))
+            if not math.isfinite(norm):
+                self._engine.zero_grad()
+                return None
+        self._engine.step()
+        if not self._engine.was_step_applied():
+            return None
+        return float(self._engine.get_global_grad_norm()) if norm is None else norm
+
+    def reduce(self, x: Tensor, how: str = "sum") -> Tensor:
+        """The sum or maximum over ranks."""
+        x = x.to(self.device)
+        op = {"sum": torch.distributed.ReduceOp.SUM, "max": torch.distributed.ReduceOp.MAX}[how]
+        torch.distributed.all_reduce(x, op)
+        return x.cpu()
+
+    def barrier(self) -> None:
+        torch.distributed.barrier()
+
+    def gather(self, item: Any) -> list[Any]:
+        """Everybody's item, in the order of the ranks, on every rank."""
+        items: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(items, item)
+        return items
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """{"parameters" | "exp_avg" | "exp_avg_sq": {name: whole fp32 tensor}}. All ranks must call
+        it.
+        """
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        whole: dict[str, dict[str, Tensor]] = {key: {} for key in ("parameters", *MOMENTS)}
+        for name, p in self._trainable():
+            if self.stage == 0:
+                moments = self._engine.optimizer.state[p]
+                values = [p.data, *(moments.get(key, torch.zeros_like(p)) for key in MOMENTS)]
+            else:
+                values = [
+                    safe_get_full_fp32_param(p),
+                    *(safe_get_full_optimizer_state(p, key) for key in MOMENTS),
+                ]
+            for key, value in zip(whole, values, strict=True):
+                whole[key][name] = value.detach().float().cpu().reshape(_shape(p)).clone()
+        return whole
+
+    def restore(self, whole: Mapping[str, Mapping[str, Tensor]], steps: int) -> None:
+        """Set parameters and moments, whatever the number of ranks that saved them."""
+        self._make_moments()
+        optimizer = self._engine.optimizer if self.stage == 0 else self._engine.optimizer.optimizer
+        for name, p in self._trainable():
+            for key in ("parameters", *MOMENTS):
+                self._set(p, None if key == "parameters" else key, whole[key][name].to(self.device))
+        for moments in optimizer.state.values():
+            if "step" in moments:
+                moments["step"] = torch.full_like(
+                    torch.as_tensor(moments["step"], dtype=torch.float32), steps
+                )
+
+    def _make_moments(self) -> None:
+        """A step at learning rate 0 makes the optimiser's state, which is then overwritten."""
+        ids = torch.zeros(1, 2, dtype=torch.long, device=self.device)
+        empty = Batch(
+            ids, torch.ones_like(ids), torch.tensor([[0, 1]], device=self.device), ids[:, 1:].bool()
+        )
+        self.backward([], [], 0.0, empty)
+        self.step(0.0)
+
+    def _set(self, p: torch.nn.Parameter, key: str | None, value: Tensor) -> None:
+        """Set a moment, or (key None) the parameter: the model's own copy and the optimiser's fp32
+        one.
+        """
+        from deepspeed import utils
+
+        if self.stage == 0:
+            (p.data if key is None else self._engine.optimizer.state[p][key]).copy_(value)
+        elif self.stage == 3:
+            shard: Any = p
+            size = shard.ds_tensor.numel()  # the last rank's part is padded
+            flat = torch.nn.functional.pad(value.flatten(), (0, size * self.world - value.numel()))
+            part = flat[size * self.rank : size * (self.rank + 1)]
+            if key is None:
+                shard.ds_tensor.data.copy_(part)
+                if p.data.numel() == value.numel():  # small ones are kept whole between uses
+                    p.data.copy_(value)
+                utils.safe_set_local_fp32_param(p, part)
+            else:
+                utils.safe_set_local_optimizer_state(p, part, key)
+        elif key is None:
+            p.data.copy_(value)
+            utils.safe_set_full_fp32_param(p, value)
+        else:
+            utils.safe_set_full_optimizer_state(p, value, key)
+
+    def _trainable(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        return ((name, p) for name, p in self._engine.module.named_parameters() if p.requires_grad)
+
+
+def _disable_dropout(model: torch.nn.Module) -> None:
+    """Samples and log-probabilities must come from one distribution."""
+    for module in model.modules():
+        for name in ("p", "attention_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def _shape(p: torch.nn.Parameter) -> torch.Size:
+    return getattr(p, "ds_shape", p.shape)
+
+
+def _deepspeed_config(config: Config) -> dict[str, Any]:
+    train = config.train
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": train.grad_clip,
+        "zero_optimization": {"stage": train.zero_stage},
+        "bf16": {"enabled": config.model.dtype == "bfloat16"},
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": train.lr,
+                "betas": [train.beta_1, train.beta_2],
+                "eps": train.epsilon,
+                "weight_decay": train.weight_decay,
+                "torch_adam": True,  # DeepSpeed's own would be compiled
+            },
+        },
+        "steps_per_print": None,
+        "wall_clock_breakdown": False,
+    }

@@ -1,0 +1,105 @@
+"""Evaluation of the policy under training, over all ranks, and what the whole run amounts to."""
+
+from pathlib import Path
+from typing import Any
+
+from eval.harness import evaluate
+from eval.passk import changes, ladder, scores
+from eval.sampling import Decoding, derive_seed
+from eval.tasks import Population
+from eval.verifier import Verifier
+from trainers.engine import Engine
+from trainers.metrics import read
+from trainers.schema import Config
+
+
+def decoding(config: Config, task: Any, temperature: float, top_p: float) -> Decoding:
+    """How this run samples; temperature and top-p differ between training and evaluation."""
+    limit = config.train.max_new_tokens or task.max_new_tokens
+    return Decoding(limit, temperature, top_p, config.train.micro_batch_tokens)
+
+
+class Evaluation:
+    """The same problems and the same random stream each time, so that changes are paired."""
+
+    def __init__(self, config: Config, task: Any, verifier: Verifier, engine: Engine):
+        assert config.eval.k is not None
+        self.config, self.task, self.verifier, self.engine = config, task, verifier, engine
+        self.ks = ladder(config.eval.k)
+
+    def __call__(self) -> tuple[list[dict[str, Any]], dict[str, float]]:
+        """(one record a problem, the scalars)."""
+        options = self.config.eval
+        problems = self.task.evaluation(options.problems)
+        mine = range(self.engine.rank, len(problems), self.engine.world)
+        population = self._population()
+        with self.engine.policy() as policy:
+            records = evaluate(
+                policy,
+                self.verifier,
+                [problems[i] for i in mine],
+                options.samples,
+                decoding(self.config, self.task, options.temperature, options.top_p),
+                derive_seed("eval"),
+                mine,
+                population,
+            )
+        whole: list[Any] = [None] * len(problems)
+        for places, part in self.engine.gather((list(mine), records)):
+            for i, record in zip(places, part, strict=True):
+                whole[i] = record
+        values = {f"eval/{name}": x["value"] for name, x in scores(whole, self.ks).items()}
+        return whole, values | self.exact(population)
+
+    def exact(self, population: Population | None = None) -> dict[str, float]:
+        """The true pass@k, where the task knows them."""
+        population = population or self._population()
+        if population is None:
+            return {}
+        return {f"exact/{name}": x for name, x in population.pass_at(self.ks).items()}
+
+    def _population(self) -> Population | None:
+        if not hasattr(self.task, "success"):
+            return None
+        with self.engine.policy() as policy:
+            return self.task.success(policy)
+
+    def summary(self, folder: Path, seconds: float) -> dict[str, Any]:
+        """The contents of summary.json, from what the run has written."""
+        config = self.config
+        before, after = (read(folder / "eval" / f"{name}.jsonl") for name in ("before", "after"))
+        history = read(folder / "metrics.jsonl")
+        cosines = [x["surgery/cosine"] for x in history if "surgery/cosine" in x]
+        summary: dict[str, Any] = {
+            "run": folder.parent.name if folder.name.startswith("seed") else folder.name,
+            "seed": config.seed,
+            "task": config.task.name,
+            "k": self.ks[-1],
+            "steps": config.train.steps,
+            "seconds": round(seconds, 1),
+            "world_size": self.engine.world,
+            "before": scores(before, self.ks),
+            "after": scores(after, self.ks),
+            "change": changes(before, after, self.ks),
+        }
+        if "exact/pass@1" in history[-1]:
+            names = [f"pass@{k}" for k in self.ks]
+            first, last = (
+                {name: x[f"exact/{name}"] for name in names} for x in (history[0], history[-1])
+            )
+            points = [(x["pass@1"], x[names[-1]]) for x in (first, last)]
+            summary["exact"] = {
+                "before": first,
+                "after": last,
+                "lowest_pass@1": min(x["exact/pass@1"] for x in history),
+                "frontier_share": self.task.frontier_share(*points, self.ks[-1]),
+            }
+        summary["conflict"] = None
+        if cosines:
+            summary["conflict"] = {
+                "steps": len(cosines),
+                "share": sum(x < 0 for x in cosines) / len(cosines),
+                "cosine_first": cosines[0],
+                "cosine_mean": sum(cosines) / len(cosines),
+            }
+        return summary

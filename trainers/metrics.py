@@ -1,0 +1,84 @@
+"""What a run writes while it goes: TensorBoard, the same scalars in metrics.jsonl, and a look into
+the rollouts.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from trainers.config import flatten
+from trainers.schema import Config
+
+
+class Metrics:
+    """The writer of a run folder; only rank 0 has one. Lines after `step` are of a life that was
+    cut short: dropped.
+    """
+
+    def __init__(self, folder: Path, config: Config, step: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.folder = folder
+        for name in ("metrics.jsonl", "rollouts.jsonl"):
+            _truncate(folder / name, step)
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else 0)
+        if not step:
+            rows = "\n".join(f"|{key}|{value}|" for key, value in flatten(config).items())
+            self._writer.add_text("config", f"|key|value|\n|-|-|\n{rows}", 0)
+
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+        append(self.folder / "metrics.jsonl", [{"step": step, **scalars}])
+
+    def histograms(self, step: int, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self._writer.add_histogram(name, value, step)
+
+    def rollouts(self, records: Iterable[Mapping[str, Any]]) -> None:
+        append(self.folder / "rollouts.jsonl", records)
+
+    def close(self, config: Config, summary: Mapping[str, Any]) -> None:
+        """End with the HParams record: every hyper-parameter beside the run's results."""
+        from torch.utils.tensorboard.summary import hparams
+
+        results = {f"result/{name}": x["value"] for name, x in summary["after"].items()}
+        results |= {f"result/change_{name}": x["value"] for name, x in summary["change"].items()}
+        settings = {
+            key: value if isinstance(value, bool | int | float) else str(value)
+            for key, value in flatten(config).items()
+        }
+        for record in hparams(settings, results):
+            self._writer._get_file_writer().add_summary(record)
+        for name, value in results.items():
+            self._writer.add_scalar(name, value, config.train.steps)
+        self._writer.close()
+
+
+def append(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    with path.open("a") as file:
+        file.write("".join(json.dumps(record) + "\n" for record in records))
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _truncate(path: Path, step: int) -> None:
+    """Keep the whole lines up to `step`, none if that is 0; the last line may be half written."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines() if step else []:
+        try:
+            if json.loads(line)["step"] > step:
+                break
+        except ValueError:
+            break
+        kept.append(line + "\n")
+    part = path.with_suffix(".part")
+    part.write_text("".join(kept))
+    part.replace(path)

@@ -1,0 +1,86 @@
+"""The run folder: whose it is, whether a run begins, goes on or is done, and its results."""
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainers.config import ConfigError, differences, save_config
+from trainers.schema import Config
+
+
+class RunFolder:
+    """Opened by rank 0 before the ranks meet, so that a refusal costs nothing."""
+
+    def __init__(self, config: Config):
+        assert config.run.dir is not None
+        self.path = path = Path(config.run.dir)
+        saved = path / "config.yaml"
+        if saved.exists():
+            self._compare(config, saved)
+        elif path.exists() and not path.is_dir():
+            raise self._refusal("is a file; name a folder")
+        elif path.exists() and {x.name for x in path.iterdir()} - {".lock", "eval", "checkpoints"}:
+            raise self._refusal("holds files but no run; choose an empty or new folder")
+        try:
+            (path / "eval").mkdir(parents=True, exist_ok=True)
+            (path / "checkpoints").mkdir(exist_ok=True)
+            self._lock = (path / ".lock").open("a")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not saved.exists():
+                save_config(config, saved)
+        except BlockingIOError:
+            raise self._refusal(
+                "another process writes this run; wait, or choose another"
+            ) from None
+        except OSError as error:
+            raise self._refusal(f"cannot be written ({error.strerror}); choose another") from None
+
+    def _refusal(self, why: str) -> ConfigError:
+        return ConfigError(f"run.dir = {self.path}: {why}")
+
+    def _compare(self, config: Config, saved: Path) -> None:
+        """A folder is gone on with only under the configuration that began it."""
+        changed = differences(config, saved)
+        if changed:
+            remedy = f"{self.path} holds a run with another value; choose another run.dir"
+            raise ConfigError("\n".join(f"{line}: {remedy}" for line in changed))
+        done = self.summary()
+        if done and done["steps"] > config.train.steps:
+            steps = f"train.steps = {config.train.steps}: the run in {self.path} has done"
+            raise ConfigError(f"{steps} {done['steps']}; give at least as many, or another run.dir")
+
+    def summary(self) -> dict[str, Any] | None:
+        path = self.path / "summary.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def finished(self, config: Config) -> bool:
+        done = self.summary()
+        return done is not None and done["steps"] == config.train.steps
+
+    def set_aside(self) -> None:
+        """Before a finished run is lengthened, keep its results under the number of its steps."""
+        done = self.summary()
+        if done:
+            for path in (self.path / "summary.json", self.path / "eval" / "after.jsonl"):
+                path.rename(path.with_name(f"{path.stem}_step_{done['steps']:06d}{path.suffix}"))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
+    _replace(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    _replace(path, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.part")
+    with part.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)

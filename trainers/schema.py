@@ -1,0 +1,130 @@
+"""What can be set: typed sections with their defaults and the range of each key."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def at_least(low: float, default: Any) -> Any:
+    return field(default=default, metadata={"at least": low})
+
+
+def above(low: float, default: Any) -> Any:
+    return field(default=default, metadata={"above": low})
+
+
+def between(low: float, high: float, default: Any) -> Any:
+    return field(default=default, metadata={"at least": low, "at most": high})
+
+
+def one_of(*choices: str) -> Any:
+    """The first is the default."""
+    return field(default=choices[0], metadata={"one of": choices})
+
+
+@dataclass
+class ModelConfig:
+    path: str = "base"  # "base" is the task's own base policy; or a folder, or a hub id
+    dtype: str = one_of("float32", "bfloat16")
+    attention: str = one_of("sdpa", "eager", "flash_attention_2")
+    gradient_checkpointing: bool = False
+
+
+@dataclass
+class TaskConfig:
+    name: str = "twin"
+    verifier: str | None = None  # null: the task's own; exact, math, or file.py:function
+    verify_workers: int = at_least(1, 2)
+    verify_seconds: float = above(
+        0, 5.0
+    )  # a judge that takes longer is ended, its verdict is undecided
+    delta: float = at_least(0, 2.0)  # twin: how far the cue tells easy from hard
+    hard_share: float = between(0, 1, 0.3)  # twin: share of hard prompts
+    base_bias: float = between(0, 1, 0.12)  # twin: how often the base gives the hard answer
+    base_seed: int = at_least(0, 0)  # twin: seed of the base's own training
+
+
+@dataclass
+class ObjectiveConfig:
+    k: int = at_least(1, 8)
+    estimator: str = "loo"
+
+
+@dataclass
+class SurgeryConfig:
+    rule: str = "none"  # a name in surgery/rules.py, or file.py:function
+    measure: str = one_of("last_layer", "off")
+    statistic: str = one_of("loo", "naive")
+    ema: float = between(0, 0.999, 0.5)  # smoothing of the measured products; 0 is none
+    every: int = at_least(1, 1)  # measure every so many steps; the rule uses the latest in between
+    mix: float = at_least(0, 0.5)  # rule mix: weight of pass@1 beside pass@k
+    margin: float = at_least(0, 0.0)  # rule pcgrad: <update, grad J_1> >= margin |grad J_1|^2
+    cap: float = above(0, 10.0)  # rules with a coefficient: its largest value
+
+
+@dataclass
+class TrainConfig:
+    steps: int = at_least(1, 150)
+    prompts: int = at_least(1, 128)  # per step, over all ranks
+    samples: int = at_least(2, 16)  # completions per prompt
+    temperature: float = above(
+        0, 1.0
+    )  # scales the logits in sampling and in log-probabilities alike
+    top_p: float = 1.0
+    max_new_tokens: int | None = at_least(1, None)  # null: what the task needs
+    lr: float = above(0, 3e-4)
+    schedule: str = one_of(
+        "constant", "linear", "cosine"
+    )  # after the warm-up; the latter two end at 0
+    warmup_steps: int = at_least(0, 0)
+    beta_1: float = between(0, 0.9999, 0.9)
+    beta_2: float = between(0, 0.99999, 0.95)
+    epsilon: float = above(0, 1e-8)
+    weight_decay: float = at_least(0, 0.0)
+    grad_clip: float = at_least(0, 1.0)  # largest gradient norm; 0 is no clipping
+    zero_stage: int = between(0, 3, 0)
+    micro_batch_tokens: int = at_least(1, 65536)  # rows times columns of one forward and backward
+    max_bad_steps: int = at_least(1, 5)  # stop after so many non-finite gradients in a row
+    save_every: int = at_least(0, 50)  # steps between checkpoints; 0: only at the end
+    keep: int = at_least(1, 2)  # newest checkpoints to keep; the best one is kept besides
+    best_metric: str = "eval/pass@1"  # the evaluation's scalar that names the best checkpoint
+    best_constraint: str | None = None  # such as eval/pass@8>=0.9
+
+
+@dataclass
+class EvalConfig:
+    every: int = at_least(
+        0, 25
+    )  # steps between evaluations during the run; 0: only before and after
+    k: int | None = at_least(1, None)  # largest k; null: objective.k
+    problems: int = at_least(2, 500)
+    samples: int = at_least(1, 32)
+    temperature: float = at_least(0, 1.0)
+    top_p: float = field(default=1.0, metadata={"above": 0, "at most": 1})
+
+
+@dataclass
+class RunConfig:
+    dir: str | None = None  # null: runs/<name of the configuration>/seed<seed>
+    threads: int = at_least(0, 0)  # CPU threads of a rank; 0: the cores shared out among the ranks
+
+
+@dataclass
+class LoggingConfig:
+    rollouts_every: int = at_least(0, 10)  # steps between looks into the rollouts; 0: never
+    kl_every: int = at_least(
+        0, 10
+    )  # steps between estimates of the KL to the base (holds a second model); 0: never
+    histograms_every: int = at_least(0, 10)
+
+
+@dataclass
+class Config:
+    seed: int = at_least(0, 0)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    surgery: SurgeryConfig = field(default_factory=SurgeryConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)

@@ -1,0 +1,350 @@
+"""A training run, in the order in which it happens. `step` is the algorithm."""
+
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from eval.policy import Policy, completion_logprobs, load_policy, pad_batch
+from eval.sampling import Rollout, derive_seed, sample
+from eval.tasks import Problem, build_task
+from eval.verifier import Verifier
+from surgery.estimators import ESTIMATORS, rloo
+from surgery.gram import Geometry
+from surgery.objectives import prompt_weight, rho
+from surgery.rules import State, apply, find_rule
+from trainers import checkpoint
+from trainers.batches import micro_batches
+from trainers.config import parse_constraint
+from trainers.engine import Engine, share
+from trainers.evaluation import Evaluation, decoding
+from trainers.metrics import Metrics
+from trainers.probe import Probe
+from trainers.run import RunFolder, write_json, write_lines
+from trainers.schema import Config
+
+
+class TrainingFailed(Exception):
+    """The run cannot go on; its folder can be resumed."""
+
+
+class Trainer:
+    def __init__(self, config: Config, folder: RunFolder | None):
+        """`folder` is rank 0's; the other ranks have none and write nothing."""
+        self.config, self.folder = config, folder
+        self.task = build_task(vars(config.task))
+        self.verifier = Verifier(
+            config.task.verifier or self.task.verifier,
+            config.task.verify_workers,
+            config.task.verify_seconds,
+        )
+        own_base = config.model.path == "base"
+        self.base_path = self.task.base_model() if own_base else config.model.path
+        self.engine = Engine(self._load_base(), config)
+        self.evaluation = Evaluation(config, self.task, self.verifier, self.engine)
+        self.probe = Probe(config.surgery, self.engine)
+        self.rule = find_rule(config.surgery.rule).bind(vars(config.surgery))
+        self.geometry: Geometry | None = None
+        self.base: Policy | None = None  # loaded when its log-probabilities are first asked for
+        # what a checkpoint carries beside the engine's and the probe's state
+        self.rule_state: State = {}
+        self.best: dict[str, Any] | None = None
+        self.bad_steps, self.seconds = 0, 0.0
+
+    def run(self) -> dict[str, Any] | None:
+        """Evaluate, train, evaluate again. Returns the summary, on rank 0."""
+        train, start = self.config.train, self._resume()
+        began = time.monotonic() - self.seconds
+        metrics = Metrics(self.folder.path, self.config, start) if self.folder else None
+        if start == 0:
+            scalars = self._evaluate("before")
+            if metrics:
+                metrics.log(0, scalars)
+        with self._progress(start) as bar:
+            for step in range(start + 1, train.steps + 1):
+                scalars, histograms, looks = self.step(step)
+                last = step == train.steps
+                if last or _due(step, self.config.eval.every):
+                    scalars |= self._evaluate("after" if last else None)
+                else:
+                    scalars |= self.evaluation.exact()
+                if metrics:
+                    metrics.log(step, scalars)
+                    if _due(step, self.config.logging.histograms_every):
+                        metrics.histograms(step, histograms)
+                    if _due(step, self.config.logging.rollouts_every):
+                        metrics.rollouts(looks)
+                self.seconds = time.monotonic() - began
+                if self._is_best(step, scalars) or last or _due(step, train.save_every):
+                    self._save(step)
+                shown = {name: f"{scalars[f'train/{name}']:.3f}" for name in self._shown()}
+                bar.set_postfix(shown, refresh=False)
+                bar.update()
+        self.verifier.close()
+        if not (self.folder and metrics):
+            return None
+        summary = self.evaluation.summary(self.folder.path, self.seconds)
+        metrics.close(self.config, summary)
+        write_json(self.folder.path / "summary.json", summary)
+        return summary
+
+    def step(self, step: int) -> tuple[dict[str, float], dict[str, Tensor], list[dict[str, Any]]]:
+        """Sample, verify, estimate, measure, decide, one weighted backward, update.
+
+        Returns scalars and histograms by their TensorBoard names, and a look at some rollouts.
+        """
+        train, k = self.config.train, self.config.objective.k
+        clock = Clock()
+
+        problems = self.task.training(self.config.seed, step, train.prompts)
+        mine = range(self.engine.rank, len(problems), self.engine.world)
+        with clock("sample"):
+            rollout = self._sample([problems[i] for i in mine], mine, step)
+        with clock("verify"):
+            golds = [problems[i].gold for i in mine for _ in range(train.samples)]
+            verdicts = self.verifier(rollout.texts, golds)
+            seen = self._everywhere(mine, rollout, verdicts)
+
+        # from here on the numbers are the whole batch's [prompts, samples], the same on every rank
+        correct = (seen["verdict"] == 1).double()
+        a_k = ESTIMATORS[self.config.objective.estimator](correct, k)
+        a_1 = rloo(correct)
+        weights = prompt_weight(train.samples, correct.sum(1), min(k, train.samples))
+
+        with clock("measure"):
+            if rollout.features is not None:
+                self.geometry = self.probe.measure(rollout.features, mine, a_k, a_1)
+        decision = self.rule(weights, self.geometry, self.rule_state)
+        advantages = apply(decision, a_k, a_1)
+
+        with clock("update"):
+            lr = learning_rate(self.config, step)
+            loss, norm = self._update(rollout, advantages[list(mine)], lr)
+
+        applied = decision[0] * weights + decision[1]
+        counts = correct.sum(1)
+        scalars = {
+            **{
+                f"train/{name}": float(rho(train.samples, counts, j).mean())
+                for name, j in self._shown().items()
+            },
+            "train/loss": loss,
+            "train/grad_norm": math.nan if norm is None else norm,
+            "train/lr": lr,
+            "train/skipped": float(norm is None),
+            "train/entropy": float(seen["entropy"].mean()),
+            "train/length": float(seen["length"].mean()),
+            "train/truncated_share": float(seen["truncated"].mean()),
+            "train/undecided_share": float((seen["verdict"] < 0).double().mean()),
+            "train/no_signal_share": float((advantages == 0).all(1).double().mean()),
+            "train/mean_weight": float(applied.mean()),
+            "train/largest_weight_share": float(applied.max() / applied.sum().clamp(min=1e-300)),
+            "surgery/coefficient": float(decision[1].mean()),
+            **self.probe.scalars,
+        }
+        if _due(step, self.config.logging.kl_every):
+            scalars["train/kl_to_base"] = self._kl_to_base(rollout)
+        scalars |= clock.scalars(seen["length"])
+        histograms = {"surgery/weights": weights}
+        if self.geometry is not None:
+            histograms["surgery/agreements"] = self.geometry.agreement
+        looks = [self._look(step, i, problems[i], rollout, verdicts, weights) for i in mine[:4]]
+        return scalars, histograms, looks
+
+    def _sample(self, problems: list[Problem], mine: range, step: int) -> Rollout:
+        train, surgery = self.config.train, self.config.surgery
+        with self.engine.policy() as policy:
+            return sample(
+                policy,
+                [x.prompt for x in problems],
+                train.samples,
+                decoding(self.config, self.task, train.temperature, top_p=1.0),
+                derive_seed(self.config.seed, "train", step),
+                mine,
+                features=surgery.measure == "last_layer" and (step - 1) % surgery.every == 0,
+            )
+
+    def _everywhere(
+        self, mine: range, rollout: Rollout, verdicts: list[bool | None]
+    ) -> dict[str, Tensor]:
+        """Each completion's numbers [N, n] over all ranks, in the order of the problems. Undecided
+        is -1.
+        """
+        shape = self.config.train.prompts, self.config.train.samples
+        local = {
+            "verdict": torch.tensor([-1.0 if v is None else float(v) for v in verdicts]),
+            "entropy": rollout.entropy.cpu(),
+            "length": rollout.lengths,
+            "truncated": rollout.truncated,
+        }
+        whole = {name: torch.zeros(shape, dtype=torch.float64) for name in local}
+        for prompts, part in self.engine.gather((list(mine), local)):
+            for name, values in part.items():
+                whole[name][prompts] = values.double().view(len(prompts), shape[1])
+        return whole
+
+    def _update(
+        self, rollout: Rollout, advantages: Tensor, lr: float
+    ) -> tuple[float, float | None]:
+        """The weighted backward and the step: the loss, and the gradient's norm or None if it was
+        not finite.
+        """
+        train, pad = self.config.train, self.engine.pad_id
+        device = self.engine.device
+        batches, weights = micro_batches(rollout, advantages, train.micro_batch_tokens, pad, device)
+        idle = pad_batch([[pad]], [[pad]], pad, device)
+        part = self.engine.backward(batches, weights, 1 / train.prompts, idle)
+        norm = self.engine.step(lr)
+        self.bad_steps = self.bad_steps + 1 if norm is None else 0
+        if self.bad_steps >= train.max_bad_steps:
+            raise TrainingFailed(
+                f"{self.bad_steps} gradients in a row were not finite; "
+                "lower train.lr, or raise train.max_bad_steps, in a new run.dir"
+            )
+        return float(self.engine.reduce(torch.tensor(part, dtype=torch.float64))), norm
+
+    def _kl_to_base(self, rollout: Rollout) -> float:
+        """Monte-Carlo estimate of KL(policy, base) of a completion, from the samples at hand."""
+        train = self.config.train
+        if self.base is None:
+            self.base = self._load_base()
+            self.base.model.to(self.engine.device)
+        total = float(rollout.logprobs.sum())
+        ones = torch.ones(len(rollout.completions))
+        budget, pad = train.micro_batch_tokens, self.engine.pad_id
+        for batch, weight in zip(
+            *micro_batches(rollout, ones, budget, pad, self.engine.device), strict=True
+        ):
+            with torch.no_grad():
+                logp = completion_logprobs(self.base.model, batch, train.temperature).sum(1)
+            total -= float(logp @ weight)
+        return float(self.engine.reduce(torch.tensor(total))) / (train.prompts * train.samples)
+
+    def _load_base(self) -> Policy:
+        model = self.config.model
+        return load_policy(self.base_path, model.dtype, model.attention)
+
+    def _evaluate(self, name: str | None) -> dict[str, float]:
+        records, scalars = self.evaluation()
+        if name and self.folder:
+            write_lines(self.folder.path / "eval" / f"{name}.jsonl", records)
+        return scalars
+
+    def _look(
+        self,
+        step: int,
+        i: int,
+        problem: Problem,
+        rollout: Rollout,
+        verdicts: list[bool | None],
+        weights: Tensor,
+    ) -> dict[str, Any]:
+        rows = slice(i // self.engine.world * rollout.n, (i // self.engine.world + 1) * rollout.n)
+        return {
+            "step": step,
+            "id": problem.id,
+            "prompt": problem.prompt,
+            "gold": problem.gold,
+            "texts": rollout.texts[rows],
+            "verdicts": verdicts[rows],
+            "weight": float(weights[i]),
+            "agreement": None if self.geometry is None else float(self.geometry.agreement[i]),
+        }
+
+    def _is_best(self, step: int, scalars: dict[str, float]) -> bool:
+        train = self.config.train
+        value = scalars.get(train.best_metric)
+        if train.best_constraint:
+            name, bound = parse_constraint(train.best_constraint)
+            value = value if scalars.get(name, -math.inf) >= bound else None
+        if value is None or (self.best and value <= self.best["value"]):
+            return False
+        self.best = {"step": step, "metric": train.best_metric, "value": value}
+        return True
+
+    def _save(self, step: int) -> None:
+        numbers = {
+            "seed": self.config.seed,
+            "rule_state": self.rule_state,
+            "probe": self.probe.state(),
+            "best": self.best,
+            "bad_steps": self.bad_steps,
+            "seconds": self.seconds,
+        }
+        checkpoint.save(self.engine, self.folder.path if self.folder else None, step, numbers)
+        if self.folder:
+            if self.best:
+                write_json(self.folder.path / "checkpoints" / "best.json", self.best)
+            best = self.best["step"] if self.best else None
+            checkpoint.prune(self.folder.path, self.config.train.keep, best)
+
+    def _resume(self) -> int:
+        """The step of the newest intact checkpoint; 0 for a new run."""
+        found = checkpoint.latest(self.folder.path) if self.folder else None
+        found = share(found)
+        if found is None:
+            return 0
+        place, numbers = found
+        checkpoint.load(self.engine, place, numbers["step"])
+        self.rule_state, self.best = numbers["rule_state"], numbers["best"]
+        self.bad_steps, self.seconds = numbers["bad_steps"], numbers["seconds"]
+        self.probe.restore(numbers["probe"])
+        return numbers["step"]
+
+    def _shown(self) -> dict[str, int]:
+        """pass@1 and the largest pass@k of the evaluation that a batch can estimate."""
+        ks = [1, min(self.evaluation.ks[-1], self.config.train.samples)]
+        return {f"pass@{k}": k for k in ks}
+
+    def _progress(self, start: int) -> tqdm:
+        return tqdm(
+            total=self.config.train.steps,
+            initial=start,
+            desc=self.config.run.dir,
+            disable=self.folder is None,
+            mininterval=0.3 if sys.stderr.isatty() else 15,
+        )
+
+
+class Clock:
+    """Seconds of the parts of a step."""
+
+    def __init__(self) -> None:
+        self.start, self.parts = time.monotonic(), dict[str, float]()
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.parts[part] = time.monotonic() - start
+
+    def scalars(self, lengths: Tensor) -> dict[str, float]:
+        whole = time.monotonic() - self.start
+        return {
+            **{f"time/{part}": seconds for part, seconds in self.parts.items()},
+            "time/step": whole,
+            "throughput/completions_per_second": lengths.numel() / whole,
+            "throughput/tokens_per_second": float(lengths.sum()) / whole,
+        }
+
+
+def learning_rate(config: Config, step: int) -> float:
+    """Linear warm-up over train.warmup_steps, then train.schedule: a pure function of the step,
+    from 1.
+    """
+    train = config.train
+    if step <= train.warmup_steps:
+        return train.lr * step / train.warmup_steps
+    done = (step - 1 - train.warmup_steps) / max(1, train.steps - train.warmup_steps)
+    factor = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+    return train.lr * factor[train.schedule]
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
