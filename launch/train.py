@@ -50,7 +50,7 @@ def main() -> int:
 
     from eval.report import run_table
     from trainers.engine import share, start_ranks
-    from trainers.trainer import Trainer
+    from trainers.trainer import Trainer, TrainingFailed
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -63,7 +63,11 @@ def main() -> int:
         return 0
     if folder:
         folder.set_aside()
-    summary = Trainer(config, folder).run()
+    try:
+        summary = Trainer(config, folder).run()
+    except TrainingFailed as error:
+        print(f"{config.run.dir}: {error}", file=sys.stderr)
+        return 1
     if folder and summary:
         print(f"\n{run_table(summary)}\n\nCurves: tensorboard --logdir {folder.path}")
     return 0

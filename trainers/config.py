@@ -23,15 +23,12 @@ class ConfigError(Exception):
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a file and its overrides, complete and checked."""
-    leaves = [*_leaves(_read(Path(path))), *_overrides(overrides)]
     node = OmegaConf.structured(Config)
     mistakes = []
-    for key, value in leaves:
+    for key, value in [*_leaves(_read(Path(path))), *_overrides(overrides)]:
         mistake = _set(node, key, value)
         if mistake:
             mistakes.append(f"{key} = {_shown(value)}: {mistake}")
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))
     try:
         config = OmegaConf.to_object(node)
     except OmegaConfBaseException as error:
@@ -41,7 +38,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         config.run.dir = f"runs/{Path(path).stem}/seed{config.seed}"
     if config.eval.k is None:
         config.eval.k = config.objective.k
-    mistakes = [*_out_of_range(config), *_impossible(config)]
+    mistakes += [*_out_of_range(config), *_impossible(config)]
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return config
@@ -224,7 +221,7 @@ def _impossible(config: Config) -> Iterator[str]:
     k, n, estimator = config.objective.k, train.samples, config.objective.estimator
     if estimator not in ESTIMATORS:
         yield wrong("objective.estimator", f"must be one of {', '.join(ESTIMATORS)}")
-    elif k > largest_k(estimator, n):
+    elif n >= 2 and k > largest_k(estimator, n):
         most = f"{estimator} serves k <= {largest_k(estimator, n)} from train.samples = {n}"
         yield wrong("objective.k", f"{most}; lower it or raise train.samples")
     if model.dtype != "float32" and train.zero_stage == 0:
@@ -241,11 +238,11 @@ def _impossible(config: Config) -> Iterator[str]:
         yield from not_a_function("surgery.rule")
     elif surgery.rule not in RULES:
         yield wrong("surgery.rule", f"must be one of {', '.join(RULES)}, or file.py:function")
-    elif surgery.measure == "off" and RULES[surgery.rule].measures:
+    elif surgery.measure == "none" and RULES[surgery.rule].measures:
         remedy = f"rule {surgery.rule} decides by measurement; set surgery.measure=last_layer"
         yield wrong("surgery.measure", remedy)
-    if surgery.measure != "off" and surgery.statistic == "loo" and train.prompts < 2:
-        remedy = "surgery.statistic = loo compares prompts; use 2 or more, or surgery.measure=off"
+    if surgery.measure != "none" and surgery.statistic == "loo" and train.prompts < 2:
+        remedy = "surgery.statistic = loo compares prompts; use 2 or more, or surgery.measure=none"
         yield wrong("train.prompts", remedy)
     if task.verifier is not None and ":" in task.verifier:
         yield from not_a_function("task.verifier")

@@ -52,7 +52,7 @@ class ObjectiveConfig:
 @dataclass
 class SurgeryConfig:
     rule: str = "none"  # a name in surgery/rules.py, or file.py:function
-    measure: str = one_of("last_layer", "off")
+    measure: str = one_of("last_layer", "none")
     statistic: str = one_of("loo", "naive")
     ema: float = between(0, 0.999, 0.5)  # smoothing of the measured products; 0 is none
     every: int = at_least(1, 1)  # measure every so many steps; the rule uses the latest in between

@@ -1,0 +1,88 @@
+"""The command as a user gives it."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, run
+
+TRAIN = str(ROOT / "launch" / "train.py")
+SMALL = [
+    "train.steps=3",
+    "train.prompts=9",
+    "train.samples=4",
+    "train.micro_batch_tokens=300",
+    "objective.k=4",
+    "eval.k=4",
+    "eval.problems=20",
+    "eval.samples=8",
+]
+
+
+def config(name):
+    return str(ROOT / "configs" / f"{name}.yaml")
+
+
+def test_mistakes_exit_with_2_and_leave_no_folder(tmp_path):
+    done = run(TRAIN, "--config", config("passk"), "train.promts=3", "train.lr=0", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "train.promts = 3: unknown key; the nearest is train.prompts",
+        "train.lr = 0.0: must be above 0",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes_under_the_launcher(tmp_path):
+    done = run(TRAIN, "--config", config("passk"), "objective.k=99", cwd=tmp_path, ranks=2)
+    assert done.returncode == 2
+    assert (done.stdout + done.stderr).count("objective.k = 99") == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_two_ranks_do_what_one_does(tmp_path, base_path, stage):
+    """Nine prompts on two ranks, several unequal micro-batches, no C++ compiler on the path."""
+    options = [*SMALL, f"train.zero_stage={stage}", "run.dir=two"]
+    path = str(Path(sys.executable).parent)
+    done = run(TRAIN, "--config", config("pcgrad"), *options, cwd=tmp_path, ranks=2, PATH=path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    alone = run(TRAIN, "--config", config("pcgrad"), *SMALL, "run.dir=one", cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    one, two = (
+        [json.loads(x) for x in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    for a, b in zip(one, two, strict=True):
+        for key in (
+            "train/pass@1",
+            "train/loss",
+            "train/grad_norm",
+            "surgery/coefficient",
+            "exact/pass@1",
+        ):
+            if key in a:
+                assert b[key] == pytest.approx(a[key], rel=1e-3, abs=1e-5), (a["step"], key)
+    summary = json.loads((tmp_path / "two" / "summary.json").read_text())
+    assert summary["world_size"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_the_degradation(tmp_path, seed, base_path):
+    """Pass@8 training raises pass@8 and destroys pass@1; pass@1 training gives exploration away."""
+    for name in ("passk", "pass1"):
+        done = run(TRAIN, "--config", config(name), f"seed={seed}", cwd=tmp_path, ranks=1)
+        assert done.returncode == 0, done.stdout + done.stderr
+        summary = json.loads(
+            (tmp_path / "runs" / name / f"seed{seed}" / "summary.json").read_text()
+        )
+        before, after = summary["exact"]["before"], summary["exact"]["after"]
+        if name == "passk":
+            assert after["pass@1"] <= before["pass@1"] - 0.08
+            assert after["pass@8"] >= before["pass@8"] + 0.08
+        else:
+            assert after["pass@8"] <= before["pass@8"] - 0.10

@@ -1,0 +1,159 @@
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+from trainers.config import ConfigError, check_ranks, differences, flatten, load_config, save_config
+from trainers.schema import Config
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def refusal(*overrides, path=ROOT / "configs" / "passk.yaml"):
+    with pytest.raises(ConfigError) as error:
+        load_config(path, overrides)
+    return str(error.value).splitlines()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda x: x.stem)
+def test_every_shipped_configuration_loads(path):
+    config = load_config(path)
+    assert config.run.dir == f"runs/{path.stem}/seed0"
+    assert config.eval.k == 8
+
+
+def test_pcgrad_differs_from_passk_by_one_line():
+    bodies = [
+        [x for x in (ROOT / "configs" / f"{n}.yaml").read_text().splitlines() if x[:1] != "#"]
+        for n in ("passk", "pcgrad")
+    ]
+    assert bodies[0] == bodies[1][:-1]
+
+
+def test_base_yaml_states_the_defaults():
+    stated = yaml.safe_load((ROOT / "configs" / "base.yaml").read_text())
+    flat = flatten(Config())
+    for section, content in stated.items():
+        for key, value in content.items() if isinstance(content, dict) else [("", content)]:
+            name = f"{section}.{key}".rstrip(".")
+            assert flat[name] == value or (name == "eval.k" and value == flat["objective.k"])
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("train.promts=4", ["train.promts = 4", "unknown key", "train.prompts"]),
+        ("nonsense=1", ["nonsense = 1", "unknown key"]),
+        ("train=4", ["train = 4", "is a section", "train.steps"]),
+        ("train.steps=many", ["train.steps = many", "a whole number"]),
+        ("train.steps=2.5", ["train.steps = 2.5", "a whole number"]),
+        ("train.steps=true", ["train.steps = True", "not a truth value"]),
+        ("train.steps=null", ["train.steps = null", "a whole number"]),
+        ("train.lr=.nan", ["train.lr = nan", "finite"]),
+        ("train.lr=0", ["train.lr = 0", "above 0"]),
+        ("train.samples=0", ["train.samples = 0", "at least 2"]),
+        ("train.samples=1", ["train.samples = 1", "at least 2"]),
+        ("objective.k=17", ["objective.k = 17", "k <= 16", "train.samples"]),
+        ("objective.estimator=pkpo_loo objective.k=16", ["objective.k = 16", "k <= 15"]),
+        ("objective.estimator=lo", ["objective.estimator = lo", "loo"]),
+        ("train.top_p=0.9", ["train.top_p = 0.9", "must be 1", "eval.top_p"]),
+        ("train.temperature=0", ["train.temperature = 0", "above 0"]),
+        ("eval.k=64", ["eval.k = 64", "eval.samples"]),
+        ("surgery.rule=pcgrat", ["surgery.rule = pcgrat", "pcgrad"]),
+        ("surgery.rule=mine.py:f", ["surgery.rule = mine.py:f", "no file"]),
+        ("surgery.rule=pcgrad surgery.measure=none", ["surgery.measure = none", "last_layer"]),
+        ("surgery.measure=last_laier", ["surgery.measure = last_laier", "did you mean last_layer"]),
+        ("train.prompts=1", ["train.prompts = 1", "2 or more"]),
+        ("task.name=twins", ["task.name = twins", "twin"]),
+        ("task.verifier=regex", ["task.verifier = regex", "exact, math"]),
+        ("train.schedule=cosin", ["train.schedule = cosin", "cosine"]),
+        ("model.dtype=bfloat16", ["model.dtype = bfloat16", "zero_stage=1"]),
+        ("train.best_constraint=much", ["train.best_constraint = much", "eval/pass@8>=0.9"]),
+        ("train.warmup_steps=500", ["train.warmup_steps = 500", "lower it"]),
+        ("justaword", ["justaword", "key=value"]),
+        ("seed=-1", ["seed = -1", "at least 0"]),
+        ("seed=[1", ["seed = [1", "YAML"]),
+        ("seed=${nothing}", ["interpolation"]),
+    ],
+)
+def test_refusals_name_key_value_and_remedy(override, parts):
+    (line,) = refusal(*override.split(" "))
+    for part in parts:
+        assert part in line, line
+
+
+def test_all_mistakes_are_told_at_once():
+    lines = refusal("train.stepz=1", "train.lr=fast", "evil.k=3")
+    assert [line.split(" ")[0] for line in lines] == ["train.stepz", "train.lr", "evil.k"]
+    assert len(refusal("train.lr=0", "objective.k=99", "train.top_p=0.5", "x=1")) == 4
+
+
+def test_every_number_has_a_range():
+    def numbers(section):
+        for f in fields(section):
+            value = getattr(section, f.name)
+            if is_dataclass(value):
+                yield from numbers(value)
+            elif isinstance(value, int | float) and not isinstance(value, bool):
+                yield f
+
+    free = {"top_p"}  # train.top_p must be 1
+    assert [f.name for f in numbers(Config()) if not f.metadata and f.name not in free] == []
+
+
+def test_extends(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "a.yaml").write_text("seed: 1\ntrain: {steps: 5, lr: 0.1}\n")
+    (tmp_path / "deep" / "b.yaml").write_text("extends: ../a.yaml\ntrain: {lr: 0.2}\n")
+    config = load_config(tmp_path / "deep" / "b.yaml", ["train.steps=7"])
+    assert (config.seed, config.train.steps, config.train.lr) == (1, 7, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("extends: x.yaml\n", "circle"),
+        ("extends: [a, b]\n", "one file"),
+        ("extends: none.yaml\n", "no such file"),
+        ("a: [1\n", "YAML"),
+        ("- 1\n", "key: value"),
+        ("", "key: value"),
+        ("seed: 1\nseed: 2\n", "YAML"),
+    ],
+)
+def test_unreadable_files(tmp_path, text, part):
+    (tmp_path / "x.yaml").write_text(text)
+    if text == "":
+        assert load_config(tmp_path / "x.yaml").seed == 0  # an empty file is the defaults
+        return
+    (line,) = refusal(path=tmp_path / "x.yaml")
+    assert part in line
+
+
+def test_missing_file_and_folder(tmp_path):
+    assert "no such file" in refusal(path=tmp_path / "gone.yaml")[0]
+    assert "--config" in refusal(path=tmp_path)[0]
+
+
+def test_saved_configurations_come_back(tmp_path):
+    config = load_config(ROOT / "configs" / "pcgrad.yaml", ["train.lr=1e-4"])
+    save_config(config, tmp_path / "config.yaml")
+    assert differences(config, tmp_path / "config.yaml") == []
+    assert load_config(tmp_path / "config.yaml") == config
+    changed = load_config(ROOT / "configs" / "pcgrad.yaml", ["train.steps=9", "logging.kl_every=0"])
+    assert differences(changed, tmp_path / "config.yaml") == ["train.lr = 0.0003 (was 0.0001)"]
+
+
+def test_ranks():
+    config = load_config(ROOT / "configs" / "passk.yaml", ["train.prompts=2"])
+    check_ranks(config, 2)
+    with pytest.raises(ConfigError, match=r"train.prompts = 2: fewer than the 3 ranks"):
+        check_ranks(config, 3)
+
+
+def test_user_files_are_relative_to_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("def f(weights, geometry, state): ...\n")
+    assert load_config(ROOT / "configs" / "passk.yaml", ["surgery.rule=mine.py:f"])

@@ -1,0 +1,31 @@
+"""The weighted gradient and the state, on 1 and 2 ranks and every ZeRO stage, against plain
+autograd.
+"""
+
+import json
+import os
+
+import pytest
+
+from tests.conftest import ROOT, run
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
+def results(request, tmp_path_factory):
+    out = tmp_path_factory.mktemp("ranks") / "results.json"
+    script = str(ROOT / "tests" / "trainers" / "ranks.py")
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = run(script, str(out), cwd=ROOT, ranks=request.param, PYTHONPATH=path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("stage", "0123")
+def test_stage(results, stage):
+    found = results[stage]
+    assert found["gradient_error"] < 1e-5
+    assert found["norm_error"] < 1e-5  # the norm before clipping
+    assert found["spoiled_step"] is None and found["unchanged_by_nan"]  # NaN on one rank only
+    assert found["policy_is_current"] and found["policy_is_restored"]
+    assert found["restored"] and found["continued"]
+    assert found["total"] == pytest.approx(results["0"]["total"], rel=1e-6)

@@ -1,0 +1,154 @@
+"""A run that is killed and given again ends as the one that was not."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import ROOT, run
+
+CONFIG = str(ROOT / "configs" / "pcgrad.yaml")
+TRAIN = str(ROOT / "launch" / "train.py")
+SMALL = [
+    "train.steps=12",
+    "train.prompts=16",
+    "train.samples=8",
+    "train.save_every=5",
+    "eval.every=6",
+    "eval.problems=20",
+    "eval.samples=8",
+    "logging.kl_every=4",
+    "run.threads=1",
+]
+
+
+def train(folder, *more, cwd, **options):
+    return run(TRAIN, "--config", CONFIG, *SMALL, f"run.dir={folder}", *more, cwd=cwd, **options)
+
+
+def weights(folder, step=12):
+    path = folder / "checkpoints" / f"step_{step:06d}" / "model" / "model.safetensors"
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def metrics(folder):
+    lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    slow = ("time/", "throughput/")
+    return [{k: v for k, v in line.items() if not k.startswith(slow)} for line in lines]
+
+
+def scalars_in_tensorboard(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {tag: [x.step for x in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, base_path):
+    folder = tmp_path_factory.mktemp("runs")
+    done = train(folder / "whole", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "whole"
+
+
+def test_the_folder_holds_what_the_readme_says(whole):
+    names = {str(x.relative_to(whole)) for x in whole.rglob("*") if x.is_file()}
+    model = "checkpoints/step_000012/model"
+    for name in (
+        "config.yaml",
+        "metrics.jsonl",
+        "summary.json",
+        "rollouts.jsonl",
+        "eval/before.jsonl",
+    ):
+        assert name in names
+    assert {"eval/after.jsonl", f"{model}/model.safetensors", f"{model}/tokenizer.json"} <= names
+    assert not [x for x in names if x.endswith((".bin", ".pt", ".pkl", ".part"))]
+    steps = [x["step"] for x in metrics(whole)]
+    assert steps == list(range(13))
+    summary = json.loads((whole / "summary.json").read_text())
+    assert (summary["run"], summary["seed"], summary["k"], summary["steps"]) == ("whole", 0, 8, 12)
+    for part in ("before", "after", "change"):
+        assert list(summary[part]) == ["pass@1", "pass@2", "pass@4", "pass@8"]
+        assert set(summary[part]["pass@8"]) == {"value", "low", "high"}
+    assert summary["conflict"]["steps"] == 12
+    assert set(summary["exact"]) == {"before", "after", "lowest_pass@1", "frontier_share"}
+    record = json.loads((whole / "eval" / "after.jsonl").read_text().splitlines()[0])
+    assert {"id", "n", "c", "responses", "p"} <= set(record)
+
+
+def test_killed_and_given_again(whole):
+    cut = whole.parent / "cut"
+    command = [sys.executable, TRAIN, "--config", CONFIG, *SMALL, f"run.dir={cut}"]
+    process = subprocess.Popen(command, cwd=whole.parent, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 120
+        while not (cut / "metrics.jsonl").exists() or len(metrics(cut)) < 8:
+            assert time.monotonic() < until and process.poll() is None
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (cut / "summary.json").exists()
+    with (cut / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "tra')  # the line that it was writing
+    done = train(cut, cwd=whole.parent)
+    assert done.returncode == 0, done.stderr
+    assert weights(cut) == weights(whole)
+    assert metrics(cut) == metrics(whole)
+    for tag, steps in scalars_in_tensorboard(cut).items():
+        assert len(steps) == len(set(steps)), tag
+    assert scalars_in_tensorboard(cut) == scalars_in_tensorboard(whole)
+
+
+def test_finished_changed_lengthened(whole):
+    again = train(whole, cwd=whole.parent)
+    assert again.returncode == 0 and "is finished" in again.stdout and "pass@8" in again.stdout
+    other = train(whole, "train.lr=1e-4", "objective.k=4", cwd=whole.parent)
+    assert other.returncode == 2
+    lines = other.stderr.strip().splitlines()
+    assert [line.split(" ")[0] for line in lines] == ["objective.k", "train.lr"]
+    shorter = train(whole, "train.steps=5", cwd=whole.parent)
+    assert shorter.returncode == 2 and "has done 12" in shorter.stderr
+    before = (whole / "summary.json").read_text()
+    longer = train(whole, "train.steps=14", cwd=whole.parent)
+    assert longer.returncode == 0, longer.stderr
+    assert (whole / "summary_step_000012.json").read_text() == before
+    assert [x["step"] for x in metrics(whole)] == list(range(15))
+
+
+def test_a_damaged_checkpoint_is_set_aside(whole):
+    from trainers.checkpoint import latest
+
+    newest, numbers = latest(whole)
+    file = newest / "optimizer.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    _, earlier = latest(whole)
+    assert earlier["step"] < numbers["step"] and not newest.exists()
+    assert (newest.parent / f"damaged_{newest.name}").exists()
+
+
+def test_a_second_writer_is_refused(whole):
+    import fcntl
+
+    with (whole / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = train(whole, "train.steps=20", cwd=whole.parent)
+    assert done.returncode == 2 and "another process" in done.stderr
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    done = train(tmp_path / "mine", cwd=tmp_path)
+    assert done.returncode == 2 and "holds files but no run" in done.stderr
+    assert os.listdir(tmp_path / "mine") == ["thesis.tex"]
