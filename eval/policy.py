@@ -100,6 +100,12 @@ def pad_batch(
     return Batch(ids, mask, positions, mask[:, left:].bool())
 
 
+def log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    """log pi over the vocabulary at a temperature, in float32 at least."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return torch.log_softmax(wide / temperature, dim=-1)
+
+
 def completion_logprobs(model, batch: Batch, temperature: float = 1.0) -> Tensor:
     """[rows, completion columns] log pi(token | all before), at the sampling temperature; 0 at
     padding.
@@ -112,7 +118,7 @@ def completion_logprobs(model, batch: Batch, temperature: float = 1.0) -> Tensor
         logits_to_keep=columns + 1,
         use_cache=False,
     ).logits[:, :-1]
-    logp = torch.log_softmax(logits.float() / temperature, dim=-1)
+    logp = log_softmax(logits, temperature)
     chosen = logp.gather(-1, batch.input_ids[:, batch.prompt_width :, None]).squeeze(-1)
     return chosen.where(batch.completion_mask, 0.0)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eval.policy import Policy
+from eval.policy import Policy, log_softmax
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -162,7 +162,7 @@ def _decode(
                     use_cache=True,
                     logits_to_keep=1,
                 ).logits[:, -1]
-            logp = torch.log_softmax(logits.float() / (decoding.temperature or 1.0), dim=-1)
+            logp = log_softmax(logits, decoding.temperature or 1.0)
             token = _draw(logp.detach(), decoding, uniform(seed, names[live], t))
             chosen = logp.gather(1, token[:, None]).squeeze(1)
             if features:

@@ -1,4 +1,4 @@
-"""Run by test_engine.py under the launcher: the engine on each ZeRO stage against plain autograd."""
+"""Run by test_engine.py under the launcher: the engine on each ZeRO stage, against autograd."""
 
 import json
 import sys

@@ -1,0 +1,169 @@
+"""Exact inner products <grad log pi(y), v> over all parameters, for every row of a batch at once.
+
+A module whose output is affine in its own parameters, y = F(x; theta), moves by F(x; v) - F(x; 0) when theta
+moves along v, whatever F is. Its share of the inner product is that tangent times the gradient of the row's
+log-probability with respect to y, summed over all but the row. Rows do not interact, so one backward of the
+sum serves every row. Only activation gradients flow: no parameter's gradient is formed, no hook of ZeRO fires.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from eval.policy import Batch, completion_logprobs
+
+Direction = Mapping[str, Tensor]  # by parameter name; what is missing is 0
+
+
+class Unsupported(Exception):
+    """A layer that cannot be measured exactly; the message names it."""
+
+
+def chosen(model: nn.Module, pattern: str | None) -> dict[str, nn.Parameter]:
+    """The trainable parameters whose names match `pattern` (all without one); shared ones once."""
+    named = model.named_parameters()
+    match = re.compile(pattern or "").search
+    return {name: p for name, p in named if p.requires_grad and match(name)}
+
+
+def coverage(model: nn.Module, pattern: str | None) -> float:
+    """The share of the trainable parameters that `pattern` leaves in."""
+    sizes = [sum(p.numel() for p in chosen(model, x).values()) for x in (pattern, None)]
+    return sizes[0] / max(1, sizes[1])
+
+
+def gradient(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    weights: Sequence[Tensor],
+    temperature: float,
+    pattern: str | None = None,
+) -> dict[str, Tensor]:
+    """sum over rows of weight * grad log pi, by ordinary backward; nothing is left in `.grad`."""
+    parameters = chosen(model, pattern)
+    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    for batch, weight in zip(batches, weights, strict=True):
+        logp = completion_logprobs(model, batch, temperature).sum(1)
+        parts = torch.autograd.grad(
+            logp @ weight.to(logp), list(parameters.values()), allow_unused=True
+        )
+        for name, part in zip(total, parts, strict=True):
+            if part is not None:
+                total[name] += part
+    return total
+
+
+def probe(model: nn.Module, batch: Batch, v: Direction, temperature: float) -> Tensor:
+    """[rows] <grad log pi(row), v>, in float64."""
+    rows = len(batch.input_ids)
+    shares = torch.zeros(rows, dtype=torch.float64, device=batch.input_ids.device)
+    with _taps(model, v, rows, shares) as triggers, torch.enable_grad():
+        logp = completion_logprobs(model, batch, temperature).sum(1)
+        torch.autograd.grad(logp.sum(), triggers)
+    return shares
+
+
+class _Tap(torch.autograd.Function):
+    """Identity on a module's output; its backward adds the module's share for each row.
+
+    What the share needs of the input is saved as autograd saves it, so that checkpointing may drop it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, site: "_Site", *inputs: Tensor) -> Tensor:
+        ctx.site = site
+        ctx.save_for_backward(*inputs)
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        inputs = ctx.saved_tensors  # to be asked for once only: checkpointing recomputes them
+        ctx.site.add(delta, inputs)
+        return (delta, None, *(None for _ in inputs))  # type: ignore[return-value]
+
+
+class _Site:
+    """One module with parameters of its own, and its part of the direction."""
+
+    def __init__(self, name: str, module: nn.Module, v: dict[str, Tensor], rows: int, shares: Tensor):
+        self.name, self.module, self.v, self.rows, self.shares = name, module, v, rows, shares
+        self.zero = {key: torch.zeros_like(x) for key, x in v.items()}
+        self.busy = False
+        self.checked = False
+
+    def hook(self, module: nn.Module, inputs: tuple, output: Any) -> Any:
+        if self.busy:
+            return output
+        if not isinstance(output, Tensor) or not all(isinstance(x, Tensor) for x in inputs):
+            raise Unsupported(f"{self.name} ({type(module).__name__}): takes or gives more than tensors")
+        if output.shape[0] != self.rows:
+            raise Unsupported(
+                f"{self.name} ({type(module).__name__}): its first axis is not the batch's rows "
+                f"({output.shape[0]}, not {self.rows})"
+            )
+        return _Tap.apply(output, self, *(x.detach() for x in inputs))
+
+    @torch.no_grad()
+    def add(self, delta: Tensor, inputs: Sequence[Tensor]) -> None:
+        self.busy = True  # calling the module again must not set its own tap off
+        try:
+            tangent = self._at(self.v, inputs) - self._offset(inputs)
+            if not self.checked:
+                self._check(tangent, inputs)
+        finally:
+            self.busy = False
+        self.shares += (delta.double() * tangent.double()).flatten(1).sum(1)
+
+    def _at(self, values: dict[str, Tensor], inputs: Sequence[Tensor]) -> Tensor:
+        return functional_call(self.module, values, tuple(inputs), tie_weights=False)
+
+    def _offset(self, inputs: Sequence[Tensor]) -> Tensor | float:
+        """F(x; 0), which is known for the layers that cost."""
+        linear = type(self.module) in (nn.Linear, nn.Embedding)
+        return 0.0 if linear else self._at(self.zero, inputs)
+
+    def _check(self, tangent: Tensor, inputs: Sequence[Tensor]) -> None:
+        """Affine means that twice the step is twice the move."""
+        self.checked = True
+        twice = self._at({key: 2 * x for key, x in self.v.items()}, inputs) - self._offset(inputs)
+        gap = (twice - 2 * tangent).abs().max()
+        if gap > 1e-2 * twice.abs().max():
+            kind = type(self.module).__name__
+            raise Unsupported(f"{self.name} ({kind}): not affine in its own parameters")
+
+
+@contextmanager
+def _taps(model: nn.Module, v: Direction, rows: int, shares: Tensor) -> Iterator[list[Tensor]]:
+    """Taps on all modules that own a part of v. Yields the outputs of all embeddings, filled by the forward.
+
+    Their gradients are what the backward is asked for: every module's output lies on the way to one of them.
+    """
+    names = {id(p): name for name, p in model.named_parameters()}  # a shared parameter has one name
+    triggers: list[Tensor] = []
+    handles = []
+
+    def trigger(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        if not output.requires_grad:
+            output = output.detach().requires_grad_()
+        triggers.append(output)
+        return output
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding):
+            handles.append(module.register_forward_hook(trigger))
+        own = {key: p for key, p in module._parameters.items() if p is not None}
+        if not any(names[id(p)] in v for p in own.values()):
+            continue
+        direction = {key: v.get(names[id(p)], torch.zeros_like(p)) for key, p in own.items()}
+        site = _Site(name, module, direction, rows, shares)
+        handles.append(module.register_forward_hook(site.hook))
+    try:
+        yield triggers
+    finally:
+        for handle in handles:
+            handle.remove()
