@@ -1,9 +1,10 @@
 """Exact inner products <grad log pi(y), v> over all parameters, for every row of a batch at once.
 
-A module whose output is affine in its own parameters, y = F(x; theta), moves by F(x; v) - F(x; 0) when theta
-moves along v, whatever F is. Its share of the inner product is that tangent times the gradient of the row's
-log-probability with respect to y, summed over all but the row. Rows do not interact, so one backward of the
-sum serves every row. Only activation gradients flow: no parameter's gradient is formed, no hook of ZeRO fires.
+A module whose output is affine in its own parameters, y = F(x; theta), moves by F(x; v) - F(x; 0)
+when theta moves along v, whatever F is. Its share of the inner product is that tangent times the
+gradient of the row's log-probability with respect to y, summed over all but the row. Rows do not
+interact, so one backward of the sum serves every row. Only activation gradients flow: no
+parameter's gradient is formed, and no hook of ZeRO fires.
 """
 
 import re
@@ -71,7 +72,8 @@ def probe(model: nn.Module, batch: Batch, v: Direction, temperature: float) -> T
 class _Tap(torch.autograd.Function):
     """Identity on a module's output; its backward adds the module's share for each row.
 
-    What the share needs of the input is saved as autograd saves it, so that checkpointing may drop it.
+    What the share needs of the input is saved as autograd saves it, so that checkpointing may drop
+    it.
     """
 
     @staticmethod
@@ -81,16 +83,18 @@ class _Tap(torch.autograd.Function):
         return output.view_as(output)
 
     @staticmethod
-    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         inputs = ctx.saved_tensors  # to be asked for once only: checkpointing recomputes them
         ctx.site.add(delta, inputs)
-        return (delta, None, *(None for _ in inputs))  # type: ignore[return-value]
+        return (delta, *[None] * (1 + len(inputs)))
 
 
 class _Site:
     """One module with parameters of its own, and its part of the direction."""
 
-    def __init__(self, name: str, module: nn.Module, v: dict[str, Tensor], rows: int, shares: Tensor):
+    def __init__(
+        self, name: str, module: nn.Module, v: dict[str, Tensor], rows: int, shares: Tensor
+    ):
         self.name, self.module, self.v, self.rows, self.shares = name, module, v, rows, shares
         self.zero = {key: torch.zeros_like(x) for key, x in v.items()}
         self.busy = False
@@ -100,7 +104,9 @@ class _Site:
         if self.busy:
             return output
         if not isinstance(output, Tensor) or not all(isinstance(x, Tensor) for x in inputs):
-            raise Unsupported(f"{self.name} ({type(module).__name__}): takes or gives more than tensors")
+            raise Unsupported(
+                f"{self.name} ({type(module).__name__}): takes or gives more than tensors"
+            )
         if output.shape[0] != self.rows:
             raise Unsupported(
                 f"{self.name} ({type(module).__name__}): its first axis is not the batch's rows "
@@ -139,9 +145,11 @@ class _Site:
 
 @contextmanager
 def _taps(model: nn.Module, v: Direction, rows: int, shares: Tensor) -> Iterator[list[Tensor]]:
-    """Taps on all modules that own a part of v. Yields the outputs of all embeddings, filled by the forward.
+    """Taps on all modules that own a part of v. Yields the outputs of all embeddings, filled by the
+    forward.
 
-    Their gradients are what the backward is asked for: every module's output lies on the way to one of them.
+    Their gradients are what the backward is asked for: every module's output lies on the way to one
+    of them.
     """
     names = {id(p): name for name, p in model.named_parameters()}  # a shared parameter has one name
     triggers: list[Tensor] = []
