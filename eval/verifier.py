@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from surgery.userfile import load_function
+from surgery.binding import load_function
 
 MAX_CHARS = 4_096  # the end of a longer answer is judged: there the result stands
 CACHE_SIZE = 1_000_000

@@ -65,6 +65,10 @@ def main() -> int:
         folder.set_aside()
     try:
         summary = Trainer(config, folder).run()
+    except ConfigError as error:  # what only the loaded model could tell
+        if folder:
+            print(error, file=sys.stderr)
+        return 2
     except TrainingFailed as error:
         print(f"{config.run.dir}: {error}", file=sys.stderr)
         return 1

@@ -1,15 +1,18 @@
-"""Inner products between the gradients of pass@k and pass@1, from features of the completions.
+"""Inner products between the gradients of pass@k and pass@1, from features or probes of
+completions.
 
-A feature u_ij stands for grad log pi(y_ij), exactly or by proxy. Any estimator's gradient of prompt
-i is then
-g_i = sum_j A_ij u_ij, and every product below is a product of features with advantages.
+A feature u_ij stands for grad log pi(y_ij), exactly or by proxy; a probe s_ij is its product with
+one
+direction. Any estimator's gradient of prompt i is g_i = sum_j A_ij u_ij, so every product below is
+one of features or probes with advantages, whatever the estimator and the k.
 
 The naive products of batch means contain each prompt's product with itself, a non-negative term
-that hides
-conflicts when gradients are noisy. `loo` leaves that diagonal out: sum over i != j, over N (N-1),
-unbiased.
+that
+hides conflicts when gradients are noisy. `loo` leaves that diagonal out, unbiased: over all pairs
+i != j from features, or over pairs from different halves of the batch from probes.
 """
 
+import math
 from dataclasses import astuple, dataclass
 
 import torch
@@ -18,7 +21,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Products:
-    """The 2x2 Gram of (J_k, J_1), in float64."""
+    """The 2x2 Gram of (J_k, J_1). `norm_k` is NaN where it was not measured."""
 
     dot: float  # <J_k, J_1>
     norm_1: float  # |J_1|^2
@@ -26,18 +29,26 @@ class Products:
 
     @property
     def cosine(self) -> float:
-        """0 where either norm is."""
+        """0 where either norm is; NaN without |J_k|."""
         scale = self.norm_1 * self.norm_k
-        return max(-1.0, min(1.0, self.dot / scale**0.5)) if scale > 0 else 0.0
+        if math.isnan(scale):
+            return math.nan
+        return max(-1.0, min(1.0, self.dot / math.sqrt(scale))) if scale > 0 else 0.0
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a rule may know of a batch, beside the prompts' weights."""
+    """What a rule may know of a batch beside the weights. What was not measured is None."""
 
-    products: Products  # by the chosen statistic, smoothed, projected on the PSD cone
-    agreement: Tensor  # [N] a_i = <g_i, J_1>
-    degenerate: bool = False  # |J_1|^2 measured as 0: a ratio to it means nothing
+    rate: Tensor  # [N] share of correct answers
+    products: Products | None = None  # by the chosen statistic, smoothed, made PSD
+    agreement: Tensor | None = None  # [N] a_i = <g_i, J_1>
+    gram: Tensor | None = None  # [N, N] <g_i, g_j> of the pass@1 gradients
+
+    @property
+    def degenerate(self) -> bool:
+        """|J_1|^2 measured as 0: a ratio to it means nothing."""
+        return self.products is not None and self.products.norm_1 <= 0
 
 
 def prompt_gradients(advantages: Tensor, features: Tensor) -> Tensor:
@@ -49,8 +60,7 @@ def prompt_gradients(advantages: Tensor, features: Tensor) -> Tensor:
 
 def products(g_k: Tensor, g_1: Tensor, statistic: str = "loo") -> Products:
     """The Gram of the means of g_k and g_1 over prompts. `loo` needs at least two prompts."""
-    total_k, total_1 = g_k.sum(0), g_1.sum(0)
-    count = len(g_1)
+    count, total_k, total_1 = len(g_1), g_k.sum(0), g_1.sum(0)
 
     def product(total_a: Tensor, total_b: Tensor, a: Tensor, b: Tensor) -> float:
         if statistic == "naive":
@@ -72,6 +82,23 @@ def agreements(g_1: Tensor, statistic: str = "loo") -> Tensor:
     return (g_1 @ total - g_1.square().sum(1)) / (len(g_1) - 1)
 
 
+def probed(a_k: Tensor, a_1: Tensor, probes: Tensor, halves: Tensor) -> tuple[Products, Tensor]:
+    """Products without |J_k|^2, and agreements, from probes s_ij = <grad log pi(y_ij), J_1>.
+
+    `halves` [N] names the half of each prompt; J_1 must be that of the *other* half, or of the
+    whole
+    batch where there is one half only (`naive`). Halves weigh the same, whatever their sizes.
+    """
+    agreement = (a_1.double() * probes.double()).sum(1)
+    per_prompt = (a_k.double() * probes.double()).sum(1)
+    sides = [halves == side for side in halves.unique()]
+
+    def mean(x: Tensor) -> float:
+        return sum(float(x[side].mean()) for side in sides) / len(sides)
+
+    return Products(mean(per_prompt), mean(agreement), math.nan), agreement
+
+
 def smoothed(now: Products, before: Products | None, decay: float) -> Products:
     """Exponential moving average, started at the first value."""
     if before is None:
@@ -81,9 +108,12 @@ def smoothed(now: Products, before: Products | None, decay: float) -> Products:
 
 
 def psd(x: Products) -> Products:
-    """The nearest positive semi-definite Gram: leaving the diagonal out can make a squared norm
-    negative.
+    """The nearest positive semi-definite Gram: leaving the diagonal out can make a square negative.
+
+    Without |J_k|^2 only |J_1|^2 >= 0 can be asked for.
     """
+    if math.isnan(x.norm_k):
+        return Products(x.dot, max(x.norm_1, 0.0), x.norm_k)
     gram = torch.tensor([[x.norm_k, x.dot], [x.dot, x.norm_1]], dtype=torch.float64)
     values, vectors = torch.linalg.eigh(gram)
     if values[0] >= 0:

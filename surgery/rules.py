@@ -1,14 +1,15 @@
 """Rules: from weights and geometry to how much pass@k and pass@1 each prompt gets.
 
-A rule is ``rule(weights[N], geometry, state, **settings) -> (alpha[N], beta[N])``; the advantages
-that are applied
-are alpha_i A^k_ij + beta_i A^1_ij. Its keyword-only arguments are its settings, read from the
-configuration's
-`surgery` section by name. `state` is a dict of numbers that it may keep; it is saved with
-checkpoints.
+A rule is ``rule(weights[N], geometry, state, *, settings) -> (alpha[N], beta[N])``; the advantages
+that are applied are alpha_i A^k_ij + beta_i A^1_ij. Keyword-only arguments are its settings, read
+from
+the `surgery` section of the configuration by name. `state` is a dict of numbers that a rule may
+keep;
+checkpoints carry it. Weights are the unbiased estimates of w_k, c the coefficient of J_1 beside
+J_k.
 """
 
-import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,45 +17,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgery.gram import Geometry
-from surgery.userfile import load_function
+from surgery.binding import load_function, own_settings
+from surgery.gram import Geometry, Products
 
 State = dict[str, float]
 Decision = tuple[Tensor, Tensor]
+
+PRODUCTS, NORM_K, AGREEMENT = "products", "norm_k", "agreement"  # what a rule may need measured
 
 
 @dataclass(frozen=True)
 class Rule:
     function: Callable[..., Decision]
-    measures: bool  # whether it looks at the geometry
+    needs: frozenset[str]
 
-    def bind(
-        self, settings: Mapping[str, Any]
-    ) -> Callable[[Tensor, Geometry | None, State], Decision]:
+    def bind(self, settings: Mapping[str, Any]) -> Callable[[Tensor, Geometry, State], Decision]:
         """The rule with its own settings out of `settings`."""
-        parameters = inspect.signature(self.function).parameters.values()
-        own = {
-            p.name: settings[p.name]
-            for p in parameters
-            if p.kind is p.KEYWORD_ONLY and p.name in settings
-        }
+        own = own_settings(self.function, settings)
         return lambda weights, geometry, state: self.function(weights, geometry, state, **own)
 
 
 RULES: dict[str, Rule] = {}
 
 
-def find_rule(name: str) -> Rule:
-    """A registered rule, or the user's own `file.py:function`, which is taken to measure."""
-    return RULES[name] if name in RULES else Rule(load_function(name), measures=True)
+def rule(*needs: str) -> Callable[[Callable[..., Decision]], Callable[..., Decision]]:
+    """Register a rule by its function's name, with what it needs measured."""
 
-
-def rule(measures: bool) -> Callable[[Callable[..., Decision]], Callable[..., Decision]]:
     def register(function: Callable[..., Decision]) -> Callable[..., Decision]:
-        RULES[function.__name__] = Rule(function, measures)
+        RULES[function.__name__] = Rule(function, frozenset(needs))
         return function
 
     return register
+
+
+def find_rule(name: str) -> Rule:
+    """A registered rule, or the user's own `file.py:function`, for which all is measured."""
+    if name in RULES:
+        return RULES[name]
+    return Rule(load_function(name), frozenset((PRODUCTS, NORM_K, AGREEMENT)))
 
 
 def apply(decision: Decision, a_k: Tensor, a_1: Tensor) -> Tensor:
@@ -63,36 +63,243 @@ def apply(decision: Decision, a_k: Tensor, a_1: Tensor) -> Tensor:
     return alpha[:, None] * a_k + beta[:, None] * a_1
 
 
-def with_pass_1(weights: Tensor, coefficient: float) -> Decision:
-    """(1, coefficient) for every prompt."""
+def with_pass_1(weights: Tensor, c: float) -> Decision:
+    """(1, c) for every prompt: J_k + c J_1."""
     ones = torch.ones_like(weights)
-    return ones, coefficient * ones
+    return ones, c * ones
 
 
-@rule(measures=False)
-def none(weights: Tensor, geometry: Geometry | None, state: State) -> Decision:
+# --- nothing measured
+
+
+@rule()
+def none(weights: Tensor, geometry: Geometry, state: State) -> Decision:
     """(1, 0): pass@k as published."""
     return with_pass_1(weights, 0.0)
 
 
-@rule(measures=False)
-def mix(weights: Tensor, geometry: Geometry | None, state: State, *, mix: float = 0.5) -> Decision:
+@rule()
+def mix(weights: Tensor, geometry: Geometry, state: State, *, mix: float = 0.5) -> Decision:
     """(1, lambda): linear scalarisation J_k + lambda J_1, the bar for every other rule."""
     return with_pass_1(weights, mix)
 
 
-@rule(measures=True)
+@rule()
+def floor(
+    weights: Tensor,
+    geometry: Geometry,
+    state: State,
+    *,
+    tolerance: float = 0.0,
+    integral_gain: float = 1.0,
+    gain: float = 20.0,
+    cap: float = 10.0,
+    rate_ema: float = 0.8,
+) -> Decision:
+    """(1, lambda) with lambda = clip(I, 0, cap) + gain max(gap, 0), a PI controller of the
+    constraint.
+
+    gap = pass@1 of the base - tolerance - moving average of the batch's pass@1; I accumulates
+    integral_gain gap and stays in [0, cap]. The base's pass@1 is ``state["base_pass@1"]``, or the
+    first batch's. Nothing is measured and nothing degenerates: without a gap it is `none`.
+    """
+    now = float(geometry.rate.mean())
+    base = state.setdefault("base_pass@1", now)
+    average = rate_ema * state.get("floor_average", now) + (1 - rate_ema) * now
+    gap = base - tolerance - average
+    integral = min(max(state.get("floor_integral", 0.0) + integral_gain * gap, 0.0), cap)
+    state |= {"floor_average": average, "floor_integral": integral}
+    return with_pass_1(weights, integral + gain * max(gap, 0.0))
+
+
+# --- one coefficient from the 2x2 Gram of (J_k, J_1)
+
+
+def measured(geometry: Geometry) -> Products:
+    assert geometry.products is not None, "this rule needs the products of J_k and J_1"
+    return geometry.products
+
+
+def in_conflict(geometry: Geometry, cap: float) -> float:
+    """The coefficient where |J_1|^2 is 0, so that a ratio to it means nothing."""
+    return cap if measured(geometry).dot < 0 else 0.0
+
+
+@rule(PRODUCTS)
 def pcgrad(
     weights: Tensor, geometry: Geometry, state: State, *, margin: float = 0.0, cap: float = 10.0
 ) -> Decision:
     """(1, c) with c = clip(margin - <J_k, J_1>/|J_1|^2, 0, cap).
 
-    The least pass@1 whose addition gives <update, J_1> >= margin |J_1|^2: the projection of arXiv
-    2001.06782,
-    one-sided, so that J_1 itself stays untouched. Where |J_1|^2 is 0, c is the cap on conflict and
-    else 0.
+    The least pass@1 whose addition gives <update, J_1> >= margin |J_1|^2: the projection of
+    arXiv 2001.06782, one-sided, so that J_1 stays untouched. |J_1|^2 = 0: the cap on conflict, else
+    0.
     """
-    products = geometry.products
     if geometry.degenerate:
-        return with_pass_1(weights, cap if products.dot < 0 else 0.0)
-    return with_pass_1(weights, min(max(margin - products.dot / products.norm_1, 0.0), cap))
+        return with_pass_1(weights, in_conflict(geometry, cap))
+    x = measured(geometry)
+    return with_pass_1(weights, min(max(margin - x.dot / x.norm_1, 0.0), cap))
+
+
+@rule(PRODUCTS, NORM_K)
+def gradvac(
+    weights: Tensor, geometry: Geometry, state: State, *, cosine: float = 0.0, cap: float = 10.0
+) -> Decision:
+    """(1, c) that lifts the cosine of (update, J_1) to at least phi = `cosine` (arXiv 2010.05874,
+    eq. 2).
+
+    Below phi: c = |J_k| (phi sqrt(1-g^2) - g sqrt(1-phi^2)) / (|J_1| sqrt(1-phi^2)), g now's.
+    phi = 0 is `pcgrad` without margin. |J_1|^2 = 0: the cap on conflict, else 0.
+    """
+    if geometry.degenerate:
+        return with_pass_1(weights, in_conflict(geometry, cap))
+    x = measured(geometry)
+    now = x.cosine
+    if now >= cosine:
+        return with_pass_1(weights, 0.0)
+    lift = cosine * math.sqrt(1 - now**2) - now * math.sqrt(1 - cosine**2)
+    c = math.sqrt(max(x.norm_k, 0.0) / x.norm_1) * lift / math.sqrt(1 - cosine**2)
+    return with_pass_1(weights, min(c, cap))
+
+
+def ratio(on_k: float, on_1: float, cap: float) -> float:
+    """on_1 / on_k within [0, cap]; the cap where nothing is left on J_k."""
+    return min(on_1 / on_k, cap) if on_k > 0 else cap
+
+
+@rule(PRODUCTS, NORM_K)
+def mgda(weights: Tensor, geometry: Geometry, state: State, *, cap: float = 10.0) -> Decision:
+    """The shortest vector of the segment between J_k and J_1 (Desideri 2012; arXiv 1810.04650, eq.
+    4).
+
+    On J_k: t = clip((|J_1|^2 - <J_k, J_1>)/|J_k - J_1|^2, 0, 1); c = (1-t)/t, the cap where t = 0.
+    J_k = J_1: c = 1. It favours the shorter gradient.
+    """
+    x = measured(geometry)
+    apart = x.norm_k + x.norm_1 - 2 * x.dot
+    t = min(max((x.norm_1 - x.dot) / apart, 0.0), 1.0) if apart > 0 else 0.5
+    return with_pass_1(weights, ratio(t, 1 - t, cap))
+
+
+@rule(PRODUCTS, NORM_K)
+def cagrad(
+    weights: Tensor, geometry: Geometry, state: State, *, radius: float = 0.5, cap: float = 10.0
+) -> Decision:
+    """The update within radius |g_0| of the mean g_0 that helps the worse of the two most (arXiv
+    2110.14048).
+
+    With w on J_k minimising <g_w, g_0> + sqrt(phi) |g_w|, g_w = w J_k + (1-w) J_1, phi = radius^2
+    |g_0|^2: the update is g_0 + sqrt(phi)/|g_w| g_w. g_w = 0 leaves g_0, that is c = 1.
+    """
+    x = measured(geometry)
+    half = (x.norm_k + 2 * x.dot + x.norm_1) / 4
+    root = radius * math.sqrt(max(half, 0.0))
+
+    def length(w: float) -> float:
+        square = w * w * x.norm_k + 2 * w * (1 - w) * x.dot + (1 - w) ** 2 * x.norm_1
+        return math.sqrt(max(square, 0.0))
+
+    def objective(w: float) -> float:
+        with_mean = (w * (x.norm_k + x.dot) + (1 - w) * (x.dot + x.norm_1)) / 2
+        return with_mean + root * length(w)
+
+    low, high = 0.0, 1.0
+    for _ in range(100):  # convex in w: ternary search
+        third = (high - low) / 3
+        if objective(low + third) < objective(high - third):
+            high -= third
+        else:
+            low += third
+    w = (low + high) / 2
+    pull = root / length(w) if length(w) > 0 else 0.0
+    return with_pass_1(weights, ratio(0.5 + pull * w, 0.5 + pull * (1 - w), cap))
+
+
+@rule(PRODUCTS, NORM_K)
+def nash(weights: Tensor, geometry: Geometry, state: State, *, cap: float = 10.0) -> Decision:
+    """(1, |J_k|/|J_1|): the Nash bargaining update, G alpha = 1/alpha, solved for two (arXiv
+    2202.01017).
+
+    |J_1|^2 = 0: the cap on conflict, else 0.
+    """
+    if geometry.degenerate:
+        return with_pass_1(weights, in_conflict(geometry, cap))
+    x = measured(geometry)
+    return with_pass_1(weights, min(math.sqrt(max(x.norm_k, 0.0) / x.norm_1), cap))
+
+
+def from_weighting(
+    weighting: Callable[[Tensor], Tensor], cap: float = 10.0
+) -> Callable[..., Decision]:
+    """A rule out of any map from the 2x2 Gram of (J_k, J_1) to two weights, such as TorchJD's
+    weightings.
+
+    In a file of yours: ``my_rule = from_weighting(UPGradWeighting())``.
+    """
+
+    def rule(weights: Tensor, geometry: Geometry, state: State) -> Decision:
+        x = measured(geometry)
+        gram = torch.tensor([[x.norm_k, x.dot], [x.dot, x.norm_1]], dtype=torch.float64)
+        on_k, on_1 = weighting(gram).tolist()
+        return with_pass_1(weights, ratio(on_k, on_1, cap))
+
+    return rule
+
+
+# --- a choice for each prompt, from its agreement a_i = <g_i, J_1>
+
+
+def agreed(geometry: Geometry) -> Tensor:
+    assert geometry.agreement is not None, "this rule needs agreements, measured in every step"
+    return geometry.agreement
+
+
+def clipped(weights: Tensor, clip: Tensor, tau: float) -> Decision:
+    """(0, tau) where `clip`, else (1, 0)."""
+    ones, zeros = torch.ones_like(weights), torch.zeros_like(weights)
+    return torch.where(clip, zeros, ones), torch.where(clip, tau * ones, zeros)
+
+
+@rule(AGREEMENT)
+def agreement_clip(
+    weights: Tensor, geometry: Geometry, state: State, *, tau: float = 1.0
+) -> Decision:
+    """Weight tau where pass@k over-weights a disagreeing prompt or under-weights an agreeing one.
+
+    (0, tau) where [a_i < 0 and w_i > tau] or [a_i >= 0 and w_i < tau], else (1, 0). Then
+    w~_i a_i >= tau a_i for every prompt, so <update, J_1> >= tau |J_1|^2 for the agreements used.
+    """
+    a = agreed(geometry)
+    return clipped(weights, torch.where(a < 0, weights > tau, weights < tau), tau)
+
+
+@rule(AGREEMENT)
+def agreement_clip_one_sided(
+    weights: Tensor, geometry: Geometry, state: State, *, tau: float = 1.0
+) -> Decision:
+    """(0, tau) where a_i < 0 and w_i > tau, else (1, 0): only what disagrees is held down.
+
+    For comparison: agreeing easy prompts keep a weight near 0, and Adam rescales what is left.
+    """
+    return clipped(weights, (agreed(geometry) < 0) & (weights > tau), tau)
+
+
+@rule(AGREEMENT, PRODUCTS)
+def agreement_soft(
+    weights: Tensor,
+    geometry: Geometry,
+    state: State,
+    *,
+    tau: float = 1.0,
+    softness: float = 1.0,
+) -> Decision:
+    """(s_i, tau (1-s_i)) with s_i = sigmoid(sign(w_i - tau) a_i / (T |J_1|^2)), T = `softness`.
+
+    T to 0 gives `agreement_clip`. <update, J_1> >= |J_1|^2 (tau - 0.2785 T mean |w_i - tau|), for
+    the
+    agreements used. |J_1|^2 = 0 is taken as the limit T to 0.
+    """
+    a, scale = agreed(geometry), softness * measured(geometry).norm_1
+    signed = torch.sign(weights - tau) * a
+    s = torch.sigmoid(signed / scale) if scale > 0 else (signed >= 0).to(weights)
+    return s, tau * (1 - s)

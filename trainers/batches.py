@@ -1,6 +1,12 @@
-"""From completions and advantages to the fewest rows that have the same gradient."""
+"""From completions to the fewest rows that do the same work.
 
-from collections.abc import Sequence
+Gradients are linear in the rows: equal completions of equal prompts become one row, and rows that
+are
+not wanted, or of weight 0, are left out. The longest rows come first, so that rows of a batch are
+alike.
+"""
+
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -8,43 +14,43 @@ from torch import Tensor
 from eval.policy import Batch, pad_batch
 from eval.sampling import Rollout
 
+Row = tuple[tuple[int, ...], tuple[int, ...]]  # prompt, completion
+
+
+def merged(
+    rollout: Rollout, wanted: Tensor, budget: int, pad_id: int, device: torch.device
+) -> Iterator[tuple[Batch, list[list[int]]]]:
+    """Batches within `budget` tokens, and which completions each of their rows stands for."""
+    places: dict[Row, list[int]] = {}
+    for i in wanted.flatten().nonzero().squeeze(1).tolist():
+        row = (tuple(rollout.prompts[i // rollout.n]), tuple(rollout.completions[i]))
+        places.setdefault(row, []).append(i)
+    rows = sorted(places, key=lambda row: -len(row[0]) - len(row[1]))
+    for chunk in _fitting(rows, budget):
+        batch = pad_batch([row[0] for row in chunk], [row[1] for row in chunk], pad_id, device)
+        yield batch, [places[row] for row in chunk]
+
 
 def micro_batches(
-    rollout: Rollout, advantages: Tensor, budget: int, pad_id: int, device
+    rollout: Rollout, weights: Tensor, budget: int, pad_id: int, device: torch.device
 ) -> tuple[list[Batch], list[Tensor]]:
-    """Batches of at most `budget` tokens with one weight a row, the longest rows first.
-
-    The gradient is linear in the rows: equal completions of equal prompts become one row of summed
-    weight,
-    and rows of weight 0 are left out.
-    """
-    totals: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {}
-    for row, (completion, weight) in enumerate(
-        zip(rollout.completions, advantages.flatten().tolist(), strict=True)
-    ):
-        key = (tuple(rollout.prompts[row // rollout.n]), tuple(completion))
-        totals[key] = totals.get(key, 0.0) + weight
-    rows = sorted(
-        (key for key, weight in totals.items() if weight), key=lambda x: -len(x[0]) - len(x[1])
-    )
-    batches, weights = [], []
-    for chunk in _fitting(rows, budget):
-        batches.append(pad_batch([x[0] for x in chunk], [x[1] for x in chunk], pad_id, device))
-        weights.append(torch.tensor([totals[x] for x in chunk], device=device))
-    return batches, weights
+    """Batches with one weight a row: the sum over the completions that it stands for."""
+    flat = weights.flatten()
+    batches, sums = [], []
+    for batch, places in merged(rollout, flat != 0, budget, pad_id, device):
+        batches.append(batch)
+        sums.append(torch.stack([flat[x].sum() for x in places]).float().to(device))
+    return batches, sums
 
 
-def _fitting(rows: Sequence, budget: int):
+def _fitting(rows: Sequence[Row], budget: int) -> Iterator[Sequence[Row]]:
     start = 0
     while start < len(rows):
-        stop = start + 1
-        prompt, completion = map(len, rows[start])
+        stop, prompt, completion = start, 0, 0
         while stop < len(rows):
-            prompt, completion = (
-                max(prompt, len(rows[stop][0])),
-                max(completion, len(rows[stop][1])),
-            )
-            if (stop + 1 - start) * (prompt + completion) > budget:
+            prompt = max(prompt, len(rows[stop][0]))
+            completion = max(completion, len(rows[stop][1]))
+            if stop > start and (stop + 1 - start) * (prompt + completion) > budget:
                 break
             stop += 1
         yield rows[start:stop]

@@ -10,10 +10,12 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from trainers.engine import Engine
 
@@ -22,9 +24,18 @@ def folder_of(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step_{step:06d}"
 
 
-def save(engine: Engine, run: Path | None, step: int, numbers: dict[str, Any]) -> None:
-    """All ranks must call it; rank 0 has the run's folder and writes. `numbers` is plain JSON."""
-    whole = engine.state()
+def save(
+    engine: Engine,
+    run: Path | None,
+    step: int,
+    numbers: dict[str, Any],
+    tensors: Mapping[str, Mapping[str, Tensor]],
+) -> None:
+    """All ranks must call it; rank 0 has the run's folder and writes.
+
+    `numbers` is plain JSON; `tensors`, by kind and name, are kept beside the engine's.
+    """
+    whole, steps_taken = {**engine.state(), **tensors}, engine.steps_taken
     with engine.policy() as policy:
         if run is not None and not folder_of(run, step).exists():
             place = folder_of(run, step)
@@ -32,14 +43,13 @@ def save(engine: Engine, run: Path | None, step: int, numbers: dict[str, Any]) -
             shutil.rmtree(work, ignore_errors=True)
             policy.model.save_pretrained(work / "model")
             policy.tokenizer.save_pretrained(work / "model")
-            tensors = {
-                f"{kind}/{name}": x for kind, named in whole.items() for name, x in named.items()
-            }
-            save_file(tensors, work / "optimizer.safetensors")
+            flat = {f"{kind}/{name}": x for kind, by in whole.items() for name, x in by.items()}
+            save_file(flat, work / "optimizer.safetensors")
             files = sorted(path for path in work.rglob("*") if path.is_file())
             sums = {str(path.relative_to(work)): _sha256(path) for path in files}
             state = work / "state.json"
-            state.write_text(json.dumps({"step": step, **numbers, "sha256": sums}, indent=1))
+            counts = {"step": step, "optimizer_steps": steps_taken}
+            state.write_text(json.dumps({**counts, **numbers, "sha256": sums}, indent=1))
             for path in [*files, state]:
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
@@ -67,13 +77,14 @@ def latest(run: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def load(engine: Engine, place: Path, step: int) -> None:
-    """All ranks must call it."""
-    whole: dict[str, dict[str, Any]] = {}
+def load(engine: Engine, place: Path, optimizer_steps: int) -> dict[str, dict[str, Tensor]]:
+    """Restore the engine; all ranks must call it. Returns all tensors by kind and name."""
+    whole: dict[str, dict[str, Tensor]] = {}
     for key, tensor in load_file(place / "optimizer.safetensors").items():
         kind, _, name = key.partition("/")
         whole.setdefault(kind, {})[name] = tensor
-    engine.restore(whole, step)
+    engine.restore(whole, optimizer_steps)
+    return whole
 
 
 def prune(run: Path, keep: int, best: int | None) -> None:

@@ -6,6 +6,7 @@ model.
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -203,7 +204,7 @@ def _impossible(config: Config) -> Iterator[str]:
     """What no range of a single key can say."""
     from eval.tasks import TASKS
     from surgery.estimators import ESTIMATORS, largest_k
-    from surgery.rules import RULES
+    from surgery.rules import AGREEMENT, RULES
 
     flat = flatten(config)
 
@@ -224,6 +225,15 @@ def _impossible(config: Config) -> Iterator[str]:
     elif n >= 2 and k > largest_k(estimator, n):
         most = f"{estimator} serves k <= {largest_k(estimator, n)} from train.samples = {n}"
         yield wrong("objective.k", f"{most}; lower it or raise train.samples")
+    if config.objective.k_schedule is not None:
+        try:
+            ks = [k for _, k in parse_schedule(config.objective.k_schedule)]
+        except ValueError:
+            ks = []
+        if not ks or not 1 <= min(ks) <= max(ks) <= largest_k(estimator, n):
+            yield wrong(
+                "objective.k_schedule", "write step:k pairs as 50:4,100:1, k as objective.k"
+            )
     if model.dtype != "float32" and train.zero_stage == 0:
         yield wrong("model.dtype", "needs the fp32 weights that ZeRO keeps; set train.zero_stage=1")
     if train.top_p != 1:
@@ -238,9 +248,19 @@ def _impossible(config: Config) -> Iterator[str]:
         yield from not_a_function("surgery.rule")
     elif surgery.rule not in RULES:
         yield wrong("surgery.rule", f"must be one of {', '.join(RULES)}, or file.py:function")
-    elif surgery.measure == "none" and RULES[surgery.rule].measures:
+    elif surgery.measure == "none" and RULES[surgery.rule].needs:
         remedy = f"rule {surgery.rule} decides by measurement; set surgery.measure=last_layer"
         yield wrong("surgery.measure", remedy)
+    elif surgery.every > 1 and AGREEMENT in RULES[surgery.rule].needs:
+        remedy = f"rule {surgery.rule} needs the agreement of every prompt; set surgery.every=1"
+        yield wrong("surgery.every", remedy)
+    if surgery.metric == "adam" and surgery.measure != "ghost":
+        yield wrong("surgery.metric", "is a metric of parameters; set surgery.measure=ghost")
+    if surgery.modules is not None:
+        try:
+            re.compile(surgery.modules)
+        except re.error as error:
+            yield wrong("surgery.modules", f"not a regular expression ({error}); correct it")
     if surgery.measure != "none" and surgery.statistic == "loo" and train.prompts < 2:
         remedy = "surgery.statistic = loo compares prompts; use 2 or more, or surgery.measure=none"
         yield wrong("train.prompts", remedy)
@@ -255,6 +275,12 @@ def _impossible(config: Config) -> Iterator[str]:
             parse_constraint(train.best_constraint)
         except ValueError:
             yield wrong("train.best_constraint", "write it as eval/pass@8>=0.9")
+
+
+def parse_schedule(text: str | None) -> list[tuple[int, int]]:
+    """[(50, 4), (100, 1)] of "50:4,100:1"."""
+    pairs = [part.split(":") for part in text.split(",")] if text else []
+    return sorted((int(step), int(k)) for step, k in pairs)
 
 
 def check_ranks(config: Config, ranks: int) -> None:

@@ -152,6 +152,11 @@ class Engine:
     def barrier(self) -> None:
         torch.distributed.barrier()
 
+    def total(self, x: Tensor) -> Tensor:
+        """The sum over ranks, in place and on the device."""
+        torch.distributed.all_reduce(x)
+        return x
+
     def gather(self, item: Any) -> list[Any]:
         """Everybody's item, in the order of the ranks, on every rank."""
         items: list[Any] = [None] * self.world
@@ -162,21 +167,44 @@ class Engine:
         """{"parameters" | "exp_avg" | "exp_avg_sq": {name: whole fp32 tensor}}. All ranks must call
         it.
         """
+        return {kind: self._whole_fp32(kind) for kind in ("parameters", *MOMENTS)}
+
+    def _whole_fp32(self, kind: str) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        whole: dict[str, dict[str, Tensor]] = {key: {} for key in ("parameters", *MOMENTS)}
+        whole = {}
         for name, p in self._trainable():
             if self.stage == 0:
                 moments = self._engine.optimizer.state[p]
-                values = [p.data, *(moments.get(key, torch.zeros_like(p)) for key in MOMENTS)]
+                value = p if kind == "parameters" else moments.get(kind, torch.zeros_like(p))
+            elif kind == "parameters":
+                value = safe_get_full_fp32_param(p)
             else:
-                values = [
-                    safe_get_full_fp32_param(p),
-                    *(safe_get_full_optimizer_state(p, key) for key in MOMENTS),
-                ]
-            for key, value in zip(whole, values, strict=True):
-                whole[key][name] = value.detach().float().cpu().reshape(_shape(p)).clone()
+                value = safe_get_full_optimizer_state(p, kind)
+            whole[name] = value.detach().float().cpu().reshape(_shape(p)).clone()
         return whole
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """A copy of the whole weights as the model uses them, by name."""
+        with self.policy() as policy:
+            return {name: p.detach().clone() for name, p in policy.model.named_parameters()}
+
+    def inverse_preconditioner(self) -> dict[str, Tensor] | None:
+        """1/(sqrt(v) + epsilon) of Adam by name, bias-corrected; None before the first step."""
+        steps = self.steps_taken
+        if steps == 0:
+            return None
+        correction = 1 - self.train.beta_2**steps
+        return {
+            name: 1 / ((x / correction).sqrt() + self.train.epsilon).to(self.device)
+            for name, x in self._whole_fp32("exp_avg_sq").items()
+        }
+
+    @property
+    def steps_taken(self) -> int:
+        """As the optimiser counts them: skipped steps do not."""
+        optimizer = self._engine.optimizer if self.stage == 0 else self._engine.optimizer.optimizer
+        return int(max((float(s.get("step", 0)) for s in optimizer.state.values()), default=0.0))
 
     def restore(self, whole: Mapping[str, Mapping[str, Tensor]], steps: int) -> None:
         """Set parameters and moments, whatever the number of ranks that saved them."""

@@ -69,7 +69,8 @@ class Evaluation:
         config = self.config
         before, after = (read(folder / "eval" / f"{name}.jsonl") for name in ("before", "after"))
         history = read(folder / "metrics.jsonl")
-        cosines = [x["surgery/cosine"] for x in history if "surgery/cosine" in x]
+        measured = [x for x in history if "surgery/dot" in x]
+        cosines = [x["surgery/cosine"] for x in measured if "surgery/cosine" in x]
         summary: dict[str, Any] = {
             "run": folder.parent.name if folder.name.startswith("seed") else folder.name,
             "seed": config.seed,
@@ -95,11 +96,11 @@ class Evaluation:
                 "frontier_share": self.task.frontier_share(*points, self.ks[-1]),
             }
         summary["conflict"] = None
-        if cosines:
+        if measured:
             summary["conflict"] = {
-                "steps": len(cosines),
-                "share": sum(x < 0 for x in cosines) / len(cosines),
-                "cosine_first": cosines[0],
-                "cosine_mean": sum(cosines) / len(cosines),
+                "steps": len(measured),
+                "share": sum(x["surgery/dot"] < 0 for x in measured) / len(measured),
+                "cosine_first": cosines[0] if cosines else None,
+                "cosine_mean": sum(cosines) / len(cosines) if cosines else None,
             }
         return summary

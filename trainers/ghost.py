@@ -10,7 +10,7 @@ parameter's gradient is formed, and no hook of ZeRO fires.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -63,8 +63,11 @@ def probe(model: nn.Module, batch: Batch, v: Direction, temperature: float) -> T
     """[rows] <grad log pi(row), v>, in float64."""
     rows = len(batch.input_ids)
     shares = torch.zeros(rows, dtype=torch.float64, device=batch.input_ids.device)
-    with _taps(model, v, rows, shares) as triggers, torch.enable_grad():
+    with _taps(model, v, rows, shares) as (sites, triggers), torch.enable_grad():
         logp = completion_logprobs(model, batch, temperature).sum(1)
+        for site in sites:
+            if not site.called and any(x.any() for x in site.v.values()):
+                raise Unsupported(f"{site.label}: holds parameters, but is never called itself")
         torch.autograd.grad(logp.sum(), triggers)
     return shares
 
@@ -92,66 +95,63 @@ class _Tap(torch.autograd.Function):
 class _Site:
     """One module with parameters of its own, and its part of the direction."""
 
+    affine: ClassVar[set[type]] = {nn.Linear, nn.Embedding}  # kinds known to be, or found to be
+
     def __init__(
         self, name: str, module: nn.Module, v: dict[str, Tensor], rows: int, shares: Tensor
     ):
-        self.name, self.module, self.v, self.rows, self.shares = name, module, v, rows, shares
+        self.module, self.v, self.rows, self.shares = module, v, rows, shares
+        self.label = f"{name} ({type(module).__name__})"
         self.zero = {key: torch.zeros_like(x) for key, x in v.items()}
-        self.busy = False
-        self.checked = False
+        self.busy = self.called = False
 
     def hook(self, module: nn.Module, inputs: tuple, output: Any) -> Any:
         if self.busy:
             return output
+        self.called = True
         if not isinstance(output, Tensor) or not all(isinstance(x, Tensor) for x in inputs):
-            raise Unsupported(
-                f"{self.name} ({type(module).__name__}): takes or gives more than tensors"
-            )
+            raise Unsupported(f"{self.label}: takes or gives more than tensors")
         if output.shape[0] != self.rows:
-            raise Unsupported(
-                f"{self.name} ({type(module).__name__}): its first axis is not the batch's rows "
-                f"({output.shape[0]}, not {self.rows})"
-            )
+            lengths = f"{output.shape[0]} where the batch has {self.rows} rows"
+            raise Unsupported(f"{self.label}: its first axis is not the batch, {lengths}")
         return _Tap.apply(output, self, *(x.detach() for x in inputs))
 
     @torch.no_grad()
     def add(self, delta: Tensor, inputs: Sequence[Tensor]) -> None:
         self.busy = True  # calling the module again must not set its own tap off
         try:
-            tangent = self._at(self.v, inputs) - self._offset(inputs)
-            if not self.checked:
+            tangent = self._tangent(self.v, inputs)
+            if type(self.module) not in self.affine:
                 self._check(tangent, inputs)
         finally:
             self.busy = False
         self.shares += (delta.double() * tangent.double()).flatten(1).sum(1)
 
-    def _at(self, values: dict[str, Tensor], inputs: Sequence[Tensor]) -> Tensor:
-        return functional_call(self.module, values, tuple(inputs), tie_weights=False)
-
-    def _offset(self, inputs: Sequence[Tensor]) -> Tensor | float:
-        """F(x; 0), which is known for the layers that cost."""
-        linear = type(self.module) in (nn.Linear, nn.Embedding)
-        return 0.0 if linear else self._at(self.zero, inputs)
+    def _tangent(self, values: dict[str, Tensor], inputs: Sequence[Tensor]) -> Tensor:
+        """F(x; values) - F(x; 0); the latter is known to be 0 for the layers that cost."""
+        at = functional_call(self.module, values, tuple(inputs), tie_weights=False)
+        if type(self.module) in (nn.Linear, nn.Embedding):
+            return at
+        return at - functional_call(self.module, self.zero, tuple(inputs), tie_weights=False)
 
     def _check(self, tangent: Tensor, inputs: Sequence[Tensor]) -> None:
         """Affine means that twice the step is twice the move."""
-        self.checked = True
-        twice = self._at({key: 2 * x for key, x in self.v.items()}, inputs) - self._offset(inputs)
-        gap = (twice - 2 * tangent).abs().max()
-        if gap > 1e-2 * twice.abs().max():
-            kind = type(self.module).__name__
-            raise Unsupported(f"{self.name} ({kind}): not affine in its own parameters")
+        twice = self._tangent({key: 2 * x for key, x in self.v.items()}, inputs)
+        if (twice - 2 * tangent).abs().max() > 1e-2 * twice.abs().max():
+            raise Unsupported(f"{self.label}: not affine in its own parameters")
+        if twice.any():
+            self.affine.add(type(self.module))
 
 
 @contextmanager
-def _taps(model: nn.Module, v: Direction, rows: int, shares: Tensor) -> Iterator[list[Tensor]]:
-    """Taps on all modules that own a part of v. Yields the outputs of all embeddings, filled by the
-    forward.
-
-    Their gradients are what the backward is asked for: every module's output lies on the way to one
-    of them.
+def _taps(
+    model: nn.Module, v: Direction, rows: int, shares: Tensor
+) -> Iterator[tuple[list[_Site], list[Tensor]]]:
+    """Taps on all modules that own a part of v. Yields them, and a list that the forward fills with
+    the outputs of all embeddings: every module's output lies on a way back to one of these.
     """
     names = {id(p): name for name, p in model.named_parameters()}  # a shared parameter has one name
+    sites: list[_Site] = []
     triggers: list[Tensor] = []
     handles = []
 
@@ -168,10 +168,10 @@ def _taps(model: nn.Module, v: Direction, rows: int, shares: Tensor) -> Iterator
         if not any(names[id(p)] in v for p in own.values()):
             continue
         direction = {key: v.get(names[id(p)], torch.zeros_like(p)) for key, p in own.items()}
-        site = _Site(name, module, direction, rows, shares)
-        handles.append(module.register_forward_hook(site.hook))
+        sites.append(_Site(name, module, direction, rows, shares))
+        handles.append(module.register_forward_hook(sites[-1].hook))
     try:
-        yield triggers
+        yield sites, triggers
     finally:
         for handle in handles:
             handle.remove()

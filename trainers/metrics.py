@@ -21,7 +21,7 @@ class Metrics:
     def __init__(self, folder: Path, config: Config, step: int):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.folder = folder
+        self.folder, self.logging = folder, config.logging
         for name in ("metrics.jsonl", "rollouts.jsonl"):
             _truncate(folder / name, step)
         self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else 0)
@@ -34,9 +34,17 @@ class Metrics:
             self._writer.add_scalar(name, value, step)
         append(self.folder / "metrics.jsonl", [{"step": step, **scalars}])
 
-    def histograms(self, step: int, values: Mapping[str, Tensor]) -> None:
-        for name, value in values.items():
-            self._writer.add_histogram(name, value, step)
+    def prompts(self, step: int, values: Mapping[str, Tensor]) -> None:
+        """Now and then: histograms of the prompts' weights and agreements, and one against the
+        other.
+        """
+        every = self.logging.histograms_every
+        if every and step % every == 0:
+            for name in values.keys() & {"weights", "agreements"}:
+                self._writer.add_histogram(f"surgery/{name}", values[name], step)
+        every = self.logging.images_every
+        if every and step % every == 0 and "agreements" in values:
+            self._writer.add_figure("surgery/weight_against_agreement", scatter(**values), step)
 
     def rollouts(self, records: Iterable[Mapping[str, Any]]) -> None:
         append(self.folder / "rollouts.jsonl", records)
@@ -56,6 +64,22 @@ class Metrics:
         for name, value in results.items():
             self._writer.add_scalar(name, value, config.train.steps)
         self._writer.close()
+
+
+def scatter(weights: Tensor, agreements: Tensor, rate: Tensor) -> Any:
+    """Weight against agreement, coloured by the rate of correct answers; what lies left of 0
+    disagrees.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(0, color="0.6", linewidth=1)
+    dots = axes.scatter(agreements, weights, c=rate, cmap="viridis", vmin=0, vmax=1, s=18)
+    figure.colorbar(dots, label="share of correct answers")
+    axes.set_xlabel("agreement with the pass@1 gradient")
+    axes.set_ylabel("pass@k weight")
+    return figure
 
 
 def append(path: Path, records: Iterable[Mapping[str, Any]]) -> None:

@@ -46,19 +46,37 @@ class TaskConfig:
 @dataclass
 class ObjectiveConfig:
     k: int = at_least(1, 8)
+    k_schedule: str | None = None  # such as 50:4,100:1: k is 4 from step 50 on and 1 from 100 on
     estimator: str = "loo"
+    beta: float = above(0, 4.0)  # estimator risk
+    alpha: float = above(0, 0.5)  # estimator power
+    epsilon: float = above(0, 1e-6)  # estimator grpo
 
 
 @dataclass
 class SurgeryConfig:
     rule: str = "none"  # a name in surgery/rules.py, or file.py:function
-    measure: str = one_of("last_layer", "none")
+    measure: str = one_of("last_layer", "ghost", "none")
     statistic: str = one_of("loo", "naive")
+    metric: str = one_of(
+        "euclid", "adam"
+    )  # adam: products in the optimiser's metric, by ghost only
     ema: float = between(0, 0.999, 0.5)  # smoothing of the measured products; 0 is none
-    every: int = at_least(1, 1)  # measure every so many steps; the rule uses the latest in between
-    mix: float = at_least(0, 0.5)  # rule mix: weight of pass@1 beside pass@k
-    margin: float = at_least(0, 0.0)  # rule pcgrad: <update, grad J_1> >= margin |grad J_1|^2
-    cap: float = above(0, 10.0)  # rules with a coefficient: its largest value
+    every: int = at_least(1, 1)  # measure every so many steps; the products hold in between
+    modules: str | None = None  # ghost: a regular expression of parameter names; null is all
+    min_coverage: float = between(0, 1, 1.0)  # ghost: refuse to measure less of the parameters
+    realised_every: int = at_least(0, 10)  # steps between looks at the step really taken; 0: never
+    mix: float = at_least(0, 0.5)  # mix: weight of pass@1 beside pass@k
+    margin: float = at_least(0, 0.0)  # pcgrad: <update, J_1> >= margin |J_1|^2
+    cap: float = above(0, 10.0)  # the largest coefficient of all rules that measure one
+    cosine: float = between(0, 0.999, 0.0)  # gradvac: the least cosine of update and J_1
+    radius: float = between(0, 1, 0.5)  # cagrad: how far from the mean gradient
+    tau: float = at_least(0, 1.0)  # agreement_*: the weight that is given instead
+    softness: float = at_least(0, 1.0)  # agreement_soft: 0 is agreement_clip
+    tolerance: float = between(0, 1, 0.0)  # floor: how far pass@1 may fall below the base
+    integral_gain: float = at_least(0, 1.0)  # floor
+    gain: float = at_least(0, 20.0)  # floor
+    rate_ema: float = between(0, 0.999, 0.8)  # floor: smoothing of the batch's pass@1
 
 
 @dataclass
@@ -115,6 +133,7 @@ class LoggingConfig:
         0, 10
     )  # steps between estimates of the KL to the base (holds a second model); 0: never
     histograms_every: int = at_least(0, 10)
+    images_every: int = at_least(0, 50)  # steps between scatter plots of weight against agreement
 
 
 @dataclass

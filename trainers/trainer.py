@@ -15,13 +15,15 @@ from eval.policy import Policy, completion_logprobs, load_policy, pad_batch
 from eval.sampling import Rollout, derive_seed, sample
 from eval.tasks import Problem, build_task
 from eval.verifier import Verifier
+from surgery import diagnostics
+from surgery.binding import own_settings
 from surgery.estimators import ESTIMATORS, rloo
 from surgery.gram import Geometry
 from surgery.objectives import prompt_weight, rho
 from surgery.rules import State, apply, find_rule
 from trainers import checkpoint
 from trainers.batches import micro_batches
-from trainers.config import parse_constraint
+from trainers.config import parse_constraint, parse_schedule
 from trainers.engine import Engine, share
 from trainers.evaluation import Evaluation, decoding
 from trainers.metrics import Metrics
@@ -48,9 +50,10 @@ class Trainer:
         self.base_path = self.task.base_model() if own_base else config.model.path
         self.engine = Engine(self._load_base(), config)
         self.evaluation = Evaluation(config, self.task, self.verifier, self.engine)
-        self.probe = Probe(config.surgery, self.engine)
-        self.rule = find_rule(config.surgery.rule).bind(vars(config.surgery))
-        self.geometry: Geometry | None = None
+        rule = find_rule(config.surgery.rule)
+        self.probe = Probe(config, self.engine, rule.needs)
+        self.rule = rule.bind(vars(config.surgery))
+        self.estimator = ESTIMATORS[config.objective.estimator]
         self.base: Policy | None = None  # loaded when its log-probabilities are first asked for
         # what a checkpoint carries beside the engine's and the probe's state
         self.rule_state: State = {}
@@ -64,11 +67,12 @@ class Trainer:
         metrics = Metrics(self.folder.path, self.config, start) if self.folder else None
         if start == 0:
             scalars = self._evaluate("before")
+            self.rule_state["base_pass@1"] = scalars["eval/pass@1"]
             if metrics:
                 metrics.log(0, scalars)
         with self._progress(start) as bar:
             for step in range(start + 1, train.steps + 1):
-                scalars, histograms, looks = self.step(step)
+                scalars, prompts, looks = self.step(step)
                 last = step == train.steps
                 if last or _due(step, self.config.eval.every):
                     scalars |= self._evaluate("after" if last else None)
@@ -76,8 +80,7 @@ class Trainer:
                     scalars |= self.evaluation.exact()
                 if metrics:
                     metrics.log(step, scalars)
-                    if _due(step, self.config.logging.histograms_every):
-                        metrics.histograms(step, histograms)
+                    metrics.prompts(step, prompts)
                     if _due(step, self.config.logging.rollouts_every):
                         metrics.rollouts(looks)
                 self.seconds = time.monotonic() - began
@@ -97,9 +100,11 @@ class Trainer:
     def step(self, step: int) -> tuple[dict[str, float], dict[str, Tensor], list[dict[str, Any]]]:
         """Sample, verify, estimate, measure, decide, one weighted backward, update.
 
-        Returns scalars and histograms by their TensorBoard names, and a look at some rollouts.
+        Returns scalars by their TensorBoard names, the prompts' numbers, and a look at some
+        rollouts.
         """
-        train, k = self.config.train, self.config.objective.k
+        train, surgery = self.config.train, self.config.surgery
+        k = k_at(self.config, step)
         clock = Clock()
 
         problems = self.task.training(self.config.seed, step, train.prompts)
@@ -113,30 +118,41 @@ class Trainer:
 
         # from here on the numbers are the whole batch's [prompts, samples], the same on every rank
         correct = (seen["verdict"] == 1).double()
-        a_k = ESTIMATORS[self.config.objective.estimator](correct, k)
-        a_1 = rloo(correct)
-        weights = prompt_weight(train.samples, correct.sum(1), min(k, train.samples))
+        counts = correct.sum(1)
+        options = own_settings(self.estimator, vars(self.config.objective))
+        a_k, a_1 = self.estimator(correct, k, **options), rloo(correct)
+        weights = prompt_weight(train.samples, counts, min(k, train.samples))
 
+        geometry, measured = Geometry(correct.mean(1), self.probe.products), dict[str, float]()
         with clock("measure"):
-            if rollout.features is not None:
-                self.geometry = self.probe.measure(rollout.features, mine, a_k, a_1)
-        decision = self.rule(weights, self.geometry, self.rule_state)
+            realised = self.probe.realised(rollout, mine, a_1)
+            if surgery.measure != "none" and (step - 1) % surgery.every == 0:
+                geometry, measured = self.probe(rollout, mine, a_k, a_1, geometry.rate)
+        decision = self.rule(weights, geometry, self.rule_state)
         advantages = apply(decision, a_k, a_1)
 
         with clock("update"):
+            before = self.engine.snapshot() if _due(step, surgery.realised_every) else None
             lr = learning_rate(self.config, step)
             loss, norm = self._update(rollout, advantages[list(mine)], lr)
+            if before:
+                self.probe.watch(before, self.engine.snapshot())
 
         applied = decision[0] * weights + decision[1]
-        counts = correct.sum(1)
+        passes = {f"train/{x}": rho(train.samples, counts, j) for x, j in self._shown().items()}
+        found = {
+            **measured,
+            **diagnostics.of_decision(weights, decision),
+            **diagnostics.of_agreement(weights, geometry),
+        }
+        if realised is not None:
+            found["realised"] = realised
         scalars = {
-            **{
-                f"train/{name}": float(rho(train.samples, counts, j).mean())
-                for name, j in self._shown().items()
-            },
+            **{name: float(x.mean()) for name, x in passes.items()},
             "train/loss": loss,
             "train/grad_norm": math.nan if norm is None else norm,
             "train/lr": lr,
+            "train/k": k,
             "train/skipped": float(norm is None),
             "train/entropy": float(seen["entropy"].mean()),
             "train/length": float(seen["length"].mean()),
@@ -145,17 +161,30 @@ class Trainer:
             "train/no_signal_share": float((advantages == 0).all(1).double().mean()),
             "train/mean_weight": float(applied.mean()),
             "train/largest_weight_share": float(applied.max() / applied.sum().clamp(min=1e-300)),
-            "surgery/coefficient": float(decision[1].mean()),
-            **self.probe.scalars,
+            **{f"surgery/{name}": x for name, x in found.items()},
         }
         if _due(step, self.config.logging.kl_every):
             scalars["train/kl_to_base"] = self._kl_to_base(rollout)
         scalars |= clock.scalars(seen["length"])
-        histograms = {"surgery/weights": weights}
-        if self.geometry is not None:
-            histograms["surgery/agreements"] = self.geometry.agreement
-        looks = [self._look(step, i, problems[i], rollout, verdicts, weights) for i in mine[:4]]
-        return scalars, histograms, looks
+        agreement = geometry.agreement
+        looks = [
+            {
+                "step": step,
+                "id": problems[i].id,
+                "prompt": problems[i].prompt,
+                "gold": problems[i].gold,
+                "texts": rollout.texts[rows],
+                "verdicts": verdicts[rows],
+                "weight": float(weights[i]),
+                "agreement": None if agreement is None else float(agreement[i]),
+            }
+            for place, i in enumerate(mine[:4])
+            for rows in [slice(place * train.samples, (place + 1) * train.samples)]
+        ]
+        prompts = {"weights": weights, "rate": geometry.rate}
+        if agreement is not None:
+            prompts["agreements"] = agreement
+        return scalars, prompts, looks
 
     def _sample(self, problems: list[Problem], mine: range, step: int) -> Rollout:
         train, surgery = self.config.train, self.config.surgery
@@ -236,27 +265,6 @@ class Trainer:
             write_lines(self.folder.path / "eval" / f"{name}.jsonl", records)
         return scalars
 
-    def _look(
-        self,
-        step: int,
-        i: int,
-        problem: Problem,
-        rollout: Rollout,
-        verdicts: list[bool | None],
-        weights: Tensor,
-    ) -> dict[str, Any]:
-        rows = slice(i // self.engine.world * rollout.n, (i // self.engine.world + 1) * rollout.n)
-        return {
-            "step": step,
-            "id": problem.id,
-            "prompt": problem.prompt,
-            "gold": problem.gold,
-            "texts": rollout.texts[rows],
-            "verdicts": verdicts[rows],
-            "weight": float(weights[i]),
-            "agreement": None if self.geometry is None else float(self.geometry.agreement[i]),
-        }
-
     def _is_best(self, step: int, scalars: dict[str, float]) -> bool:
         train = self.config.train
         value = scalars.get(train.best_metric)
@@ -269,15 +277,17 @@ class Trainer:
         return True
 
     def _save(self, step: int) -> None:
+        probe, tensors = self.probe.state()
         numbers = {
             "seed": self.config.seed,
             "rule_state": self.rule_state,
-            "probe": self.probe.state(),
+            "probe": probe,
             "best": self.best,
             "bad_steps": self.bad_steps,
             "seconds": self.seconds,
         }
-        checkpoint.save(self.engine, self.folder.path if self.folder else None, step, numbers)
+        path = self.folder.path if self.folder else None
+        checkpoint.save(self.engine, path, step, numbers, tensors)
         if self.folder:
             if self.best:
                 write_json(self.folder.path / "checkpoints" / "best.json", self.best)
@@ -291,10 +301,10 @@ class Trainer:
         if found is None:
             return 0
         place, numbers = found
-        checkpoint.load(self.engine, place, numbers["step"])
+        tensors = checkpoint.load(self.engine, place, numbers["optimizer_steps"])
         self.rule_state, self.best = numbers["rule_state"], numbers["best"]
         self.bad_steps, self.seconds = numbers["bad_steps"], numbers["seconds"]
-        self.probe.restore(numbers["probe"])
+        self.probe.restore(numbers["probe"], tensors)
         return numbers["step"]
 
     def _shown(self) -> dict[str, int]:
@@ -344,6 +354,14 @@ def learning_rate(config: Config, step: int) -> float:
     done = (step - 1 - train.warmup_steps) / max(1, train.steps - train.warmup_steps)
     factor = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
     return train.lr * factor[train.schedule]
+
+
+def k_at(config: Config, step: int) -> int:
+    """objective.k, or what objective.k_schedule says from this step on."""
+    k = config.objective.k
+    for start, later in parse_schedule(config.objective.k_schedule):
+        k = later if step >= start else k
+    return k
 
 
 def _due(step: int, every: int) -> bool:

@@ -1,0 +1,52 @@
+"""What a step says about interference, by name."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from surgery.gram import Geometry, Products
+from surgery.rules import Decision
+
+
+def of_decision(weights: Tensor, decision: Decision) -> dict[str, float]:
+    """The rule's lambda, mean beta over mean alpha, and how evenly the weights are spread."""
+    alpha, beta = decision
+    applied = alpha * weights + beta
+    on_k, on_1 = float(alpha.mean()), float(beta.mean())
+    total, squares = float(applied.sum()), float(applied.square().sum())
+    return {
+        "lambda": on_1 / on_k if on_k > 0 else math.inf,
+        "effective_sample_size": total**2 / (squares * len(weights)) if squares > 0 else 0.0,
+    }
+
+
+def of_products(now: Products, naive: Products | None, decisive: Products) -> dict[str, float]:
+    """Cosine and ratio of J_k to J_1: of this batch, naive, and smoothed as the rule sees them.
+
+    An unbiased Gram of one batch need not be PSD: its cosine is clipped, and 0 where a norm is not
+    positive. What was not measured is left out.
+    """
+    found = {"conflict": float(now.dot < 0), "dot": now.dot, "norm_1_squared": now.norm_1}
+    for name, x in (("", now), ("_naive", naive), ("_smoothed", decisive)):
+        if x is not None:
+            found[f"cosine{name}"] = x.cosine
+            found[f"ratio{name}"] = x.dot / x.norm_1 if x.norm_1 > 0 else math.nan
+    if decisive.norm_1 > 0 and decisive.norm_k >= 0:
+        found["length_ratio"] = math.sqrt(decisive.norm_k / decisive.norm_1)
+    return {name: x for name, x in found.items() if not math.isnan(x)}
+
+
+def of_agreement(weights: Tensor, geometry: Geometry) -> dict[str, float]:
+    """Shares of prompts and of weight that disagree, and <J_k, J_1> = E[w] |J_1|^2 + cov(w, a)."""
+    a = geometry.agreement
+    if a is None:
+        return {}
+    negative = (a < 0).to(weights)
+    total = weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+    return {
+        "negative_share": float(negative.mean()),
+        "negative_weight_share": float(weights @ negative / total),
+        "mean_weight_term": float(weights.mean() * a.mean()),
+        "covariance_term": float((weights * a).mean() - weights.mean() * a.mean()),
+    }

@@ -1,0 +1,194 @@
+"""Ghost probes against autograd, completion by completion, in float64."""
+
+import pytest
+import torch
+import transformers as hf
+
+from eval.policy import completion_logprobs, pad_batch
+from eval.tasks.twin_base import make_tokenizer
+from trainers import ghost
+
+SIZE = {
+    "vocab_size": len(make_tokenizer()),
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+GQA = SIZE | {"num_key_value_heads": 2}
+GPT2 = {"vocab_size": SIZE["vocab_size"], "n_embd": 32, "n_layer": 2, "n_head": 4}
+BIASED = GQA | {"attention_bias": True, "mlp_bias": True}
+GEMMA = GQA | {"head_dim": 8, "pad_token_id": 0}
+GEMMA2 = GEMMA | {"sliding_window": 64, "final_logit_softcapping": 3.0}
+MODELS = {
+    "llama": (hf.LlamaForCausalLM, hf.LlamaConfig, GQA, 1e-10),
+    "llama, biases": (hf.LlamaForCausalLM, hf.LlamaConfig, BIASED, 1e-10),
+    "qwen2": (hf.Qwen2ForCausalLM, hf.Qwen2Config, GQA, 1e-10),
+    "qwen3": (hf.Qwen3ForCausalLM, hf.Qwen3Config, GQA | {"head_dim": 8}, 1e-10),
+    "mistral": (hf.MistralForCausalLM, hf.MistralConfig, GQA, 1e-10),
+    "gpt2": (hf.GPT2LMHeadModel, hf.GPT2Config, GPT2, 1e-10),
+    "gpt-neox": (hf.GPTNeoXForCausalLM, hf.GPTNeoXConfig, SIZE, 1e-10),
+    "phi3": (hf.Phi3ForCausalLM, hf.Phi3Config, GQA | {"pad_token_id": 0}, 1e-10),
+    # float32 inside: the norms of Gemma, and the softmax of eager attention
+    "gemma": (hf.GemmaForCausalLM, hf.GemmaConfig, GEMMA, 1e-6),
+    "gemma2, eager": (hf.Gemma2ForCausalLM, hf.Gemma2Config, GEMMA2, 1e-6),
+    "llama, eager": (hf.LlamaForCausalLM, hf.LlamaConfig, GQA, 1e-6),
+    "gpt2, eager": (hf.GPT2LMHeadModel, hf.GPT2Config, GPT2, 1e-6),
+}
+PROMPTS = [[5, 15, 22, 16, 23], [5, 22], [9], [7, 15, 22, 16, 23]] * 2  # ragged: left padding
+COMPLETIONS = [[13, 1], [12, 14, 15, 1], [3, 1], [2, 8, 1], [4, 4], [1], [12, 13, 1], [9, 9, 9, 1]]
+
+
+def make_model(kind, **more):
+    torch.manual_seed(0)
+    cls, config, shape, _ = MODELS[kind]
+    attention = "eager" if "eager" in kind else "sdpa"
+    model = cls(config(**shape, **more, attn_implementation=attention)).double().eval()
+    for p in model.parameters():  # norms that are not 1, biases that are not 0
+        p.data.add_(0.1 * torch.randn_like(p))
+    return model
+
+
+def rows(kind):
+    """Eager attention in float64 turns rows that are all padding into NaN, which no layer survives:
+    transformers computes its softmax in float32. There, prompts are of equal length.
+    """
+    prompts = [PROMPTS[0], PROMPTS[3]] * 4 if "eager" in kind else PROMPTS
+    return prompts, COMPLETIONS
+
+
+def batch(kind=""):
+    return pad_batch(*rows(kind), 0, "cpu")
+
+
+def by_autograd(model, v, kind="", temperature=0.7):
+    """One backward for each completion, alone and without padding."""
+    values = []
+    for prompt, completion in zip(*rows(kind), strict=True):
+        one = pad_batch([prompt], [completion], 0, "cpu")
+        grads = ghost.gradient(model, [one], [torch.ones(1)], temperature)
+        values.append(sum(float((grads[name] * v[name]).sum()) for name in v))
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def directions(model, seed=1):
+    torch.manual_seed(seed)
+    return {name: torch.randn_like(p) for name, p in model.named_parameters()}
+
+
+def error(found, expected):
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_against_autograd(kind, tied, checkpointing):
+    model = make_model(kind, tie_word_embeddings=tied)
+    v = directions(model)
+    expected = by_autograd(model, v, kind)
+    if checkpointing:
+        model._set_gradient_checkpointing(
+            True,
+            lambda f, *a, **k: torch.utils.checkpoint.checkpoint(f, *a, use_reentrant=False, **k),
+        )
+        model.train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    assert error(ghost.probe(model, batch(kind), v, 0.7), expected) < MODELS[kind][3]
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.filterwarnings("default::DeprecationWarning")  # torch.func's own
+def test_against_forward_mode():
+    """The Jacobian-vector product of all rows at once."""
+    model = make_model(kind := "llama, eager")
+    v = directions(model)
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    class Called:
+        def __call__(self, **inputs):
+            return torch.func.functional_call(model, self.values, (), inputs)
+
+    def logprobs(values):
+        called = Called()
+        called.values = values
+        return completion_logprobs(called, batch(kind), 0.7).sum(1)
+
+    _, expected = torch.func.jvp(logprobs, (parameters,), (v,))
+    assert error(ghost.probe(model, batch(kind), v, 0.7), expected.detach()) < 1e-6
+
+
+def test_a_module_left_out_is_seen(monkeypatch):
+    """Negative control: without one module's share the comparison fails."""
+    model = make_model("gpt2")
+    v = directions(model)
+    expected = by_autograd(model, v)
+    for dropped in ("transformer.wpe.weight", "transformer.h.0.mlp.c_fc.weight"):
+        less = {name: x for name, x in v.items() if name != dropped}
+        assert error(ghost.probe(model, batch(), less, 0.7), expected) > 1e-3
+
+
+def test_a_filter_of_modules_and_its_coverage():
+    model = make_model("llama")
+    pattern = r"layers\.1\."
+    kept = ghost.chosen(model, pattern)
+    v = {name: x for name, x in directions(model).items() if name in kept}
+    assert 0 < ghost.coverage(model, pattern) < 1 == ghost.coverage(model, None)
+    assert error(ghost.probe(model, batch(), v, 0.7), by_autograd(model, v)) < 1e-10
+    only = ghost.gradient(model, [batch()], [torch.ones(8)], 0.7, pattern)
+    assert set(only) == set(kept)
+
+
+def test_frozen_embeddings():
+    """As under LoRA: only some layers train."""
+    model = make_model("llama")
+    for name, p in model.named_parameters():
+        p.requires_grad_("layers.1.mlp" in name)
+    v = {name: torch.randn_like(p) for name, p in ghost.chosen(model, None).items()}
+    assert error(ghost.probe(model, batch(), v, 0.7), by_autograd(model, v)) < 1e-10
+
+
+class Router(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.nn.Linear(32, 48, bias=False).double()
+
+    def forward(self, x):
+        return self.inner(x.flatten(0, 1)).view(*x.shape[:-1], -1)
+
+
+class Bypassed(torch.nn.Module):
+    """Its parameters are used without calling their owner."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.nn.Linear(32, 48, bias=False).double()
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.inner.weight)
+
+
+class Bent(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(32, dtype=torch.float64))
+
+    def forward(self, x):
+        return x * self.weight**2
+
+
+@pytest.mark.parametrize(
+    ("replace", "message"),
+    [
+        (lambda layer: setattr(layer, "input_layernorm", Bent()), "input_layernorm.*not affine"),
+        (lambda layer: setattr(layer.mlp, "gate_proj", Router()), "inner.*first axis"),
+        (lambda layer: setattr(layer.mlp, "gate_proj", Bypassed()), "gate_proj.*never called"),
+    ],
+)
+def test_unsupported_layers_are_named(replace, message):
+    model = make_model("llama")
+    replace(model.model.layers[1])
+    with pytest.raises(ghost.Unsupported, match=message):
+        ghost.probe(model, batch(), directions(model), 0.7)
