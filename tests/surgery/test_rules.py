@@ -1,39 +1,217 @@
+"""Contracts that every rule keeps, numbers by hand, and TorchJD's rules where both exist."""
+
+import dataclasses
+import math
+
 import pytest
 import torch
 
-from surgery.gram import Geometry, Products
-from surgery.rules import RULES, apply
+from surgery.gram import Geometry, Products, agreements, products, psd
+from surgery.rules import AGREEMENT, RULES, apply, find_rule, from_weighting
+
+ALONE = {name for name, rule in RULES.items() if AGREEMENT not in rule.needs}
 
 
-def geometry(dot, norm_1=1.0, degenerate=False):
-    return Geometry(Products(dot, norm_1, 1.0), torch.zeros(3), degenerate)
+def gradients(seed, prompts=12, width=5):
+    """Noisy gradients of a population whose heavy prompts pull against the light ones."""
+    generator = torch.Generator().manual_seed(seed)
+    heavy = torch.rand(prompts, generator=generator) < 0.4
+    g_1 = torch.randn(prompts, width, generator=generator, dtype=torch.float64)
+    g_1[:, 0] += torch.where(heavy, -0.7, 1.0)
+    weights = torch.where(heavy, 3.0, 0.3).double()
+    return weights, weights[:, None] * g_1, g_1
 
 
-def coefficient(dot, norm_1=1.0, degenerate=False, **settings):
-    rule = RULES["pcgrad"].bind(settings)
-    alpha, beta = rule(torch.ones(3).double(), geometry(dot, norm_1, degenerate), {})
+def geometry(g_k, g_1, statistic="naive"):
+    rate = torch.linspace(0, 1, len(g_1)).double()
+    return Geometry(rate, psd(products(g_k, g_1, statistic)), agreements(g_1, statistic))
+
+
+def of(dot, norm_1=1.0, norm_k=1.0, agreement=None):
+    agreement = torch.zeros(3).double() if agreement is None else agreement
+    return Geometry(torch.ones(3).double() / 2, Products(dot, norm_1, norm_k), agreement)
+
+
+def coefficient(name, *args, **settings):
+    alpha, beta = RULES[name].bind(settings)(torch.ones(3).double(), of(*args), {})
     assert alpha.tolist() == [1, 1, 1] and len(set(beta.tolist())) == 1
     return float(beta[0])
 
 
-def test_pcgrad_is_the_one_sided_projection():
-    assert coefficient(dot=0.5) == 0
-    assert coefficient(dot=-1.0, norm_1=2.0) == 0.5
-    assert coefficient(dot=-30.0, cap=10.0) == 10
-    assert coefficient(dot=0.1, margin=0.25) == pytest.approx(0.15)
-    assert coefficient(dot=-1.0, norm_1=0.0, degenerate=True, cap=7.0) == 7
-    assert coefficient(dot=1.0, norm_1=0.0, degenerate=True) == 0
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("name", RULES)
+def test_contract(name, seed):
+    """Blind to the order of prompts and to the scale of gradients; never negative; finite."""
+    rule = RULES[name].bind({})
+    weights, g_k, g_1 = gradients(seed)
+    alpha, beta = rule(weights, geometry(g_k, g_1), {})
+    assert alpha.shape == beta.shape == weights.shape
+    assert min(float(alpha.min()), float(beta.min())) >= 0
+    order = torch.randperm(len(weights), generator=torch.Generator().manual_seed(seed))
+    shuffled = dataclasses.replace(
+        geometry(g_k[order], g_1[order]), rate=geometry(g_k, g_1).rate[order]
+    )
+    again = rule(weights[order], shuffled, {})
+    assert torch.allclose(again[0], alpha[order]) and torch.allclose(again[1], beta[order])
+    scaled = rule(weights, geometry(1e-3 * g_k, 1e-3 * g_1), {})
+    assert torch.allclose(scaled[0], alpha) and torch.allclose(scaled[1], beta)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_no_signal(name):
+    zeros = torch.zeros(4).double()
+    nothing = Geometry(zeros, Products(0.0, 0.0, 0.0), zeros)
+    for weights in (zeros, torch.full((4,), 8.0).double()):
+        for x in RULES[name].bind({})(weights, nothing, {}):
+            assert x.isfinite().all() and (x >= 0).all()
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("name", ["pcgrad", "gradvac", "mgda", "agreement_clip"])
+def test_promised_to_leave_pass_1_alone(name, seed):
+    """The update's product with the J_1 that was used is not negative."""
+    weights, g_k, g_1 = gradients(seed)
+    alpha, beta = RULES[name].bind({"cap": 1e9})(weights, geometry(g_k, g_1), {})
+    update = (alpha[:, None] * g_k + beta[:, None] * g_1).mean(0)
+    j_1 = g_1.mean(0)
+    assert float(update @ j_1) >= -1e-9 * float(j_1 @ j_1)
+    if name == "agreement_clip":
+        assert float(update @ j_1) >= float(j_1 @ j_1) * (1 - 1e-9)  # tau = 1
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_margin(seed):
+    weights, g_k, g_1 = gradients(seed)
+    alpha, beta = RULES["pcgrad"].bind({"margin": 0.2, "cap": 1e9})(weights, geometry(g_k, g_1), {})
+    update, j_1 = (alpha[:, None] * g_k + beta[:, None] * g_1).mean(0), g_1.mean(0)
+    assert float(update @ j_1) >= 0.2 * float(j_1 @ j_1) - 1e-9
+
+
+@pytest.mark.parametrize("softness", [0.0, 0.3, 3.0])
+@pytest.mark.parametrize("seed", range(10))
+def test_bound_of_the_soft_clip(seed, softness):
+    weights, g_k, g_1 = gradients(seed)
+    found = geometry(g_k, g_1)
+    rule = RULES["agreement_soft"].bind({"tau": 1.5, "softness": softness})
+    alpha, beta = rule(weights, found, {})
+    inner = float(((alpha * weights + beta) * found.agreement).mean())
+    slack = 0.2785 * softness * float((weights - 1.5).abs().mean())
+    assert inner >= found.products.norm_1 * (1.5 - slack) - 1e-9
+    if softness == 0:
+        hard = RULES["agreement_clip"].bind({"tau": 1.5})(weights, found, {})
+        assert torch.equal(alpha, hard[0]) and torch.equal(beta, hard[1])
+
+
+def test_pcgrad_by_hand():
+    assert coefficient("pcgrad", 0.5) == 0
+    assert coefficient("pcgrad", -1.0, 2.0) == 0.5
+    assert coefficient("pcgrad", -30.0, cap=10.0) == 10
+    assert coefficient("pcgrad", 0.1, margin=0.25) == pytest.approx(0.15)
+    assert coefficient("pcgrad", -1.0, 0.0, cap=7.0) == 7  # degenerate, in conflict
+    assert coefficient("pcgrad", 1.0, 0.0) == 0  # degenerate, not in conflict
+
+
+def test_others_by_hand():
+    assert coefficient("gradvac", -1.0, 2.0, 3.0) == pytest.approx(0.5)  # cosine 0: pcgrad
+    g_k, g_1 = torch.tensor([1.0, -1.0]), torch.tensor([0.0, 2.0])
+    c = coefficient("gradvac", -2.0, 4.0, 2.0, cosine=0.5)
+    lifted = g_k + c * g_1
+    assert float(lifted @ g_1 / lifted.norm() / g_1.norm()) == pytest.approx(0.5)
+    assert coefficient("nash", -0.3, 4.0, 9.0) == pytest.approx(1.5)
+    assert coefficient("mgda", 0.0, 1.0, 3.0) == pytest.approx(3.0)  # t = 1/4
+    assert coefficient("mgda", 2.0, 1.0, 9.0) == 10  # J_1 is the shortest: the cap
+    assert coefficient("mgda", 2.0, 9.0, 1.0) == 0  # J_k is
+    assert coefficient("cagrad", 0.3, 1.0, 1.0) == pytest.approx(1.0)  # alike by symmetry
+    assert coefficient("cagrad", 0.5, 1.0, 4.0, radius=0.0) == pytest.approx(1.0)  # the mean
+
+
+def test_agreement_clip_by_hand():
+    weights = torch.tensor([0.2, 0.2, 3.0, 3.0]).double()
+    found = of(0.0, agreement=torch.tensor([1.0, -1.0, 1.0, -1.0]).double())
+    two = RULES["agreement_clip"].bind({"tau": 0.5})(weights, found, {})
+    assert (two[0].tolist(), two[1].tolist()) == ([0, 1, 1, 0], [0.5, 0, 0, 0.5])
+    one = RULES["agreement_clip_one_sided"].bind({"tau": 0.5})(weights, found, {})
+    assert (one[0].tolist(), one[1].tolist()) == ([1, 1, 1, 0], [0, 0, 0, 0.5])
+
+
+def test_floor_pushes_back_and_lets_go():
+    state = {"base_pass@1": 0.6}
+    rule = RULES["floor"].bind({"rate_ema": 0.0, "gain": 20.0, "integral_gain": 1.0})
+
+    def step(rate):
+        found = Geometry(torch.full((3,), rate).double())
+        return float(rule(torch.ones(3).double(), found, state)[1][0])
+
+    assert step(0.7) == 0
+    assert step(0.5) == pytest.approx(0.1 + 20 * 0.1)
+    assert step(0.5) == pytest.approx(0.2 + 20 * 0.1)
+    assert step(0.6) == pytest.approx(0.2)  # the integral holds
+    assert step(0.9) == 0
+    assert math.isfinite(state["floor_integral"])
 
 
 def test_settings_go_to_the_rule_that_names_them():
-    alpha, beta = RULES["mix"].bind({"mix": 0.3, "cap": 5.0})(torch.ones(2), None, {})
-    assert alpha.tolist() == [1, 1] and torch.allclose(beta, torch.tensor([0.3, 0.3]))
+    _, beta = RULES["mix"].bind({"mix": 0.3, "cap": 5.0})(torch.ones(2).double(), of(0.0), {})
+    assert beta.tolist() == [0.3, 0.3]
 
 
 def test_apply():
-    a = apply(
-        (torch.tensor([1.0, 2.0]), torch.tensor([0.0, 3.0])),
-        torch.ones(2, 2),
-        torch.full((2, 2), 10.0),
+    decision = torch.tensor([1.0, 2.0]), torch.tensor([0.0, 3.0])
+    assert apply(decision, torch.ones(2, 2), torch.full((2, 2), 10.0)).tolist() == [
+        [1, 1],
+        [32, 32],
+    ]
+
+
+def test_a_rule_from_a_file(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "def mine(weights, geometry, state, *, cap=10.0):\n"
+        "    return torch.ones_like(weights), cap * geometry.rate\n"
     )
-    assert a.tolist() == [[1, 1], [32, 32]]
+    rule = find_rule(f"{tmp_path}/mine.py:mine")
+    assert rule.needs  # all is measured for it
+    _, beta = rule.bind({"cap": 2.0})(torch.ones(3).double(), of(0.0), {})
+    assert beta.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_against_torchjd(seed):
+    """Their update of the two gradients, up to its length, is ours."""
+    torchjd = pytest.importorskip("torchjd.aggregation")
+    weights, g_k, g_1 = gradients(seed)
+    matrix = torch.stack([g_k.mean(0), g_1.mean(0)])
+    theirs = {
+        "mgda": torchjd.MGDA(epsilon=1e-10, max_iters=10_000)(matrix),
+        "nash": matrix[0] / matrix[0].norm() + matrix[1] / matrix[1].norm(),
+        "mix": torchjd.Constant(torch.tensor([1.0, 0.5]).double())(matrix),
+    }
+    for name, expected in theirs.items():
+        alpha, beta = RULES[name].bind({"cap": 1e9})(weights, geometry(g_k, g_1), {})
+        ours = alpha[0] * matrix[0] + beta[0] * matrix[1]
+        cosine = torch.nn.functional.cosine_similarity(ours, expected, 0)
+        assert float(cosine) == pytest.approx(1.0, abs=1e-5), name
+    # plugged in as it is, a weighting of theirs decides like the rule of the same name
+    plugged = from_weighting(torchjd.MGDAWeighting(epsilon=1e-10, max_iters=10_000), cap=1e9)
+    ours = RULES["mgda"].bind({"cap": 1e9})(weights, geometry(g_k, g_1), {})
+    theirs = plugged(weights, geometry(g_k, g_1), {})
+    assert torch.allclose(theirs[1], ours[1], rtol=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_against_torchjd_with_a_solver(seed):
+    torchjd = pytest.importorskip("torchjd.aggregation")
+    weights, g_k, g_1 = gradients(seed)
+    matrix = torch.stack([g_k.mean(0), g_1.mean(0)])
+    try:
+        theirs = {
+            "pcgrad": torchjd.DualProj(torch.tensor([1.0, 0.0]).double())(matrix),
+            "cagrad": torchjd.CAGrad(c=0.5)(matrix),
+        }
+    except (ImportError, AttributeError) as error:
+        pytest.skip(f"needs a solver: {error}")
+    for name, expected in theirs.items():
+        alpha, beta = RULES[name].bind({"cap": 1e9})(weights, geometry(g_k, g_1), {})
+        ours = alpha[0] * matrix[0] + beta[0] * matrix[1]
+        cosine = torch.nn.functional.cosine_similarity(ours, expected.to(ours), 0)
+        assert float(cosine) == pytest.approx(1.0, abs=1e-3), name

@@ -1,0 +1,53 @@
+"""The README's own code runs as it stands there, and its file tree is the project's."""
+
+import re
+import subprocess
+import sys
+
+import torch
+
+from tests.conftest import ROOT
+
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+
+
+def test_surgery_alone_without_deepspeed():
+    """The example for other trainers, in an interpreter that may import neither deepspeed nor ours.
+    """
+    (block,) = [x for x in BLOCKS if "def surgery_advantages" in x]
+    check = (
+        "import sys\n"
+        "for name in ('deepspeed', 'transformers', 'trainers', 'eval'): sys.modules[name] = None\n"
+        f"{block}\n"
+        "correct = torch.randint(0, 2, (6, 8), generator=torch.Generator().manual_seed(0))\n"
+        "a = surgery_advantages(correct, torch.randn(48, 5), 4, find_rule('pcgrad').bind({}), {})\n"
+        "assert a.shape == (6, 8) and a.isfinite().all()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_rule_of_ones_own(tmp_path):
+    from surgery.gram import Geometry, Products
+    from surgery.rules import find_rule
+
+    (block,) = [x for x in BLOCKS if "def half_as_much" in x]
+    (tmp_path / "mine.py").write_text(block)
+    rule = find_rule(f"{tmp_path}/mine.py:half_as_much").bind({"cap": 10.0})
+    found = Geometry(torch.ones(3), Products(-1.0, 2.0, 1.0), torch.zeros(3))
+    alpha, beta = rule(torch.ones(3), found, {})
+    assert alpha.tolist() == [1, 1, 1] and beta.tolist() == [0.25] * 3
+
+
+def test_the_file_tree():
+    tree = TEXT[TEXT.index("surgery/    ") : TEXT.index("## Configurations")]
+    named = set(re.findall(r"(\w+\.py)\b", tree))
+    for package in ("surgery", "eval", "trainers", "launch"):
+        files = {x.name for x in (ROOT / package).glob("*.py")} - {"__init__.py"}
+        assert files <= named, files - named
+
+
+def test_every_configuration_is_listed():
+    for path in (ROOT / "configs").glob("*.yaml"):
+        assert f"`{path.name}`" in TEXT or path.name == "base.yaml", path.name

@@ -1,0 +1,193 @@
+"""Every measured product against the exact one, over repeated sampling, and over ranks."""
+
+import json
+import math
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from eval.policy import answer_batch, completion_logprobs
+from eval.sampling import Decoding, _tap, sample
+from surgery.estimators import loo, rloo
+from surgery.objectives import pass_at_k, pass_at_k_weight
+from surgery.rules import RULES
+from tests.conftest import ROOT, run
+from trainers import ghost
+from trainers.config import ConfigError
+from trainers.probe import Probe
+from trainers.schema import Config
+
+K, N, PROMPTS, BATCHES = 4, 8, 32, 120
+
+
+class Alone:
+    """What a probe needs of an engine, in one process and without DeepSpeed."""
+
+    rank, world, device = 0, 1, torch.device("cpu")
+
+    def __init__(self, policy):
+        self._policy, self.pad_id = policy, policy.pad_id
+
+    @contextmanager
+    def policy(self):
+        yield self._policy
+
+    def gather(self, item):
+        return [item]
+
+    def total(self, x):
+        return x
+
+    def reduce(self, x, how="sum"):
+        return x
+
+
+def make_probe(base, needs="nash", **surgery):
+    config = Config()
+    for key, value in ({"ema": 0.0} | surgery).items():
+        setattr(config.surgery, key, value)
+    return Probe(config, Alone(base), RULES[needs].needs)
+
+
+def a_batch(base, twin, step):
+    problems = twin.training(0, step, PROMPTS)
+    rollout = sample(base, [x.prompt for x in problems], N, Decoding(4), step, features=True)
+    golds = [x.gold for x in problems for _ in range(N)]
+    correct = torch.tensor([a == b for a, b in zip(rollout.texts, golds, strict=True)]).view(-1, N)
+    return rollout, correct.double()
+
+
+@pytest.fixture(scope="module")
+def exact(twin, base_path):
+    """Products of the true gradients over the population: all parameters, and last hidden layer."""
+    from eval.policy import load_policy
+
+    policy = load_policy(base_path)
+    problems, share = twin.population, twin.shares
+    batch = answer_batch(policy, [x.prompt for x in problems], [x.gold for x in problems])
+    with _tap(policy.model, features=True) as tap:
+        p = completion_logprobs(policy.model, batch).sum(1).exp()
+        (u,) = torch.autograd.grad(p.log().sum(), tap.hidden, retain_graph=True)
+    p_exact, u = p.detach().double(), u.double().sum(1)
+    weight = pass_at_k_weight(p_exact, K)
+    g_1, g_k = ((share * w * p_exact) @ u for w in (torch.ones_like(weight), weight))
+    last_layer = {"dot": g_k @ g_1, "norm_1": g_1 @ g_1, "norm_k": g_k @ g_k}
+    p = completion_logprobs(policy.model, batch).sum(1).exp().double()
+    parameters = list(policy.model.parameters())
+    j_1, j_k = (
+        torch.cat([g.flatten() for g in torch.autograd.grad(x, parameters, retain_graph=True)])
+        for x in (share @ p, share @ pass_at_k(p, K))
+    )
+    full = {"dot": j_k @ j_1, "norm_1": j_1 @ j_1, "norm_k": j_k @ j_k}
+    return {
+        kind: {name: float(x) for name, x in found.items()}
+        for kind, found in (("last_layer", last_layer), ("ghost", full))
+    }
+
+
+@pytest.mark.parametrize("measure", ["last_layer", "ghost"])
+def test_products_are_unbiased(exact, twin, base, measure):
+    probe = make_probe(base, measure=measure)
+    found = {name: [] for name in exact[measure]}
+    agreement = []
+    for step in range(BATCHES if measure == "last_layer" else BATCHES // 2):
+        rollout, correct = a_batch(base, twin, step)
+        a_k, a_1 = loo(correct, K), rloo(correct)
+        geometry, _ = probe(rollout, range(PROMPTS), a_k, a_1, correct.mean(1))
+        agreement.append(float(geometry.agreement.mean()))
+        for name in found:
+            found[name].append(getattr(probe.smooth, name))
+    for name, values in (*found.items(), ("norm_1", agreement)):
+        x = torch.tensor(values, dtype=torch.float64)
+        error = float(x.std()) / math.sqrt(len(x))
+        assert abs(float(x.mean()) - exact[measure][name]) < 4 * error, name
+    assert exact[measure]["dot"] < 0  # the base is in conflict
+
+
+def test_naive_products_are_biased(exact, twin, base):
+    """The self-term: what the default leaves out is not small."""
+    probe = make_probe(base, statistic="naive")
+    values = []
+    for step in range(40):
+        rollout, correct = a_batch(base, twin, step)
+        probe(rollout, range(PROMPTS), loo(correct, K), rloo(correct), correct.mean(1))
+        values.append(probe.smooth.norm_1)
+    assert sum(values) / len(values) > 1.5 * exact["last_layer"]["norm_1"]
+
+
+@pytest.mark.parametrize("statistic", ["naive", "loo"])
+def test_ghost_products_against_gradients(base, twin, statistic):
+    """One batch: agreements and products from full gradients, prompt by prompt."""
+    rollout, correct = a_batch(base, twin, 0)
+    a_k, a_1 = loo(correct, K), rloo(correct)
+    probe = make_probe(base, measure="ghost", statistic=statistic)
+    geometry, scalars = probe(rollout, range(PROMPTS), a_k, a_1, correct.mean(1))
+
+    def prompt_gradient(a, i):
+        weights = torch.zeros_like(a)
+        weights[i] = a[i]
+        found = probe._gradient(base.model, rollout, weights)
+        return torch.cat([x.flatten() for x in found.values()]).double()
+
+    g_1, g_k = (torch.stack([prompt_gradient(a, i) for i in range(PROMPTS)]) for a in (a_1, a_k))
+    if statistic == "naive":
+        other = g_1.mean(0).expand_as(g_1)
+        norm_k = float(g_k.mean(0) @ g_k.mean(0))
+    else:
+        other = torch.stack([g_1[(i + 1) % 2 :: 2].mean(0) for i in range(PROMPTS)])
+        norm_k = float(g_k[::2].mean(0) @ g_k[1::2].mean(0))
+    scale = float((g_1 * other).sum(1).abs().max())
+    assert torch.allclose(geometry.agreement, (g_1 * other).sum(1), atol=1e-4 * scale)
+    assert probe.smooth.dot == pytest.approx(float((g_k * other).sum(1).mean()), abs=1e-4 * scale)
+    assert probe.smooth.norm_1 == pytest.approx(float((g_1 * other).sum(1).mean()), rel=1e-3)
+    assert probe.smooth.norm_k == pytest.approx(norm_k, rel=1e-3)
+    assert scalars["coverage"] == 1.0
+
+
+def test_the_step_that_was_realised(base, twin):
+    """<grad J_1, step> of a watched step is the first-order change of this batch's objective."""
+    rollout, correct = a_batch(base, twin, 1)
+    a_1 = rloo(correct)
+    probe = make_probe(base)
+    before = {name: p.detach().clone() for name, p in base.model.named_parameters()}
+    torch.manual_seed(0)
+    moved = {name: 1e-4 * torch.randn_like(p) for name, p in before.items()}
+    assert probe.realised(rollout, range(PROMPTS), a_1) is None
+    probe.watch(before, {name: x + moved[name] for name, x in before.items()})
+    found = probe.realised(rollout, range(PROMPTS), a_1)
+    gradient = probe._gradient(base.model, rollout, a_1 / PROMPTS)
+    expected = sum(float((gradient[name] * moved[name]).sum()) for name in moved)
+    assert found == pytest.approx(expected, rel=1e-2)
+    assert probe.realised(rollout, range(PROMPTS), a_1) is None  # once
+
+
+def test_coverage_is_asserted(base):
+    with pytest.raises(ConfigError, match=r"surgery.modules = lm_head: leaves in 0\.\d+"):
+        make_probe(base, measure="ghost", modules="lm_head")
+    allowed = make_probe(base, measure="ghost", modules="lm_head", min_coverage=0.01)
+    assert 0 < allowed.coverage < 1
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
+def over_ranks(request, tmp_path_factory, base_path):
+    out = tmp_path_factory.mktemp("probes") / "results.json"
+    script = str(ROOT / "tests" / "trainers" / "probes.py")
+    done = run(script, str(out), cwd=ROOT, ranks=request.param, PYTHONPATH=str(ROOT), timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("stage", "0123")
+def test_over_ranks_and_zero_stages(over_ranks, stage):
+    """As in one process; and a naive projection in conflict leaves nothing along J_1."""
+    found = over_ranks[stage]
+    for measure in ("ghost", "last_layer"):
+        assert found[f"{measure} agreement error"] < 1e-5
+        assert found[f"{measure} products error"] < 1e-5
+    assert found["conflict"] < 0
+    assert abs(found["cosine of the applied gradient with J_1"]) < 1e-5
+
+
+def test_ghost_is_a_direction_of_the_model(base):
+    assert set(ghost.chosen(base.model, None)) == {n for n, _ in base.model.named_parameters()}
