@@ -69,6 +69,9 @@ def main() -> int:
         if folder:
             print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"{config.run.dir}: interrupted; the same command goes on", file=sys.stderr)
+        return 130
     except TrainingFailed as error:
         print(f"{config.run.dir}: {error}", file=sys.stderr)
         return 1

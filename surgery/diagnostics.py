@@ -15,10 +15,9 @@ def of_decision(weights: Tensor, decision: Decision) -> dict[str, float]:
     applied = alpha * weights + beta
     on_k, on_1 = float(alpha.mean()), float(beta.mean())
     total, squares = float(applied.sum()), float(applied.square().sum())
-    return {
-        "lambda": on_1 / on_k if on_k > 0 else math.inf,
-        "effective_sample_size": total**2 / (squares * len(weights)) if squares > 0 else 0.0,
-    }
+    size = total**2 / (squares * len(weights)) if squares > 0 else 0.0
+    found = {"effective_sample_size": size}  # as a share of the prompts
+    return found | {"lambda": on_1 / on_k} if on_k > 0 else found
 
 
 def of_products(now: Products, naive: Products | None, decisive: Products) -> dict[str, float]:

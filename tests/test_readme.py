@@ -13,8 +13,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
 
 
 def test_surgery_alone_without_deepspeed():
-    """The example for other trainers, in an interpreter that may import neither deepspeed nor ours.
-    """
+    """The example for other trainers, where neither deepspeed nor our trainer can be imported."""
     (block,) = [x for x in BLOCKS if "def surgery_advantages" in x]
     check = (
         "import sys\n"

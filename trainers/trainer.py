@@ -150,7 +150,7 @@ class Trainer:
         scalars = {
             **{name: float(x.mean()) for name, x in passes.items()},
             "train/loss": loss,
-            "train/grad_norm": math.nan if norm is None else norm,
+            **({} if norm is None else {"train/grad_norm": norm}),
             "train/lr": lr,
             "train/k": k,
             "train/skipped": float(norm is None),

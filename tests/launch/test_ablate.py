@@ -66,7 +66,9 @@ def test_quantiles():
         n = 20_000
         grid = (quantile * (i + 0.5) / n for i in range(n))
         inside = sum((1 + t * t / freedom) ** (-(freedom + 1) / 2) for t in grid)
-        assert 0.5 - scale * inside * quantile / n == pytest.approx(0.025, abs=3e-5)  # three decimals
+        assert 0.5 - scale * inside * quantile / n == pytest.approx(
+            0.025, abs=3e-5
+        )  # three decimals
 
 
 def test_the_table_by_hand():

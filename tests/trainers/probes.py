@@ -1,5 +1,4 @@
-"""Run by test_probe.py under the launcher: probes over ranks and ZeRO stages against one process.
-"""
+"""Run by test_probe.py under the launcher: probes over ranks and stages against one process."""
 
 import json
 import sys
