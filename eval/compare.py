@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,27 +19,36 @@ T_95 = [
 
 
 def t_interval(values: Sequence[float]) -> Interval:
-    """Mean over seeds with its 95 % Student-t interval, infinite for a single seed."""
+    """Mean over seeds with its 95 % Student-t interval; a single seed has none."""
     n = len(values)
     mean = math.fsum(values) / n
     if n == 1:
-        return {"value": mean, "low": -math.inf, "high": math.inf}
+        return {"value": mean, "low": None, "high": None}
     deviation = math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (n - 1))
     half = T_95[min(n - 1, len(T_95)) - 1] * deviation / math.sqrt(n)
     return {"value": mean, "low": mean - half, "high": mean + half}
 
 
 def find_summaries(folders: Iterable[Path]) -> list[dict[str, Any]]:
-    """The summary of every finished run at or below the folders."""
-    paths = sorted({path for folder in folders for path in folder.rglob("summary.json")})
-    return [json.loads(path.read_text()) for path in paths]
+    """The summary of every finished run at or below the folders, with the `group` that it is of.
+
+    Runs are of one group if they lie side by side, as seed0, seed1, ... do.
+    """
+    paths = sorted({path.resolve() for x in folders for path in x.rglob("summary.json")})
+    found = [(path, json.loads(path.read_text())) for path in paths]
+    groups = {(str(path.parent.parent), x["run"]) for path, x in found}
+    twice = [name for name, n in Counter(run for _, run in groups).items() if n > 1]
+    return [
+        x | {"group": str(path.parent.parent) if x["run"] in twice else x["run"]}
+        for path, x in found
+    ]
 
 
 def compare(summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row a run name: means over seeds, by the exact values where all its runs have them."""
+    """One row a group: means over seeds, by the exact values where all its runs have them."""
     rows = []
-    for name in dict.fromkeys(x["run"] for x in summaries):
-        runs = [x for x in summaries if x["run"] == name]
+    for name in dict.fromkeys(x["group"] for x in summaries):
+        runs = [x for x in summaries if x["group"] == name]
         k = f"pass@{runs[0]['k']}"
         exact = all(x.get("exact") for x in runs)
         row: dict[str, Any] = {"run": name, "seeds": len(runs), "k": runs[0]["k"], "exact": exact}
@@ -74,12 +84,17 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def render(rows: Sequence[Mapping[str, Any]], markdown: bool = False) -> str:
-    """The table, for the terminal or as markdown. Changes are means over seeds with t-intervals."""
-    k = rows[0]["k"]
-    header = ["run", "seeds", "pass@1", "change", f"pass@{k}", "change", "lowest pass@1"]
-    header += ["frontier share", "seconds"]
-    cells = [_cells(row) for row in rows if row["k"] == k]
-    if not markdown:
-        return table(header, cells)
-    lines = [header, ["---"] * len(header), *cells]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    """A table for each k, for the terminal or as markdown. Changes are means over seeds."""
+    tables = []
+    for k in dict.fromkeys(row["k"] for row in rows):
+        header = ["run", "seeds"]
+        for metric in dict.fromkeys(("pass@1", f"pass@{k}")):
+            header += [metric, "change"]
+        header += ["lowest pass@1", "frontier share", "seconds"]
+        cells = [_cells(row) for row in rows if row["k"] == k]
+        if markdown:
+            lines = [header, ["---"] * len(header), *cells]
+            tables.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+        else:
+            tables.append(table(header, cells))
+    return "\n\n".join(tables)

@@ -15,8 +15,8 @@ RESAMPLES = 2_000
 
 class Interval(TypedDict):
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 def ladder(k: int) -> list[int]:
@@ -60,13 +60,10 @@ def verdict(change: Mapping[str, Interval]) -> str:
     """One plain sentence: "pass@8 rose, pass@1 fell"."""
 
     def word(x: Interval) -> str:
-        return (
-            "rose"
-            if x["low"] > 0
-            else "fell"
-            if x["high"] < 0
-            else "did not change beyond its interval"
-        )
+        assert x["low"] is not None and x["high"] is not None
+        if x["low"] > 0:
+            return "rose"
+        return "fell" if x["high"] < 0 else "did not change beyond its interval"
 
     names = sorted(change, key=lambda name: int(name.removeprefix("pass@")), reverse=True)
     return ", ".join(

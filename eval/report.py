@@ -20,8 +20,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, rows)])
 
 
-def spread(x: Mapping[str, float], sign: str = "") -> str:
-    return f"{x['value']:{sign}.3f} [{x['low']:{sign}.3f}, {x['high']:{sign}.3f}]"
+def spread(x: Mapping[str, Any], sign: str = "") -> str:
+    """The value with its interval, where it has one."""
+    ends = "" if x["low"] is None else f" [{x['low']:{sign}.3f}, {x['high']:{sign}.3f}]"
+    return f"{x['value']:{sign}.3f}{ends}"
 
 
 def run_table(summary: Mapping[str, Any]) -> str:

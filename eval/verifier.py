@@ -11,6 +11,7 @@ import os
 import selectors
 import subprocess
 import sys
+import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -21,6 +22,10 @@ from surgery.binding import load_function
 MAX_CHARS = 4_096  # the end of a longer answer is judged: there the result stands
 CACHE_SIZE = 1_000_000
 START_LIMIT = 60.0  # seconds for a worker to import what it needs
+
+
+class VerifierFailed(Exception):
+    """The judge itself cannot start."""
 
 
 class Verifier:
@@ -104,11 +109,13 @@ class _Worker:
         root = str(Path(__file__).resolve().parents[1])
         path = f"import sys; sys.path.insert(0, {root!r})"
         code = f"{path}; from eval.verifier import serve; serve({mode!r})"
+        # what it says until it is ready; later, what it judges may log a lot
+        self.complaints = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, "-c", code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self.complaints,
         )
         assert self.process.stdout is not None
         self.output = self.process.stdout
@@ -123,7 +130,7 @@ class _Worker:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
+        for pipe in (self.process.stdin, self.process.stdout, self.complaints):
             if pipe is not None:
                 pipe.close()
 
@@ -150,7 +157,11 @@ class _Worker:
             else:
                 return True, json.loads(line)
         if ended or time.monotonic() >= self.deadline:
+            self.complaints.seek(0)
+            lines = self.complaints.read().decode(errors="replace").strip().splitlines()
             self.kill()
+            if not self.started:
+                raise VerifierFailed(f"the verifier does not start: {(lines or ['no word'])[-1]}")
             return True, None
         return False, None
 
@@ -161,6 +172,8 @@ def serve(mode: str) -> None:
     os.dup2(2, 1)  # whatever a judge prints must not be taken for a verdict
     judge = load_function(mode) if ":" in mode else _math_judge()
     print("ready", file=out, flush=True)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    os.dup2(2, 1)
     for line in sys.stdin:
         answer, gold = json.loads(line)
         try:

@@ -35,7 +35,7 @@ class Run:
     @property
     def name(self) -> str:
         swept = (f"{key.rpartition('.')[2]}={value}" for key, value in _pairs(self.overrides))
-        return ",".join([Path(self.config).stem, *swept])
+        return ",".join([Path(self.config).stem, *swept]).replace("/", "_")
 
     def arguments(self, out: Path, threads: int) -> list[str]:
         own = [f"seed={self.seed}", f"run.dir={self.folder(out)}", f"run.threads={threads}"]
@@ -57,6 +57,9 @@ def combinations(configs: list[str], seeds: list[int], sweeps: list[str]) -> lis
         axes.append([f"{key}={x}" for x in ([value] if whole else value.split(","))])
     grid = itertools.product(seeds, configs, itertools.product(*axes))
     return [Run(config, overrides, seed) for seed, config, overrides in grid]
+
+
+running: list[subprocess.Popen] = []
 
 
 def is_finished(run: Run, out: Path, threads: int) -> bool:
@@ -82,7 +85,9 @@ def execute(run: Run, out: Path, threads: int) -> str:
     log.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     with log.open("a") as file:
-        code = subprocess.run(command, stdout=file, stderr=file, check=False).returncode
+        process = subprocess.Popen(command, stdout=file, stderr=file)
+        running.append(process)
+        code = process.wait()
     seconds = f"{time.monotonic() - start:.0f} s"
     return f"done in {seconds}" if code == 0 else f"FAILED with exit code {code}; see {log}"
 
@@ -102,6 +107,11 @@ def main() -> int:
     configs = [x for x in arguments.configs if "=" not in x]
     runs = combinations(configs, arguments.seeds, sweeps)
     threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
+    stems = [Path(x).stem for x in configs]
+    if len(set(stems)) < len(stems):
+        twice = next(x for x in stems if stems.count(x) > 1)
+        print(f"--configs = {twice}: named twice; runs are told by file name", file=sys.stderr)
+        return 2
     try:
         for run in runs:
             load_config(run.config, run.arguments(arguments.out, threads)[2:])
@@ -111,11 +121,16 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     failed = 0
-    with ThreadPoolExecutor(arguments.jobs) as pool:
+    pool = ThreadPoolExecutor(arguments.jobs)
+    try:
         outcomes = pool.map(lambda run: execute(run, arguments.out, threads), runs)
         for i, (run, outcome) in enumerate(zip(runs, outcomes, strict=True), 1):
             print(f"[{i}/{len(runs)}] {run.name} seed {run.seed}: {outcome}", flush=True)
             failed += "FAILED" in outcome
+    finally:  # on Ctrl-C or SIGTERM the runs end too; the same command goes on
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in running:
+            process.terminate()
 
     from eval.compare import compare, find_summaries, render
 

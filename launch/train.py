@@ -49,6 +49,7 @@ def main() -> int:
     import transformers
 
     from eval.report import run_table
+    from eval.verifier import VerifierFailed
     from trainers.engine import share, start_ranks
     from trainers.trainer import Trainer, TrainingFailed
 
@@ -72,7 +73,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print(f"{config.run.dir}: interrupted; the same command goes on", file=sys.stderr)
         return 130
-    except TrainingFailed as error:
+    except (TrainingFailed, VerifierFailed) as error:
         print(f"{config.run.dir}: {error}", file=sys.stderr)
         return 1
     if folder and summary:

@@ -1,11 +1,12 @@
 """What a step says about interference, by name."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from surgery.gram import Geometry, Products
+from surgery.gram import Products
 from surgery.rules import Decision
 
 
@@ -36,16 +37,21 @@ def of_products(now: Products, naive: Products | None, decisive: Products) -> di
     return {name: x for name, x in found.items() if not math.isnan(x)}
 
 
-def of_agreement(weights: Tensor, geometry: Geometry) -> dict[str, float]:
-    """Shares of prompts and of weight that disagree, and <J_k, J_1> = E[w] |J_1|^2 + cov(w, a)."""
-    a = geometry.agreement
-    if a is None:
-        return {}
-    negative = (a < 0).to(weights)
+def of_agreement(
+    weights: Tensor, agreement: Tensor, products: Mapping[str, float]
+) -> dict[str, float]:
+    """Shares of prompts and of weight that disagree, and <J_k, J_1> = E[w] |J_1|^2 + cov(w, a).
+
+    `products` are those of `of_products`. The covariance is what is left of the measured product: w
+    and a of one prompt come from the same
+    verdicts, so the covariance of their estimates would not be it.
+    """
+    negative = (agreement < 0).to(weights)
     total = weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+    mean_weight_term = float(weights.mean()) * products["norm_1_squared"]
     return {
         "negative_share": float(negative.mean()),
         "negative_weight_share": float(weights @ negative / total),
-        "mean_weight_term": float(weights.mean() * a.mean()),
-        "covariance_term": float((weights * a).mean() - weights.mean() * a.mean()),
+        "mean_weight_term": mean_weight_term,
+        "covariance_term": products["dot"] - mean_weight_term,
     }

@@ -7,7 +7,6 @@ signature
 Below, c is the number of correct answers of the prompt and c_i = c - f_i the same without answer i.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -147,8 +146,10 @@ ESTIMATORS: dict[str, Estimator] = {
 }
 
 
-def largest_k(name: str, n: int) -> float:
+# what ascends pass@k; the others ignore k and ascend an objective of their own
+OF_PASS_AT_K = frozenset({"plugin", "loo", "pkpo", "pkpo_loo", "pkpo_loo1", "passk_training"})
+
+
+def largest_k(name: str, n: int) -> int:
     """The largest k that estimator `name` can serve from n samples."""
-    if name in ("plugin", "rloo", "grpo", "risk", "log", "power"):
-        return math.inf
     return n - 1 if name == "pkpo_loo" else n

@@ -110,10 +110,13 @@ def smoothed(now: Products, before: Products | None, decay: float) -> Products:
 def psd(x: Products) -> Products:
     """The nearest positive semi-definite Gram: leaving the diagonal out can make a square negative.
 
-    Without |J_k|^2 only |J_1|^2 >= 0 can be asked for.
+    Where |J_1|^2 is not positive it becomes 0 and <J_k, J_1> stays: its sign is all that a rule can
+    still use. Without |J_k|^2 nothing else can be asked for.
     """
+    if x.norm_1 <= 0:
+        return Products(x.dot, 0.0, max(x.norm_k, 0.0))
     if math.isnan(x.norm_k):
-        return Products(x.dot, max(x.norm_1, 0.0), x.norm_k)
+        return x
     gram = torch.tensor([[x.norm_k, x.dot], [x.dot, x.norm_1]], dtype=torch.float64)
     values, vectors = torch.linalg.eigh(gram)
     if values[0] >= 0:

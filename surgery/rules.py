@@ -12,6 +12,7 @@ J_k.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
@@ -112,7 +113,7 @@ def floor(
     return with_pass_1(weights, integral + gain * max(gap, 0.0))
 
 
-# --- one coefficient from the 2x2 Gram of (J_k, J_1)
+# --- one coefficient c from the 2x2 Gram of (J_k, J_1)
 
 
 def measured(geometry: Geometry) -> Products:
@@ -120,80 +121,76 @@ def measured(geometry: Geometry) -> Products:
     return geometry.products
 
 
-def in_conflict(geometry: Geometry, cap: float) -> float:
-    """The coefficient where |J_1|^2 is 0, so that a ratio to it means nothing."""
-    return cap if measured(geometry).dot < 0 else 0.0
+def as_rule(coefficient: Callable[..., float]) -> Callable[..., Decision]:
+    """The rule (1, c) with c = coefficient(products, cap=..., ...), within [0, cap].
 
-
-@rule(PRODUCTS)
-def pcgrad(
-    weights: Tensor, geometry: Geometry, state: State, *, margin: float = 0.0, cap: float = 10.0
-) -> Decision:
-    """(1, c) with c = clip(margin - <J_k, J_1>/|J_1|^2, 0, cap).
-
-    The least pass@1 whose addition gives <update, J_1> >= margin |J_1|^2: the projection of
-    arXiv 2001.06782, one-sided, so that J_1 stays untouched. |J_1|^2 = 0: the cap on conflict, else
-    0.
+    Where |J_1|^2 is measured as 0 a ratio to it means nothing: c is the cap on conflict, else 0.
     """
-    if geometry.degenerate:
-        return with_pass_1(weights, in_conflict(geometry, cap))
-    x = measured(geometry)
-    return with_pass_1(weights, min(max(margin - x.dot / x.norm_1, 0.0), cap))
 
+    @wraps(coefficient)
+    def rule(
+        weights: Tensor, geometry: Geometry, state: State, *, cap: float = 10.0, **settings: float
+    ) -> Decision:
+        x = measured(geometry)
+        if geometry.degenerate:
+            return with_pass_1(weights, cap if x.dot < 0 else 0.0)
+        return with_pass_1(weights, min(max(coefficient(x, cap=cap, **settings), 0.0), cap))
 
-@rule(PRODUCTS, NORM_K)
-def gradvac(
-    weights: Tensor, geometry: Geometry, state: State, *, cosine: float = 0.0, cap: float = 10.0
-) -> Decision:
-    """(1, c) that lifts the cosine of (update, J_1) to at least phi = `cosine` (arXiv 2010.05874,
-    eq. 2).
-
-    Below phi: c = |J_k| (phi sqrt(1-g^2) - g sqrt(1-phi^2)) / (|J_1| sqrt(1-phi^2)), g now's.
-    phi = 0 is `pcgrad` without margin. |J_1|^2 = 0: the cap on conflict, else 0.
-    """
-    if geometry.degenerate:
-        return with_pass_1(weights, in_conflict(geometry, cap))
-    x = measured(geometry)
-    now = x.cosine
-    if now >= cosine:
-        return with_pass_1(weights, 0.0)
-    lift = cosine * math.sqrt(1 - now**2) - now * math.sqrt(1 - cosine**2)
-    c = math.sqrt(max(x.norm_k, 0.0) / x.norm_1) * lift / math.sqrt(1 - cosine**2)
-    return with_pass_1(weights, min(c, cap))
+    return rule
 
 
 def ratio(on_k: float, on_1: float, cap: float) -> float:
-    """on_1 / on_k within [0, cap]; the cap where nothing is left on J_k."""
-    return min(on_1 / on_k, cap) if on_k > 0 else cap
+    """on_1 / on_k; the cap where nothing is left on J_k."""
+    return on_1 / on_k if on_k > 0 else cap
+
+
+@rule(PRODUCTS)
+@as_rule
+def pcgrad(x: Products, *, margin: float = 0.0, cap: float = 10.0) -> float:
+    """c = margin - <J_k, J_1>/|J_1|^2: the least that gives <update, J_1> >= margin |J_1|^2.
+
+    The projection of arXiv 2001.06782, one-sided, so that J_1 itself stays untouched.
+    """
+    return margin - x.dot / x.norm_1
 
 
 @rule(PRODUCTS, NORM_K)
-def mgda(weights: Tensor, geometry: Geometry, state: State, *, cap: float = 10.0) -> Decision:
-    """The shortest vector of the segment between J_k and J_1 (Desideri 2012; arXiv 1810.04650, eq.
-    4).
+@as_rule
+def gradvac(x: Products, *, cosine: float = 0.0, cap: float = 10.0) -> float:
+    """The c that lifts the cosine g of (J_k, J_1) to at least phi (arXiv 2010.05874, eq. 2).
+
+    Below phi, c = |J_k| (phi sqrt(1-g^2) - g sqrt(1-phi^2)) / (|J_1| sqrt(1-phi^2)).
+    phi = 0 is `pcgrad` without margin.
+    """
+    now = x.cosine
+    if now >= cosine:
+        return 0.0
+    lift = cosine * math.sqrt(1 - now**2) - now * math.sqrt(1 - cosine**2)
+    return math.sqrt(x.norm_k / x.norm_1) * lift / math.sqrt(1 - cosine**2)
+
+
+@rule(PRODUCTS, NORM_K)
+@as_rule
+def mgda(x: Products, *, cap: float = 10.0) -> float:
+    """The shortest vector of the segment between J_k and J_1 (arXiv 1810.04650, eq. 4).
 
     On J_k: t = clip((|J_1|^2 - <J_k, J_1>)/|J_k - J_1|^2, 0, 1); c = (1-t)/t, the cap where t = 0.
     J_k = J_1: c = 1. It favours the shorter gradient.
     """
-    x = measured(geometry)
     apart = x.norm_k + x.norm_1 - 2 * x.dot
     t = min(max((x.norm_1 - x.dot) / apart, 0.0), 1.0) if apart > 0 else 0.5
-    return with_pass_1(weights, ratio(t, 1 - t, cap))
+    return ratio(t, 1 - t, cap)
 
 
 @rule(PRODUCTS, NORM_K)
-def cagrad(
-    weights: Tensor, geometry: Geometry, state: State, *, radius: float = 0.5, cap: float = 10.0
-) -> Decision:
-    """The update within radius |g_0| of the mean g_0 that helps the worse of the two most (arXiv
-    2110.14048).
+@as_rule
+def cagrad(x: Products, *, radius: float = 0.5, cap: float = 10.0) -> float:
+    """Near the mean gradient g_0, what helps the worse of the two most (arXiv 2110.14048).
 
     With w on J_k minimising <g_w, g_0> + sqrt(phi) |g_w|, g_w = w J_k + (1-w) J_1, phi = radius^2
     |g_0|^2: the update is g_0 + sqrt(phi)/|g_w| g_w. g_w = 0 leaves g_0, that is c = 1.
     """
-    x = measured(geometry)
-    half = (x.norm_k + 2 * x.dot + x.norm_1) / 4
-    root = radius * math.sqrt(max(half, 0.0))
+    root = radius * math.sqrt(max(x.norm_k + 2 * x.dot + x.norm_1, 0.0)) / 2
 
     def length(w: float) -> float:
         square = w * w * x.norm_k + 2 * w * (1 - w) * x.dot + (1 - w) ** 2 * x.norm_1
@@ -212,38 +209,28 @@ def cagrad(
             low += third
     w = (low + high) / 2
     pull = root / length(w) if length(w) > 0 else 0.0
-    return with_pass_1(weights, ratio(0.5 + pull * w, 0.5 + pull * (1 - w), cap))
+    return ratio(0.5 + pull * w, 0.5 + pull * (1 - w), cap)
 
 
 @rule(PRODUCTS, NORM_K)
-def nash(weights: Tensor, geometry: Geometry, state: State, *, cap: float = 10.0) -> Decision:
-    """(1, |J_k|/|J_1|): the Nash bargaining update, G alpha = 1/alpha, solved for two (arXiv
-    2202.01017).
-
-    |J_1|^2 = 0: the cap on conflict, else 0.
-    """
-    if geometry.degenerate:
-        return with_pass_1(weights, in_conflict(geometry, cap))
-    x = measured(geometry)
-    return with_pass_1(weights, min(math.sqrt(max(x.norm_k, 0.0) / x.norm_1), cap))
+@as_rule
+def nash(x: Products, *, cap: float = 10.0) -> float:
+    """|J_k|/|J_1|: the Nash bargaining update, G alpha = 1/alpha, for two (arXiv 2202.01017)."""
+    return math.sqrt(x.norm_k / x.norm_1)
 
 
-def from_weighting(
-    weighting: Callable[[Tensor], Tensor], cap: float = 10.0
-) -> Callable[..., Decision]:
-    """A rule out of any map from the 2x2 Gram of (J_k, J_1) to two weights, such as TorchJD's
-    weightings.
+def from_weighting(weighting: Callable[[Tensor], Tensor]) -> Callable[..., Decision]:
+    """A rule out of any map from the 2x2 Gram of (J_k, J_1) to two weights, as TorchJD has them.
 
     In a file of yours: ``my_rule = from_weighting(UPGradWeighting())``.
     """
 
-    def rule(weights: Tensor, geometry: Geometry, state: State) -> Decision:
-        x = measured(geometry)
+    def coefficient(x: Products, *, cap: float = 10.0) -> float:
         gram = torch.tensor([[x.norm_k, x.dot], [x.dot, x.norm_1]], dtype=torch.float64)
         on_k, on_1 = weighting(gram).tolist()
-        return with_pass_1(weights, ratio(on_k, on_1, cap))
+        return ratio(on_k, on_1, cap)
 
-    return rule
+    return as_rule(coefficient)
 
 
 # --- a choice for each prompt, from its agreement a_i = <g_i, J_1>
@@ -267,7 +254,8 @@ def agreement_clip(
     """Weight tau where pass@k over-weights a disagreeing prompt or under-weights an agreeing one.
 
     (0, tau) where [a_i < 0 and w_i > tau] or [a_i >= 0 and w_i < tau], else (1, 0). Then
-    w~_i a_i >= tau a_i for every prompt, so <update, J_1> >= tau |J_1|^2 for the agreements used.
+    w~_i a_i >= tau a_i for every prompt, so <update, J_1> >= tau mean a_i = tau |J_1|^2 for the
+    agreements used and exact weights; what is applied is A^k, which has that weight in expectation.
     """
     a = agreed(geometry)
     return clipped(weights, torch.where(a < 0, weights > tau, weights < tau), tau)

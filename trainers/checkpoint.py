@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,13 +69,29 @@ def latest(run: Path) -> tuple[Path, dict[str, Any]] | None:
             damaged = [str(error)]
         if not damaged:
             return place, numbers
-        aside = place.with_name(f"damaged_{place.name}")
+        aside = place.with_name(f"damaged_{place.name}_{time.time_ns()}")
         print(
             f"checkpoint {place} is damaged ({damaged[0]}); set aside as {aside.name}",
             file=sys.stderr,
         )
         place.rename(aside)
     return None
+
+
+def publish(run: Path, step: int) -> None:
+    """The last checkpoint's model as run/model, sharing its files where the disk can."""
+    part, place = run / ".model.part", run / "model"
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(folder_of(run, step) / "model", part, copy_function=_link)
+    shutil.rmtree(place, ignore_errors=True)
+    part.rename(place)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def load(engine: Engine, place: Path, optimizer_steps: int) -> dict[str, dict[str, Tensor]]:

@@ -17,6 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from trainers.schema import Config
 
+OPTIONS = ("task.options", "surgery.options")  # the user's own settings: any key
+
 
 class ConfigError(Exception):
     """One line a mistake."""
@@ -49,17 +51,20 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """{"train.lr": 3e-4, ...} of a configuration, in the order of its fields."""
     flat: dict[str, Any] = {}
     for f in fields(config):
-        value = getattr(config, f.name)
-        flat |= (
-            flatten(value, f"{prefix}{f.name}.")
-            if is_dataclass(value)
-            else {f"{prefix}{f.name}": value}
-        )
+        value, name = getattr(config, f.name), f"{prefix}{f.name}"
+        if is_dataclass(value):
+            flat |= flatten(value, f"{name}.")
+        elif isinstance(value, dict):
+            flat |= {f"{name}.{key}": x for key, x in value.items()}
+        else:
+            flat[name] = value
     return flat
 
 
 def save_config(config: Config, path: Path) -> None:
-    OmegaConf.save(OmegaConf.structured(config), path)
+    part = path.with_name(f".{path.name}.part")
+    OmegaConf.save(OmegaConf.structured(config), part)
+    part.replace(path)
 
 
 def differences(config: Config, path: Path) -> list[str]:
@@ -131,7 +136,7 @@ def _overrides(overrides: Iterable[str]) -> Iterator[tuple[str, Any]]:
 
 def _leaves(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in content.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -139,6 +144,9 @@ def _leaves(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str,
 
 def _set(node: Any, key: str, value: Any) -> str | None:
     """Set one leaf; returns what is wrong with it."""
+    if key in OPTIONS or key.rpartition(".")[0] in OPTIONS:
+        OmegaConf.update(node, key, value, force_add=True)
+        return None
     known = flatten(Config())
     sections = {name.rpartition(".")[0] for name in known} - {""}
     if key in sections:
@@ -202,48 +210,59 @@ def _out_of_range(section: Any, prefix: str = "") -> Iterator[str]:
 
 def _impossible(config: Config) -> Iterator[str]:
     """What no range of a single key can say."""
+    from eval.passk import ladder
     from eval.tasks import TASKS
-    from surgery.estimators import ESTIMATORS, largest_k
+    from surgery.binding import load_function
+    from surgery.estimators import ESTIMATORS, OF_PASS_AT_K, largest_k
     from surgery.rules import AGREEMENT, RULES
 
+    assert config.eval.k is not None
     flat = flatten(config)
 
     def wrong(key: str, remedy: str) -> str:
         return f"{key} = {_shown(flat[key])}: {remedy}"
 
     def not_a_function(key: str) -> Iterator[str]:
-        path, _, function = flat[key].partition(":")
-        if not Path(path).is_file():
-            yield wrong(key, f"no file {path} here; give it as file.py:function")
-        elif not function.isidentifier():
-            yield wrong(key, "names no function; give it as file.py:function")
+        try:
+            load_function(flat[key])
+        except Exception as error:  # whatever the user's file does
+            why = f"{type(error).__name__}: {_first_line(error)}"
+            yield wrong(key, f"cannot be loaded ({why}); give it as file.py:function")
 
     model, task, surgery, train = config.model, config.task, config.surgery, config.train
     k, n, estimator = config.objective.k, train.samples, config.objective.estimator
+    try:
+        scheduled = [later for _, later in parse_schedule(config.objective.k_schedule)]
+    except ValueError:
+        scheduled = [0]
+    if min(scheduled, default=1) < 1:
+        yield wrong("objective.k_schedule", "write k@step, such as 4@50,1@100")
     if estimator not in ESTIMATORS:
         yield wrong("objective.estimator", f"must be one of {', '.join(ESTIMATORS)}")
-    elif n >= 2 and k > largest_k(estimator, n):
+    elif n >= 2 and max([k, *scheduled]) > largest_k(estimator, n):
         most = f"{estimator} serves k <= {largest_k(estimator, n)} from train.samples = {n}"
         yield wrong("objective.k", f"{most}; lower it or raise train.samples")
-    if config.objective.k_schedule is not None:
-        try:
-            ks = [k for _, k in parse_schedule(config.objective.k_schedule)]
-        except ValueError:
-            ks = []
-        if not ks or not 1 <= min(ks) <= max(ks) <= largest_k(estimator, n):
-            yield wrong(
-                "objective.k_schedule", "write step:k pairs as 50:4,100:1, k as objective.k"
-            )
+    compares = AGREEMENT in RULES[surgery.rule].needs if surgery.rule in RULES else False
+    if compares and estimator in set(ESTIMATORS) - OF_PASS_AT_K:
+        remedy = f"rule {surgery.rule} compares weights of pass@k; use loo, or another rule"
+        yield wrong("objective.estimator", remedy)
+    if surgery.rule == "floor" and (
+        config.eval.temperature != train.temperature or config.eval.top_p != 1
+    ):
+        remedy = "rule floor holds training against it; use train.temperature and eval.top_p=1"
+        yield wrong("eval.temperature", remedy)
     if model.dtype != "float32" and train.zero_stage == 0:
         yield wrong("model.dtype", "needs the fp32 weights that ZeRO keeps; set train.zero_stage=1")
     if train.top_p != 1:
         why = "must be 1, or the samples would not come from the policy that is trained"
         yield wrong("train.top_p", f"{why}; eval.top_p is free")
-    if config.eval.k is not None and config.eval.k > config.eval.samples:
+    if config.eval.k > config.eval.samples:
         most = f"needs eval.samples >= eval.k, which is {config.eval.samples}"
         yield wrong("eval.k", f"{most}; lower it or raise eval.samples")
-    if task.name not in TASKS:
-        yield wrong("task.name", f"must be one of {', '.join(TASKS)}")
+    if ":" in task.name:
+        yield from not_a_function("task.name")
+    elif task.name not in TASKS:
+        yield wrong("task.name", f"must be one of {', '.join(TASKS)}, or file.py:Class")
     if ":" in surgery.rule:
         yield from not_a_function("surgery.rule")
     elif surgery.rule not in RULES:
@@ -270,17 +289,23 @@ def _impossible(config: Config) -> Iterator[str]:
         yield wrong("task.verifier", "must be exact, math or file.py:function")
     if train.warmup_steps > train.steps:
         yield wrong("train.warmup_steps", f"exceeds train.steps = {train.steps}; lower it")
+    metrics = [f"{x}/pass@{j}" for x in ("eval", "exact") for j in ladder(config.eval.k)]
     if train.best_constraint is not None:
         try:
-            parse_constraint(train.best_constraint)
+            constrained, _ = parse_constraint(train.best_constraint)
         except ValueError:
             yield wrong("train.best_constraint", "write it as eval/pass@8>=0.9")
+            constrained = None
+        if constrained is not None and constrained not in metrics:
+            yield wrong("train.best_constraint", f"must name one of {', '.join(metrics)}")
+    if train.best_metric not in metrics:
+        yield wrong("train.best_metric", f"must be one of {', '.join(metrics)}")
 
 
 def parse_schedule(text: str | None) -> list[tuple[int, int]]:
-    """[(50, 4), (100, 1)] of "50:4,100:1"."""
-    pairs = [part.split(":") for part in text.split(",")] if text else []
-    return sorted((int(step), int(k)) for step, k in pairs)
+    """[(step, k), ...] of "4@50,1@100"."""
+    pairs = [part.split("@") for part in text.split(",")] if text else []
+    return sorted((int(step), int(k)) for k, step in pairs)
 
 
 def check_ranks(config: Config, ranks: int) -> None:

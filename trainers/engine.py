@@ -8,7 +8,10 @@ gather.
 import copy
 import math
 import os
+import signal
 import socket
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -32,6 +35,8 @@ def start_ranks(threads: int) -> None:
             port = str(free.getsockname()[1])
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    else:
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     local = int(os.environ.get("LOCAL_SIZE", "1"))
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local))
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -45,6 +50,13 @@ def start_ranks(threads: int) -> None:
     deepspeed.init_distributed(
         dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False
     )
+
+
+def _end_with_parent(parent: int) -> None:
+    """A rank whose launcher is gone would hold the run's folder for ever."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def share(item: Any) -> Any:
@@ -181,6 +193,8 @@ class Engine:
                 value = safe_get_full_fp32_param(p)
             else:
                 value = safe_get_full_optimizer_state(p, kind)
+            if value is None:  # no step has been taken yet
+                value = torch.zeros(_shape(p))
             whole[name] = value.detach().float().cpu().reshape(_shape(p)).clone()
         return whole
 
@@ -189,16 +203,15 @@ class Engine:
         with self.policy() as policy:
             return {name: p.detach().clone() for name, p in policy.model.named_parameters()}
 
-    def inverse_preconditioner(self) -> dict[str, Tensor] | None:
-        """1/(sqrt(v) + epsilon) of Adam by name, bias-corrected; None before the first step."""
-        steps = self.steps_taken
-        if steps == 0:
-            return None
-        correction = 1 - self.train.beta_2**steps
-        return {
-            name: 1 / ((x / correction).sqrt() + self.train.epsilon).to(self.device)
-            for name, x in self._whole_fp32("exp_avg_sq").items()
-        }
+    def inverse_preconditioner(self, gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """1/(sqrt(v) + epsilon) by name, as Adam would have it if the coming gradient were this."""
+        moments, beta = self._whole_fp32("exp_avg_sq"), self.train.beta_2
+        correction = 1 - beta ** (self.steps_taken + 1)
+        inverse = {}
+        for name, g in gradient.items():
+            v = beta * moments[name].to(g.device) + (1 - beta) * g.float().square()
+            inverse[name] = 1 / ((v / correction).sqrt() + self.train.epsilon)
+        return inverse
 
     @property
     def steps_taken(self) -> int:
@@ -261,8 +274,9 @@ class Engine:
 def _disable_dropout(model: torch.nn.Module) -> None:
     """Samples and log-probabilities must come from one distribution."""
     for module in model.modules():
-        for name in ("p", "attention_dropout"):
-            if isinstance(getattr(module, name, None), float):
+        for name, value in list(vars(module).items()):
+            rate = name == "p" and isinstance(module, torch.nn.modules.dropout._DropoutNd)
+            if isinstance(value, float) and (rate or "drop" in name):
                 setattr(module, name, 0.0)
 
 

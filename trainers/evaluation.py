@@ -59,10 +59,12 @@ class Evaluation:
         return {f"exact/{name}": x for name, x in population.pass_at(self.ks).items()}
 
     def _population(self) -> Population | None:
-        if not hasattr(self.task, "success"):
+        """The true success probabilities, where the task knows them and the decoding has any."""
+        options = self.config.eval
+        if not hasattr(self.task, "success") or options.temperature == 0 or options.top_p < 1:
             return None
         with self.engine.policy() as policy:
-            return self.task.success(policy)
+            return self.task.success(policy, options.temperature)
 
     def summary(self, folder: Path, seconds: float) -> dict[str, Any]:
         """The contents of summary.json, from what the run has written."""

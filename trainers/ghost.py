@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from torch.func import functional_call
 from eval.policy import Batch, completion_logprobs
 
 Direction = Mapping[str, Tensor]  # by parameter name; what is missing is 0
+
+
+LINEAR = (nn.Linear, nn.Embedding)  # F(x; 0) is known to be 0
 
 
 class Unsupported(Exception):
@@ -47,7 +51,10 @@ def gradient(
 ) -> dict[str, Tensor]:
     """sum over rows of weight * grad log pi, by ordinary backward; nothing is left in `.grad`."""
     parameters = chosen(model, pattern)
-    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    total = {
+        name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
+        for name, p in parameters.items()
+    }
     for batch, weight in zip(batches, weights, strict=True):
         logp = completion_logprobs(model, batch, temperature).sum(1)
         parts = torch.autograd.grad(
@@ -95,7 +102,7 @@ class _Tap(torch.autograd.Function):
 class _Site:
     """One module with parameters of its own, and its part of the direction."""
 
-    affine: ClassVar[set[type]] = {nn.Linear, nn.Embedding}  # kinds known to be, or found to be
+    affine: ClassVar[WeakSet[nn.Module]] = WeakSet()  # modules found to be
 
     def __init__(
         self, name: str, module: nn.Module, v: dict[str, Tensor], rows: int, shares: Tensor
@@ -105,12 +112,12 @@ class _Site:
         self.zero = {key: torch.zeros_like(x) for key, x in v.items()}
         self.busy = self.called = False
 
-    def hook(self, module: nn.Module, inputs: tuple, output: Any) -> Any:
+    def hook(self, module: nn.Module, inputs: tuple, named: dict[str, Any], output: Any) -> Any:
         if self.busy:
             return output
         self.called = True
-        if not isinstance(output, Tensor) or not all(isinstance(x, Tensor) for x in inputs):
-            raise Unsupported(f"{self.label}: takes or gives more than tensors")
+        if named or not all(isinstance(x, Tensor) for x in (output, *inputs)):
+            raise Unsupported(f"{self.label}: takes or gives more than plain tensors")
         if output.shape[0] != self.rows:
             lengths = f"{output.shape[0]} where the batch has {self.rows} rows"
             raise Unsupported(f"{self.label}: its first axis is not the batch, {lengths}")
@@ -121,7 +128,7 @@ class _Site:
         self.busy = True  # calling the module again must not set its own tap off
         try:
             tangent = self._tangent(self.v, inputs)
-            if type(self.module) not in self.affine:
+            if type(self.module) not in LINEAR and self.module not in self.affine:
                 self._check(tangent, inputs)
         finally:
             self.busy = False
@@ -130,7 +137,7 @@ class _Site:
     def _tangent(self, values: dict[str, Tensor], inputs: Sequence[Tensor]) -> Tensor:
         """F(x; values) - F(x; 0); the latter is known to be 0 for the layers that cost."""
         at = functional_call(self.module, values, tuple(inputs), tie_weights=False)
-        if type(self.module) in (nn.Linear, nn.Embedding):
+        if type(self.module) in LINEAR:
             return at
         return at - functional_call(self.module, self.zero, tuple(inputs), tie_weights=False)
 
@@ -140,7 +147,7 @@ class _Site:
         if (twice - 2 * tangent).abs().max() > 1e-2 * twice.abs().max():
             raise Unsupported(f"{self.label}: not affine in its own parameters")
         if twice.any():
-            self.affine.add(type(self.module))
+            self.affine.add(self.module)
 
 
 @contextmanager
@@ -167,9 +174,12 @@ def _taps(
         own = {key: p for key, p in module._parameters.items() if p is not None}
         if not any(names[id(p)] in v for p in own.values()):
             continue
-        direction = {key: v.get(names[id(p)], torch.zeros_like(p)) for key, p in own.items()}
+        direction = {
+            key: v[names[id(p)]].to(p.dtype) if names[id(p)] in v else torch.zeros_like(p)
+            for key, p in own.items()
+        }
         sites.append(_Site(name, module, direction, rows, shares))
-        handles.append(module.register_forward_hook(sites[-1].hook))
+        handles.append(module.register_forward_hook(sites[-1].hook, with_kwargs=True))
     try:
         yield sites, triggers
     finally:

@@ -7,8 +7,9 @@ halves:
 even and odd prompts of the whole batch, each probed with the J_1 of the other.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from trainers.engine import Engine
 from trainers.schema import Config
 
 Direction = dict[str, Tensor]
+WATCH_EVERY = 10  # ghost measurements between looks at |J_k| that no rule has asked for
 
 
 class Probe:
@@ -49,15 +51,16 @@ class Probe:
         self, rollout: Rollout, mine: Sequence[int], a_k: Tensor, a_1: Tensor, rate: Tensor
     ) -> tuple[Geometry, dict[str, float]]:
         """The geometry of the whole batch and its scalars; `mine` are this rank's prompts."""
-        naive = gram = None
+        gram = None
         if self.surgery.measure == "ghost":
-            now, agreement = self._by_ghost(rollout, mine, a_k, a_1)
+            now, naive, agreement = self._by_ghost(rollout, mine, a_k, a_1)
         else:
             g_k, g_1 = self._last_layer(rollout, mine, a_k, a_1)
-            now = products(g_k, g_1, self.surgery.statistic)
-            naive, gram = products(g_k, g_1, "naive"), g_1 @ g_1.T
-            agreement = agreements(g_1, self.surgery.statistic)
-        self.smooth = smoothed(now, self.smooth, self.surgery.ema)
+            now, naive = (products(g_k, g_1, x) for x in (self.surgery.statistic, "naive"))
+            agreement, gram = agreements(g_1, self.surgery.statistic), g_1 @ g_1.T
+        now_and_then = self.surgery.measure == "ghost" and not self.with_norm_k
+        used = replace(now, norm_k=math.nan) if now_and_then else now
+        self.smooth = smoothed(used, self.smooth, self.surgery.ema)
         geometry = Geometry(rate, psd(self.smooth), agreement, gram)
         self.measured, self.degenerate = self.measured + 1, self.degenerate + geometry.degenerate
         scalars = diagnostics.of_products(now, naive, psd(self.smooth))
@@ -86,51 +89,68 @@ class Probe:
 
     def _by_ghost(
         self, rollout: Rollout, mine: Sequence[int], a_k: Tensor, a_1: Tensor
-    ) -> tuple[Products, Tensor]:
+    ) -> tuple[Products, Products | None, Tensor]:
+        """(products, naive products, agreements); |J_k| only if needed, or now and then."""
         prompts = torch.arange(len(a_1))
         sides = prompts % 2 if self.surgery.statistic == "loo" else torch.zeros_like(prompts)
-        count = int(sides.max()) + 1
+        names = list(range(int(sides.max()) + 1))
         local = torch.zeros(len(mine), rollout.n, dtype=torch.float64)
         with self.engine.policy() as policy:
-            scale = self._metric()
-            means = [
-                [
-                    self._mean_gradient(policy.model, rollout, mine, a, sides == s)
-                    for s in range(count)
-                ]
-                for a in ((a_1, a_k) if self.with_norm_k else (a_1,))
-            ]
-            for s, j_1 in enumerate(means[0]):
-                direction = {name: x * scale[name] for name, x in j_1.items()} if scale else j_1
-                other = (sides == (s + 1) % count)[list(mine)]
-                signal = ((a_1 != 0) | (a_k != 0))[list(mine)] & other[:, None]
-                local += self._probe(policy.model, rollout, signal, direction)
+
+            def means(a: Tensor) -> list[Direction]:
+                found = [self._gradient(policy.model, rollout, mine, a, sides == s) for s in names]
+                return [{key: self.engine.total(x) for key, x in one.items()} for one in found]
+
+            j_1 = means(a_1)
+            metric = self._metric(j_1)
+            for s in names:
+                other = sides == names[s - 1]
+                wanted = (((a_1 != 0) | (a_k != 0)) & other[:, None])[list(mine)]
+                local += self._probe(policy.model, rollout, wanted, metric(j_1[s]))
+            watched = self.with_norm_k or self.measured % WATCH_EVERY == 0
+            j_k = means(a_k) if watched else None
         probes = torch.zeros_like(a_1)
         for places, part in self.engine.gather((list(mine), local)):
             probes[places] = part
-        found, agreement = probed(a_k, a_1, probes, sides)
-        if self.with_norm_k:
-            first, last = means[1][0], means[1][-1]
-            norm_k = sum(
-                _dot(x, last[n] * scale[n] if scale else last[n]) for n, x in first.items()
-            )
-            found = Products(found.dot, found.norm_1, norm_k)
-        return found, agreement
+        now, agreement = probed(a_k, a_1, probes, sides)
+        if j_k is None:
+            return now, None, agreement
 
-    def _mean_gradient(
-        self, model: Any, rollout: Rollout, mine: Sequence[int], a: Tensor, side: Tensor
-    ) -> Direction:
-        """The mean over all prompts of one side of sum_j A_ij grad log pi(y_ij)."""
-        weights = (a * side[:, None] / side.sum())[list(mine)]
-        local = self._gradient(model, rollout, weights)
-        return {name: self.engine.total(x) for name, x in local.items()}
+        def mean(halves: list[Direction]) -> Direction:
+            return {key: sum(x[key] for x in halves) / len(halves) for key in halves[0]}  # type: ignore[misc]
 
-    def _gradient(self, model: Any, rollout: Rollout, weights: Tensor) -> Direction:
-        train, engine = self.config.train, self.engine
-        batches = micro_batches(
-            rollout, weights, train.micro_batch_tokens, engine.pad_id, engine.device
+        whole_k, whole_1 = mean(j_k), mean(j_1)
+        in_metric = metric(whole_1), metric(whole_k)
+        naive = Products(
+            _dot(whole_k, in_metric[0]), _dot(whole_1, in_metric[0]), _dot(whole_k, in_metric[1])
         )
-        return ghost.gradient(model, *batches, train.temperature, self.surgery.modules)
+        return replace(now, norm_k=_dot(j_k[0], metric(j_k[-1]))), naive, agreement
+
+    def _metric(self, j_1: list[Direction]) -> Callable[[Direction], Direction]:
+        """Scaling by the inverse of Adam's preconditioner, or nothing in the Euclidean metric."""
+        if self.surgery.metric == "euclid":
+            return lambda v: v
+        gradient = {key: sum(x[key] for x in j_1) / len(j_1) for key in j_1[0]}
+        scale = self.engine.inverse_preconditioner(gradient)  # type: ignore[arg-type]
+        return lambda v: {key: x * scale[key] for key, x in v.items()}
+
+    def _gradient(
+        self,
+        model: Any,
+        rollout: Rollout,
+        mine: Sequence[int],
+        a: Tensor,
+        side: Tensor | None = None,
+        everything: bool = False,
+    ) -> Direction:
+        """This rank's part of the mean over the prompts (of one side) of sum_j A_ij grad log pi."""
+        train, engine = self.config.train, self.engine
+        side = torch.ones(len(a)) if side is None else side.double()
+        weights = (a * side[:, None] / side.sum())[list(mine)]
+        budget, pad, device = train.micro_batch_tokens, engine.pad_id, engine.device
+        batches, sums = micro_batches(rollout, weights, budget, pad, device)
+        pattern = None if everything else self.surgery.modules
+        return ghost.gradient(model, batches, sums, train.temperature, pattern)
 
     def _probe(
         self, model: Any, rollout: Rollout, wanted: Tensor, direction: Mapping[str, Tensor]
@@ -145,10 +165,6 @@ class Probe:
                 probes[places] = value
         return probes.view(wanted.shape)
 
-    def _metric(self) -> Direction | None:
-        """The inverse of Adam's preconditioner, None for the Euclidean metric."""
-        return self.engine.inverse_preconditioner() if self.surgery.metric == "adam" else None
-
     def watch(self, before: Direction, after: Direction) -> None:
         """Keep the step really taken, to be held against the next batch's J_1."""
         self.moved = {name: after[name] - before[name] for name in before}
@@ -159,9 +175,9 @@ class Probe:
         if moved is None:
             return None
         with self.engine.policy() as policy:
-            local = self._gradient(policy.model, rollout, a_1[list(mine)] / len(a_1))
-        inner = sum(_dot(x, moved[name]) for name, x in local.items())
-        return float(self.engine.reduce(torch.tensor(inner, dtype=torch.float64)))
+            local = self._gradient(policy.model, rollout, mine, a_1, everything=True)
+        inner = torch.tensor(_dot(local, moved), dtype=torch.float64)
+        return float(self.engine.reduce(inner))
 
     def _check_coverage(self) -> float:
         with self.engine.policy() as policy:
@@ -189,5 +205,5 @@ class Probe:
         self.moved = {n: x.to(self.engine.device) for n, x in moved.items()} if moved else None
 
 
-def _dot(a: Tensor, b: Tensor) -> float:
-    return float((a.double() * b.double()).sum())
+def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    return sum(float((x.double() * b[name].double()).sum()) for name, x in a.items())

@@ -29,8 +29,7 @@ class RunFolder:
             (path / "checkpoints").mkdir(exist_ok=True)
             self._lock = (path / ".lock").open("a")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not saved.exists():
-                save_config(config, saved)
+            save_config(config, saved)  # what may change has changed: the steps, run.*, logging.*
         except BlockingIOError:
             raise self._refusal(
                 "another process writes this run; wait, or choose another"
@@ -47,10 +46,12 @@ class RunFolder:
         if changed:
             remedy = f"{self.path} holds a run with another value; choose another run.dir"
             raise ConfigError("\n".join(f"{line}: {remedy}" for line in changed))
-        done = self.summary()
-        if done and done["steps"] > config.train.steps:
+        summary = self.summary()
+        done = [int(x.name[5:]) for x in (self.path / "checkpoints").glob("step_*")]
+        done += [summary["steps"]] if summary else []
+        if max(done, default=0) > config.train.steps:
             steps = f"train.steps = {config.train.steps}: the run in {self.path} has done"
-            raise ConfigError(f"{steps} {done['steps']}; give at least as many, or another run.dir")
+            raise ConfigError(f"{steps} {max(done)}; give at least as many, or another run.dir")
 
     def summary(self) -> dict[str, Any] | None:
         path = self.path / "summary.json"
@@ -64,8 +65,10 @@ class RunFolder:
         """Before a finished run is lengthened, keep its results under the number of its steps."""
         done = self.summary()
         if done:
-            for path in (self.path / "summary.json", self.path / "eval" / "after.jsonl"):
-                path.rename(path.with_name(f"{path.stem}_step_{done['steps']:06d}{path.suffix}"))
+            for path in (self.path / "eval" / "after.jsonl", self.path / "summary.json"):
+                if path.exists():
+                    name = f"{path.stem}_step_{done['steps']:06d}{path.suffix}"
+                    path.rename(path.with_name(name))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -31,7 +31,7 @@ class ModelConfig:
 
 @dataclass
 class TaskConfig:
-    name: str = "twin"
+    name: str = "twin"  # a name in eval/tasks/, or file.py:Class
     verifier: str | None = None  # null: the task's own; exact, math, or file.py:function
     verify_workers: int = at_least(1, 2)
     verify_seconds: float = above(
@@ -41,12 +41,13 @@ class TaskConfig:
     hard_share: float = between(0, 1, 0.3)  # twin: share of hard prompts
     base_bias: float = between(0, 1, 0.12)  # twin: how often the base gives the hard answer
     base_seed: int = at_least(0, 0)  # twin: seed of the base's own training
+    options: dict[str, Any] = field(default_factory=dict)  # of a task of your own
 
 
 @dataclass
 class ObjectiveConfig:
     k: int = at_least(1, 8)
-    k_schedule: str | None = None  # such as 50:4,100:1: k is 4 from step 50 on and 1 from 100 on
+    k_schedule: str | None = None  # such as 4@50,1@100: k is 4 from step 50 on, 1 from 100 on
     estimator: str = "loo"
     beta: float = above(0, 4.0)  # estimator risk
     alpha: float = above(0, 0.5)  # estimator power
@@ -77,6 +78,7 @@ class SurgeryConfig:
     integral_gain: float = at_least(0, 1.0)  # floor
     gain: float = at_least(0, 20.0)  # floor
     rate_ema: float = between(0, 0.999, 0.8)  # floor: smoothing of the batch's pass@1
+    options: dict[str, Any] = field(default_factory=dict)  # of a rule of your own
 
 
 @dataclass
@@ -92,7 +94,7 @@ class TrainConfig:
     lr: float = above(0, 3e-4)
     schedule: str = one_of(
         "constant", "linear", "cosine"
-    )  # after the warm-up; the latter two end at 0
+    )  # after the warm-up; the latter two fall towards 0
     warmup_steps: int = at_least(0, 0)
     beta_1: float = between(0, 0.9999, 0.9)
     beta_2: float = between(0, 0.99999, 0.95)

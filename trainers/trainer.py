@@ -17,10 +17,10 @@ from eval.tasks import Problem, build_task
 from eval.verifier import Verifier
 from surgery import diagnostics
 from surgery.binding import own_settings
-from surgery.estimators import ESTIMATORS, rloo
+from surgery.estimators import ESTIMATORS, OF_PASS_AT_K, rloo
 from surgery.gram import Geometry
 from surgery.objectives import prompt_weight, rho
-from surgery.rules import State, apply, find_rule
+from surgery.rules import Decision, State, apply, find_rule
 from trainers import checkpoint
 from trainers.batches import micro_batches
 from trainers.config import parse_constraint, parse_schedule
@@ -40,7 +40,7 @@ class Trainer:
     def __init__(self, config: Config, folder: RunFolder | None):
         """`folder` is rank 0's; the other ranks have none and write nothing."""
         self.config, self.folder = config, folder
-        self.task = build_task(vars(config.task))
+        self.task = build_task({**vars(config.task), **config.task.options})
         self.verifier = Verifier(
             config.task.verifier or self.task.verifier,
             config.task.verify_workers,
@@ -52,7 +52,7 @@ class Trainer:
         self.evaluation = Evaluation(config, self.task, self.verifier, self.engine)
         rule = find_rule(config.surgery.rule)
         self.probe = Probe(config, self.engine, rule.needs)
-        self.rule = rule.bind(vars(config.surgery))
+        self.rule = rule.bind({**vars(config.surgery), **config.surgery.options})
         self.estimator = ESTIMATORS[config.objective.estimator]
         self.base: Policy | None = None  # loaded when its log-probabilities are first asked for
         # what a checkpoint carries beside the engine's and the probe's state
@@ -65,12 +65,14 @@ class Trainer:
         train, start = self.config.train, self._resume()
         began = time.monotonic() - self.seconds
         metrics = Metrics(self.folder.path, self.config, start) if self.folder else None
+        if start == train.steps:  # all but the results were there
+            self._evaluate("after")
         if start == 0:
             scalars = self._evaluate("before")
             self.rule_state["base_pass@1"] = scalars["eval/pass@1"]
             if metrics:
                 metrics.log(0, scalars)
-        with self._progress(start) as bar:
+        with self.verifier, self._progress(start) as bar:
             for step in range(start + 1, train.steps + 1):
                 scalars, prompts, looks = self.step(step)
                 last = step == train.steps
@@ -89,9 +91,9 @@ class Trainer:
                 shown = {name: f"{scalars[f'train/{name}']:.3f}" for name in self._shown()}
                 bar.set_postfix(shown, refresh=False)
                 bar.update()
-        self.verifier.close()
         if not (self.folder and metrics):
             return None
+        checkpoint.publish(self.folder.path, train.steps)
         summary = self.evaluation.summary(self.folder.path, self.seconds)
         metrics.close(self.config, summary)
         write_json(self.folder.path / "summary.json", summary)
@@ -118,10 +120,11 @@ class Trainer:
 
         # from here on the numbers are the whole batch's [prompts, samples], the same on every rank
         correct = (seen["verdict"] == 1).double()
-        counts = correct.sum(1)
         options = own_settings(self.estimator, vars(self.config.objective))
         a_k, a_1 = self.estimator(correct, k, **options), rloo(correct)
-        weights = prompt_weight(train.samples, counts, min(k, train.samples))
+        # an estimator with an objective of its own re-weights nothing that is known here
+        of_k = self.config.objective.estimator in OF_PASS_AT_K
+        weights = prompt_weight(train.samples, correct.sum(1), k if of_k else 1)
 
         geometry, measured = Geometry(correct.mean(1), self.probe.products), dict[str, float]()
         with clock("measure"):
@@ -138,22 +141,36 @@ class Trainer:
             if before:
                 self.probe.watch(before, self.engine.snapshot())
 
-        applied = decision[0] * weights + decision[1]
-        passes = {f"train/{x}": rho(train.samples, counts, j) for x, j in self._shown().items()}
-        found = {
-            **measured,
-            **diagnostics.of_decision(weights, decision),
-            **diagnostics.of_agreement(weights, geometry),
-        }
+        if geometry.agreement is not None:
+            measured |= diagnostics.of_agreement(weights, geometry.agreement, measured)
         if realised is not None:
-            found["realised"] = realised
+            measured["realised"] = realised
+        measured |= diagnostics.of_decision(weights, decision)
         scalars = {
-            **{name: float(x.mean()) for name, x in passes.items()},
+            **self._batch_scalars(seen, advantages, weights, decision),
             "train/loss": loss,
             **({} if norm is None else {"train/grad_norm": norm}),
+            "train/skipped": float(norm is None),
             "train/lr": lr,
             "train/k": k,
-            "train/skipped": float(norm is None),
+            **{f"surgery/{name}": x for name, x in measured.items()},
+        }
+        if _due(step, self.config.logging.kl_every):
+            scalars["train/kl_to_base"] = self._kl_to_base(rollout)
+        scalars |= clock.scalars(seen["length"])
+        prompts = {"weights": weights, "rate": geometry.rate}
+        if geometry.agreement is not None:
+            prompts["agreements"] = geometry.agreement
+        return scalars, prompts, self._looks(step, problems, mine, rollout, verdicts, prompts)
+
+    def _batch_scalars(
+        self, seen: dict[str, Tensor], advantages: Tensor, weights: Tensor, decision: Decision
+    ) -> dict[str, float]:
+        counts = (seen["verdict"] == 1).double().sum(1)
+        applied = decision[0] * weights + decision[1]
+        n = self.config.train.samples
+        return {
+            **{f"train/{x}": float(rho(n, counts, j).mean()) for x, j in self._shown().items()},
             "train/entropy": float(seen["entropy"].mean()),
             "train/length": float(seen["length"].mean()),
             "train/truncated_share": float(seen["truncated"].mean()),
@@ -161,30 +178,35 @@ class Trainer:
             "train/no_signal_share": float((advantages == 0).all(1).double().mean()),
             "train/mean_weight": float(applied.mean()),
             "train/largest_weight_share": float(applied.max() / applied.sum().clamp(min=1e-300)),
-            **{f"surgery/{name}": x for name, x in found.items()},
         }
-        if _due(step, self.config.logging.kl_every):
-            scalars["train/kl_to_base"] = self._kl_to_base(rollout)
-        scalars |= clock.scalars(seen["length"])
-        agreement = geometry.agreement
-        looks = [
-            {
-                "step": step,
-                "id": problems[i].id,
-                "prompt": problems[i].prompt,
-                "gold": problems[i].gold,
-                "texts": rollout.texts[rows],
-                "verdicts": verdicts[rows],
-                "weight": float(weights[i]),
-                "agreement": None if agreement is None else float(agreement[i]),
-            }
-            for place, i in enumerate(mine[:4])
-            for rows in [slice(place * train.samples, (place + 1) * train.samples)]
-        ]
-        prompts = {"weights": weights, "rate": geometry.rate}
-        if agreement is not None:
-            prompts["agreements"] = agreement
-        return scalars, prompts, looks
+
+    def _looks(
+        self,
+        step: int,
+        problems: list[Problem],
+        mine: range,
+        rollout: Rollout,
+        verdicts: list[bool | None],
+        prompts: dict[str, Tensor],
+    ) -> list[dict[str, Any]]:
+        """The first four prompts of this rank, with all that became of them."""
+        looks = []
+        for place, i in enumerate(mine[:4]):
+            rows = slice(place * rollout.n, (place + 1) * rollout.n)
+            agreement = prompts.get("agreements")
+            looks.append(
+                {
+                    "step": step,
+                    "id": problems[i].id,
+                    "prompt": problems[i].prompt,
+                    "gold": problems[i].gold,
+                    "texts": rollout.texts[rows],
+                    "verdicts": verdicts[rows],
+                    "weight": float(prompts["weights"][i]),
+                    "agreement": None if agreement is None else float(agreement[i]),
+                }
+            )
+        return looks
 
     def _sample(self, problems: list[Problem], mine: range, step: int) -> Rollout:
         train, surgery = self.config.train, self.config.surgery

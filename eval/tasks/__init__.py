@@ -3,9 +3,11 @@ in TASKS.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
+
+from surgery.binding import load_function
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,8 +53,8 @@ class ExactTask(Task, Protocol):
     sampling.
     """
 
-    def success(self, policy: "Policy") -> "Population":
-        """p of every problem of the population, by teacher forcing."""
+    def success(self, policy: "Policy", temperature: float) -> "Population":
+        """p of every problem of the population at a temperature, by teacher forcing."""
         ...
 
     def frontier_share(
@@ -85,8 +87,14 @@ TASKS = {"twin": "eval.tasks.twin:Twin"}
 
 
 def build_task(options: Mapping[str, Any]) -> Any:
-    """The task named `options["name"]`, given those options that its constructor knows by name."""
-    module, _, cls = TASKS[options["name"]].partition(":")
-    factory = getattr(import_module(module), cls)
-    known = factory.__dataclass_fields__
+    """The task named `options["name"]`, or of a `file.py:Class`, a dataclass.
+
+    It is given those options that it has as fields.
+    """
+    if options["name"] in TASKS:
+        module, _, cls = TASKS[options["name"]].partition(":")
+        factory = getattr(import_module(module), cls)
+    else:
+        factory = load_function(options["name"])
+    known = {f.name for f in fields(factory) if f.init}
     return factory(**{key: value for key, value in options.items() if key in known})

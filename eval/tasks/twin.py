@@ -88,15 +88,19 @@ class Twin:
     def base_model(self) -> str:
         return base_folder(TwinRecipe(bias=self.base_bias, seed=self.base_seed))
 
-    def success(self, policy: Policy) -> Population:
-        """p = pi(answer, end of text | prompt) of all 630 prompts with either answer, at
-        temperature 1.
-        """
+    def success(self, policy: Policy, temperature: float = 1.0) -> Population:
+        """p = pi(answer, end of text | prompt) of all 630 prompts with either answer."""
         if self._teacher is None:
             prompts, golds = zip(*((x.prompt, x.gold) for x in self.population), strict=True)
             self._teacher = answer_batch(policy, prompts, golds)
         with torch.no_grad():
-            p = completion_logprobs(policy.model, self._teacher).sum(1).double().cpu().exp()
+            p = (
+                completion_logprobs(policy.model, self._teacher, temperature)
+                .sum(1)
+                .double()
+                .cpu()
+                .exp()
+            )
         return Population(p, self.shares, self._index)
 
     @cached_property

@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from eval.verifier import Verifier
+from eval.verifier import Verifier, VerifierFailed
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +66,10 @@ def test_closing_ends_the_workers():
         processes = [worker.process for worker in verifier._workers]
         assert len(processes) == 2
     assert all(process.poll() is not None for process in processes)
+
+
+def test_a_judge_that_cannot_start_is_told(tmp_path):
+    (tmp_path / "broken.py").write_text("import no_such_module\n")
+    verifier = Verifier(f"{tmp_path}/broken.py:judge")
+    with verifier, pytest.raises(VerifierFailed, match="no_such_module"):
+        verifier(["a"], ["b"])

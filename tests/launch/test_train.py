@@ -61,10 +61,10 @@ def test_two_ranks_do_what_one_does(tmp_path, base_path, stage):
             "train/pass@1",
             "train/loss",
             "train/grad_norm",
-            "surgery/coefficient",
+            "surgery/lambda",
             "exact/pass@1",
         ):
-            if key in a:
+            if a["step"] or key.startswith("exact"):
                 assert b[key] == pytest.approx(a[key], rel=1e-3, abs=1e-5), (a["step"], key)
     summary = json.loads((tmp_path / "two" / "summary.json").read_text())
     assert summary["world_size"] == 2

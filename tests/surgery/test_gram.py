@@ -56,11 +56,10 @@ def test_the_self_term_hides_conflicts():
 def test_psd_projection():
     x = Products(dot=1.0, norm_1=2.0, norm_k=3.0)
     assert psd(x) == x
-    y = psd(Products(dot=-1.0, norm_1=-0.2, norm_k=2.0))
+    y = psd(Products(dot=-1.0, norm_1=0.2, norm_k=2.0))
     assert y.norm_1 > 0 and y.norm_1 * y.norm_k == pytest.approx(y.dot**2)
-    z = psd(Products(dot=0.0, norm_1=-1.0, norm_k=2.0))
-    assert (z.dot, z.norm_1, z.norm_k) == pytest.approx((0.0, 0.0, 2.0))
-    assert z.cosine == 0.0
+    z = psd(Products(dot=-1.0, norm_1=-0.2, norm_k=-2.0))  # degenerate: the sign stays
+    assert (z.dot, z.norm_1, z.norm_k) == (-1.0, 0.0, 0.0) and z.cosine == 0.0
 
 
 def test_smoothing():

@@ -7,9 +7,7 @@ import pytest
 import torch
 
 from surgery.gram import Geometry, Products, agreements, products, psd
-from surgery.rules import AGREEMENT, RULES, apply, find_rule, from_weighting
-
-ALONE = {name for name, rule in RULES.items() if AGREEMENT not in rule.needs}
+from surgery.rules import AGREEMENT, PRODUCTS, RULES, apply, find_rule, from_weighting
 
 
 def gradients(seed, prompts=12, width=5):
@@ -62,8 +60,23 @@ def test_no_signal(name):
     zeros = torch.zeros(4).double()
     nothing = Geometry(zeros, Products(0.0, 0.0, 0.0), zeros)
     for weights in (zeros, torch.full((4,), 8.0).double()):
-        for x in RULES[name].bind({})(weights, nothing, {}):
-            assert x.isfinite().all() and (x >= 0).all()
+        alpha, beta = RULES[name].bind({"mix": 0.0})(weights, nothing, {})
+        assert alpha.isfinite().all() and (alpha >= 0).all() and beta.isfinite().all()
+        if AGREEMENT not in RULES[name].needs:
+            assert (alpha == 1).all() and (beta == 0).all()
+
+
+@pytest.mark.parametrize("name", [x for x, rule in RULES.items() if PRODUCTS in rule.needs])
+def test_degenerate(name):
+    """|J_1|^2 measured as not positive: the cap on conflict, else nothing."""
+    if AGREEMENT in RULES[name].needs:
+        pytest.skip("decides by agreement")
+    for dot, c in ((-1.0, 7.0), (1.0, 0.0)):
+        products = psd(Products(dot, -0.5, 3.0))
+        found = Geometry(torch.zeros(3).double(), products, torch.zeros(3).double())
+        assert found.degenerate
+        alpha, beta = RULES[name].bind({"cap": 7.0})(torch.ones(3).double(), found, {})
+        assert alpha.tolist() == [1, 1, 1] and beta.tolist() == [c] * 3
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -192,9 +205,9 @@ def test_against_torchjd(seed):
         cosine = torch.nn.functional.cosine_similarity(ours, expected, 0)
         assert float(cosine) == pytest.approx(1.0, abs=1e-5), name
     # plugged in as it is, a weighting of theirs decides like the rule of the same name
-    plugged = from_weighting(torchjd.MGDAWeighting(epsilon=1e-10, max_iters=10_000), cap=1e9)
+    plugged = from_weighting(torchjd.MGDAWeighting(epsilon=1e-10, max_iters=10_000))
     ours = RULES["mgda"].bind({"cap": 1e9})(weights, geometry(g_k, g_1), {})
-    theirs = plugged(weights, geometry(g_k, g_1), {})
+    theirs = plugged(weights, geometry(g_k, g_1), {}, cap=1e9)
     assert torch.allclose(theirs[1], ours[1], rtol=1e-3)
 
 
@@ -207,6 +220,7 @@ def test_against_torchjd_with_a_solver(seed):
         theirs = {
             "pcgrad": torchjd.DualProj(torch.tensor([1.0, 0.0]).double())(matrix),
             "cagrad": torchjd.CAGrad(c=0.5)(matrix),
+            "nash": torchjd.NashMTL(n_tasks=2)(matrix),
         }
     except (ImportError, AttributeError) as error:
         pytest.skip(f"needs a solver: {error}")

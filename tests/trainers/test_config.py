@@ -62,7 +62,7 @@ def test_base_yaml_states_the_defaults():
         ("train.temperature=0", ["train.temperature = 0", "above 0"]),
         ("eval.k=64", ["eval.k = 64", "eval.samples"]),
         ("surgery.rule=pcgrat", ["surgery.rule = pcgrat", "pcgrad"]),
-        ("surgery.rule=mine.py:f", ["surgery.rule = mine.py:f", "no file"]),
+        ("surgery.rule=mine.py:f", ["surgery.rule = mine.py:f", "no Python file"]),
         ("surgery.rule=pcgrad surgery.measure=none", ["surgery.measure = none", "last_layer"]),
         ("surgery.measure=last_laier", ["surgery.measure = last_laier", "did you mean last_layer"]),
         ("train.prompts=1", ["train.prompts = 1", "2 or more"]),
@@ -71,7 +71,20 @@ def test_base_yaml_states_the_defaults():
         ("train.schedule=cosin", ["train.schedule = cosin", "cosine"]),
         ("model.dtype=bfloat16", ["model.dtype = bfloat16", "zero_stage=1"]),
         ("train.best_constraint=much", ["train.best_constraint = much", "eval/pass@8>=0.9"]),
+        ("train.best_constraint=eval/pas@8>=1", ["train.best_constraint = ", "eval/pass@8"]),
+        ("train.best_metric=eval/pass@3", ["train.best_metric = eval/pass@3", "eval/pass@4"]),
         ("train.warmup_steps=500", ["train.warmup_steps = 500", "lower it"]),
+        ("objective.k_schedule=50", ["objective.k_schedule = 50", "k@step"]),
+        ("objective.k_schedule=0@50", ["objective.k_schedule = 0@50", "k@step"]),
+        ("objective.k_schedule=17@50", ["k <= 16"]),
+        ("objective.estimator=plugin objective.k=17", ["objective.k = 17", "k <= 16"]),
+        ("objective.estimator=grpo surgery.rule=agreement_clip", ["objective.estimator = grpo"]),
+        ("surgery.rule=floor eval.temperature=0.5", ["eval.temperature = 0.5", "floor"]),
+        ("surgery.rule=agreement_clip surgery.every=2", ["surgery.every = 2", "every=1"]),
+        ("surgery.metric=adam", ["surgery.metric = adam", "ghost"]),
+        ("surgery.measure=ghost surgery.modules=[a", ["surgery.modules", "YAML"]),
+        ("surgery.measure=ghost surgery.modules='('", ["surgery.modules = (", "expression"]),
+        ("task.name=mine.py:Task", ["task.name = mine.py:Task", "no Python file"]),
         ("justaword", ["justaword", "key=value"]),
         ("seed=-1", ["seed = -1", "at least 0"]),
         ("seed=[1", ["seed = [1", "YAML"]),
@@ -144,6 +157,18 @@ def test_saved_configurations_come_back(tmp_path):
     assert load_config(tmp_path / "config.yaml") == config
     changed = load_config(ROOT / "configs" / "pcgrad.yaml", ["train.steps=9", "logging.kl_every=0"])
     assert differences(changed, tmp_path / "config.yaml") == ["train.lr = 0.0003 (was 0.0001)"]
+
+
+def test_settings_of_ones_own_rule_and_task(tmp_path):
+    (tmp_path / "mine.py").write_text("def rule(weights, geometry, state, *, mine=1.0): ...\n")
+    options = [f"surgery.rule={tmp_path}/mine.py:rule", "surgery.options.mine=2.5"]
+    config = load_config(ROOT / "configs" / "passk.yaml", options)
+    assert config.surgery.options == {"mine": 2.5}
+    save_config(config, tmp_path / "config.yaml")
+    assert differences(config, tmp_path / "config.yaml") == []
+    assert load_config(tmp_path / "config.yaml") == config
+    (line,) = refusal(f"surgery.rule={tmp_path}/mine.py:other")
+    assert "AttributeError" in line
 
 
 def test_ranks():

@@ -127,7 +127,7 @@ def test_ghost_products_against_gradients(base, twin, statistic):
     def prompt_gradient(a, i):
         weights = torch.zeros_like(a)
         weights[i] = a[i]
-        found = probe._gradient(base.model, rollout, weights)
+        found = probe._gradient(base.model, rollout, range(PROMPTS), PROMPTS * weights)
         return torch.cat([x.flatten() for x in found.values()]).double()
 
     g_1, g_k = (torch.stack([prompt_gradient(a, i) for i in range(PROMPTS)]) for a in (a_1, a_k))
@@ -156,7 +156,7 @@ def test_the_step_that_was_realised(base, twin):
     assert probe.realised(rollout, range(PROMPTS), a_1) is None
     probe.watch(before, {name: x + moved[name] for name, x in before.items()})
     found = probe.realised(rollout, range(PROMPTS), a_1)
-    gradient = probe._gradient(base.model, rollout, a_1 / PROMPTS)
+    gradient = probe._gradient(base.model, rollout, range(PROMPTS), a_1)
     expected = sum(float((gradient[name] * moved[name]).sum()) for name in moved)
     assert found == pytest.approx(expected, rel=1e-2)
     assert probe.realised(rollout, range(PROMPTS), a_1) is None  # once
