@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from surgery.binding import load_function
@@ -131,8 +132,9 @@ class _Worker:
         self.process.kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout, self.complaints):
-            if pipe is not None:
-                pipe.close()
+            with suppress(BrokenPipeError):  # what it was last sent is lost with it
+                if pipe is not None:
+                    pipe.close()
 
     def send(self, pair: tuple[str, str], limit: float) -> None:
         self.deadline = time.monotonic() + (limit if self.started else START_LIMIT)

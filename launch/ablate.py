@@ -29,17 +29,18 @@ from trainers.config import ConfigError, differences, load_config
 @dataclass(frozen=True)
 class Run:
     config: str
-    overrides: tuple[str, ...]  # the swept ones
+    fixed: tuple[str, ...]  # overrides of all runs
+    swept: tuple[str, ...]  # and this one's
     seed: int
 
     @property
     def name(self) -> str:
-        swept = (f"{key.rpartition('.')[2]}={value}" for key, value in _pairs(self.overrides))
+        swept = (f"{key.rpartition('.')[2]}={value}" for key, value in _pairs(self.swept))
         return ",".join([Path(self.config).stem, *swept]).replace("/", "_")
 
     def arguments(self, out: Path, threads: int) -> list[str]:
         own = [f"seed={self.seed}", f"run.dir={self.folder(out)}", f"run.threads={threads}"]
-        return ["--config", self.config, *self.overrides, *own]
+        return ["--config", self.config, *self.fixed, *self.swept, *own]
 
     def folder(self, out: Path) -> Path:
         return out / self.name / f"seed{self.seed}"
@@ -51,12 +52,15 @@ def _pairs(overrides: tuple[str, ...]) -> list[tuple[str, str]]:
 
 def combinations(configs: list[str], seeds: list[int], sweeps: list[str]) -> list[Run]:
     """Seeds vary slowest, so that a table over all configurations exists early."""
-    axes = []
+    axes: list[list[str]] = []
+    fixed: list[list[str]] = []
     for key, value in _pairs(tuple(sweeps)):
         whole = value[:1] in "'\"[{" or not value  # a quoted value or a list is one value
-        axes.append([f"{key}={x}" for x in ([value] if whole else value.split(","))])
+        values = [value] if whole else value.split(",")
+        (axes if len(values) > 1 else fixed).append([f"{key}={x}" for x in values])
+    same = tuple(x for (x,) in fixed)
     grid = itertools.product(seeds, configs, itertools.product(*axes))
-    return [Run(config, overrides, seed) for seed, config, overrides in grid]
+    return [Run(config, same, swept, seed) for seed, config, swept in grid]
 
 
 running: list[subprocess.Popen] = []
@@ -105,6 +109,8 @@ def main() -> int:
     # the overrides that follow --configs or --seeds are taken for theirs
     sweeps = [*arguments.sweeps, *(x for x in arguments.configs if "=" in x)]
     configs = [x for x in arguments.configs if "=" not in x]
+    if len(configs) > 1:  # configs/*.yaml holds the root that the others extend
+        configs = [x for x in configs if Path(x).stem != "base"]
     runs = combinations(configs, arguments.seeds, sweeps)
     threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
     stems = [Path(x).stem for x in configs]
@@ -116,7 +122,7 @@ def main() -> int:
         for run in runs:
             load_config(run.config, run.arguments(arguments.out, threads)[2:])
     except ConfigError as error:
-        print(f"{run.config}: {error}", file=sys.stderr)
+        print(error, file=sys.stderr)
         return 2
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))

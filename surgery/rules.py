@@ -35,7 +35,15 @@ class Rule:
     def bind(self, settings: Mapping[str, Any]) -> Callable[[Tensor, Geometry, State], Decision]:
         """The rule with its own settings out of `settings`."""
         own = own_settings(self.function, settings)
-        return lambda weights, geometry, state: self.function(weights, geometry, state, **own)
+
+        def bound(weights: Tensor, geometry: Geometry, state: State) -> Decision:
+            decision = self.function(weights, geometry, state, **own)
+            if [getattr(x, "shape", None) for x in decision] != [weights.shape] * 2:
+                name, size = self.function.__name__, len(weights)
+                raise ValueError(f"rule {name} must return two tensors of {size} prompts each")
+            return decision
+
+        return bound
 
 
 RULES: dict[str, Rule] = {}

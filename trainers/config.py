@@ -88,6 +88,8 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(
             f"extends = {path}: the files extend each other in a circle; remove one `extends:`"
         )
+    if path.is_dir():
+        raise ConfigError(f"--config = {path}: is a folder; name a file in it")
     try:
         content: Any = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError:
@@ -224,7 +226,8 @@ def _impossible(config: Config) -> Iterator[str]:
 
     def not_a_function(key: str) -> Iterator[str]:
         try:
-            load_function(flat[key])
+            if not callable(load_function(flat[key])):
+                raise TypeError("not a function or class")
         except Exception as error:  # whatever the user's file does
             why = f"{type(error).__name__}: {_first_line(error)}"
             yield wrong(key, f"cannot be loaded ({why}); give it as file.py:function")
@@ -251,6 +254,9 @@ def _impossible(config: Config) -> Iterator[str]:
     ):
         remedy = "rule floor holds training against it; use train.temperature and eval.top_p=1"
         yield wrong("eval.temperature", remedy)
+    local = model.path.startswith((".", "/", "~")) or Path(model.path).exists()
+    if local and not (Path(model.path) / "config.json").is_file():
+        yield wrong("model.path", "no model folder (no config.json in it); name one, or a hub id")
     if model.dtype != "float32" and train.zero_stage == 0:
         yield wrong("model.dtype", "needs the fp32 weights that ZeRO keeps; set train.zero_stage=1")
     if train.top_p != 1:
@@ -280,7 +286,7 @@ def _impossible(config: Config) -> Iterator[str]:
             re.compile(surgery.modules)
         except re.error as error:
             yield wrong("surgery.modules", f"not a regular expression ({error}); correct it")
-    if surgery.measure != "none" and surgery.statistic == "loo" and train.prompts < 2:
+    if surgery.measure != "none" and surgery.statistic == "loo" and train.prompts == 1:
         remedy = "surgery.statistic = loo compares prompts; use 2 or more, or surgery.measure=none"
         yield wrong("train.prompts", remedy)
     if task.verifier is not None and ":" in task.verifier:

@@ -18,10 +18,11 @@ class RunFolder:
         assert config.run.dir is not None
         self.path = path = Path(config.run.dir)
         saved = path / "config.yaml"
-        if saved.exists():
-            self._compare(config, saved)
-        elif path.exists() and not path.is_dir():
+        if path.exists() and not path.is_dir():
             raise self._refusal("is a file; name a folder")
+        if saved.exists():
+            if self._begun():
+                self._compare(config, saved)
         elif path.exists() and {x.name for x in path.iterdir()} - {".lock", "eval", "checkpoints"}:
             raise self._refusal("holds files but no run; choose an empty or new folder")
         try:
@@ -36,6 +37,10 @@ class RunFolder:
             ) from None
         except OSError as error:
             raise self._refusal(f"cannot be written ({error.strerror}); choose another") from None
+
+    def _begun(self) -> bool:
+        """Whether there is anything to lose; a start that failed leaves nothing."""
+        return (self.path / "metrics.jsonl").exists() or any(self.path.glob("checkpoints/*"))
 
     def _refusal(self, why: str) -> ConfigError:
         return ConfigError(f"run.dir = {self.path}: {why}")

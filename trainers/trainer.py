@@ -23,7 +23,7 @@ from surgery.objectives import prompt_weight, rho
 from surgery.rules import Decision, State, apply, find_rule
 from trainers import checkpoint
 from trainers.batches import micro_batches
-from trainers.config import parse_constraint, parse_schedule
+from trainers.config import ConfigError, parse_constraint, parse_schedule
 from trainers.engine import Engine, share
 from trainers.evaluation import Evaluation, decoding
 from trainers.metrics import Metrics
@@ -279,7 +279,14 @@ class Trainer:
 
     def _load_base(self) -> Policy:
         model = self.config.model
-        return load_policy(self.base_path, model.dtype, model.attention)
+        try:
+            return load_policy(self.base_path, model.dtype, model.attention)
+        except (OSError, ImportError, ValueError) as error:
+            why = str(error).strip().splitlines()[0]
+            raise ConfigError(
+                f"model.path = {model.path}: cannot be loaded ({why}); "
+                "name a folder in the hub's format with safetensors, or an id that can be reached"
+            ) from None
 
     def _evaluate(self, name: str | None) -> dict[str, float]:
         records, scalars = self.evaluation()
@@ -327,6 +334,8 @@ class Trainer:
         self.rule_state, self.best = numbers["rule_state"], numbers["best"]
         self.bad_steps, self.seconds = numbers["bad_steps"], numbers["seconds"]
         self.probe.restore(numbers["probe"], tensors)
+        if self.folder:
+            print(f"{self.folder.path}: going on from step {numbers['step']}", file=sys.stderr)
         return numbers["step"]
 
     def _shown(self) -> dict[str, int]:

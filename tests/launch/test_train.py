@@ -35,6 +35,17 @@ def test_mistakes_exit_with_2_and_leave_no_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_model_that_cannot_be_loaded_leaves_the_folder_free(tmp_path, base_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    for path, message in (("./none", "no model folder"), ("./empty", "cannot be loaded")):
+        done = run(TRAIN, "--config", config("passk"), f"model.path={path}", cwd=tmp_path)
+        assert done.returncode == 2 and message in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    done = run(TRAIN, "--config", config("passk"), *SMALL, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_mistakes_under_the_launcher(tmp_path):
     done = run(TRAIN, "--config", config("passk"), "objective.k=99", cwd=tmp_path, ranks=2)
     assert done.returncode == 2

@@ -186,6 +186,10 @@ def test_a_rule_from_a_file(tmp_path):
     assert rule.needs  # all is measured for it
     _, beta = rule.bind({"cap": 2.0})(torch.ones(3).double(), of(0.0), {})
     assert beta.tolist() == [1, 1, 1]
+    (tmp_path / "wrong.py").write_text("def wrong(weights, geometry, state): return 1.0, 0.5\n")
+    wrong = find_rule(f"{tmp_path}/wrong.py:wrong").bind({})
+    with pytest.raises(ValueError, match="rule wrong must return two tensors of 3 prompts"):
+        wrong(torch.ones(3).double(), of(0.0), {})
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -1,0 +1,102 @@
+"""The step: tasks without exact values, bf16 under ZeRO, and gradients that are not finite."""
+
+import json
+
+import pytest
+import torch
+
+from tests.conftest import ROOT, run
+from trainers.config import load_config
+from trainers.trainer import k_at, learning_rate
+
+TRAIN = str(ROOT / "launch" / "train.py")
+PASSK = str(ROOT / "configs" / "pcgrad.yaml")
+SMALL = [
+    *("train.steps=3", "train.prompts=12", "train.samples=8", "eval.problems=20"),
+    *("eval.samples=8", "run.threads=1"),
+]
+
+BLIND = """
+from eval.tasks.twin import Twin
+
+class Blind:
+    verifier, max_new_tokens = Twin.verifier, Twin.max_new_tokens
+
+    def __init__(self):
+        self.twin = Twin()
+
+    def __getattr__(self, name):
+        if name in ("success", "frontier_share"):
+            raise AttributeError(name)
+        return getattr(self.twin, name)
+
+Blind.__dataclass_fields__ = {}
+"""
+
+SPOILT = """
+import torch
+
+def spoilt(weights, geometry, state):
+    return torch.full_like(weights, float("nan")), weights
+"""
+
+
+def metrics(folder):
+    return [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def train(cwd, *options):
+    return run(TRAIN, "--config", PASSK, *SMALL, *options, cwd=cwd)
+
+
+@pytest.mark.parametrize("rule", ["pcgrad", "floor"])
+def test_decisions_do_not_know_the_exact_values(tmp_path, base_path, rule):
+    (tmp_path / "blind.py").write_text(BLIND)
+    options = [f"surgery.rule={rule}"]
+    for name, task in (("seeing", "twin"), ("blind", "blind.py:Blind")):
+        done = train(tmp_path, *options, f"task.name={task}", f"run.dir={name}")
+        assert done.returncode == 0, done.stderr
+    seeing, blind = (metrics(tmp_path / name) for name in ("seeing", "blind"))
+    assert "exact/pass@1" in seeing[-1] and "exact/pass@1" not in blind[-1]
+    for a, b in zip(seeing, blind, strict=True):
+        left_out = ("exact/", "time/", "throughput/")
+        assert {k: v for k, v in a.items() if not k.startswith(left_out)} == {
+            k: v for k, v in b.items() if not k.startswith(left_out)
+        }
+    assert "exact" not in json.loads((tmp_path / "blind" / "summary.json").read_text())
+
+
+def test_bfloat16_with_ghost(tmp_path, base_path):
+    options = ["model.dtype=bfloat16", "train.zero_stage=2", "surgery.measure=ghost"]
+    done = train(tmp_path, *options, "run.dir=half")
+    assert done.returncode == 0, done.stderr
+    full = train(tmp_path, "surgery.measure=ghost", "run.dir=full")
+    assert full.returncode == 0, full.stderr
+    half, full = (metrics(tmp_path / name)[1] for name in ("half", "full"))
+    for key in ("surgery/norm_1_squared", "train/pass@1"):
+        assert half[key] == pytest.approx(full[key], rel=0.25)
+
+
+def test_gradients_that_are_not_finite_stop_the_run(tmp_path, base_path):
+    (tmp_path / "spoilt.py").write_text(SPOILT)
+    options = ["surgery.rule=spoilt.py:spoilt", "train.max_bad_steps=2", "run.dir=bad"]
+    done = train(tmp_path, *options)
+    assert done.returncode == 1
+    assert "2 gradients in a row were not finite" in done.stderr
+    assert "Traceback" not in done.stderr
+    (first,) = [x for x in metrics(tmp_path / "bad") if x["step"] == 1]
+    assert first["train/skipped"] == 1 and "train/grad_norm" not in first
+
+
+def test_schedules():
+    options = ["train.steps=10", "train.warmup_steps=2", "train.lr=1.0"]
+    rates = {}
+    for schedule in ("constant", "linear", "cosine"):
+        config = load_config(PASSK, [*options, f"train.schedule={schedule}"])
+        rates[schedule] = [learning_rate(config, step) for step in range(1, 11)]
+    assert rates["constant"] == [0.5] + [1.0] * 9
+    assert rates["linear"][2:] == pytest.approx([1 - i / 8 for i in range(8)])
+    cosine = (1 + torch.cos(torch.pi * torch.arange(8) / 8)) / 2
+    assert rates["cosine"][2:] == pytest.approx(cosine.tolist(), abs=1e-6)
+    config = load_config(PASSK, ["objective.k_schedule=4@3,1@5"])
+    assert [k_at(config, step) for step in range(1, 7)] == [8, 8, 4, 4, 1, 1]
