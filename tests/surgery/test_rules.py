@@ -200,7 +200,6 @@ def test_against_torchjd(seed):
     matrix = torch.stack([g_k.mean(0), g_1.mean(0)])
     theirs = {
         "mgda": torchjd.MGDA(epsilon=1e-10, max_iters=10_000)(matrix),
-        "nash": matrix[0] / matrix[0].norm() + matrix[1] / matrix[1].norm(),
         "mix": torchjd.Constant(torch.tensor([1.0, 0.5]).double())(matrix),
     }
     for name, expected in theirs.items():
@@ -215,8 +214,10 @@ def test_against_torchjd(seed):
     assert torch.allclose(theirs[1], ours[1], rtol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # cvxpy's own
 @pytest.mark.parametrize("seed", range(10))
 def test_against_torchjd_with_a_solver(seed):
+    """Their GradVac is left out: it moves both gradients, towards running means of the cosine."""
     torchjd = pytest.importorskip("torchjd.aggregation")
     weights, g_k, g_1 = gradients(seed)
     matrix = torch.stack([g_k.mean(0), g_1.mean(0)])
