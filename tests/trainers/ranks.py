@@ -64,6 +64,7 @@ def check(stage):
     whole = torch.nn.utils.get_total_norm(list(reference.values()))
     found["norm_error"] = abs(norm / float(whole) - 1)
     after_one = engine.state()
+    found["preconditioner_error"] = preconditioner_error(engine, reference, after_one, config)
 
     backward(spoil=engine.rank == 0)
     found["spoiled_step"] = engine.step(1e-3)
@@ -81,6 +82,16 @@ def check(stage):
     found["continued"] = same(after_two, engine.state())
     total = sum(float(x.double().abs().sum()) for x in after_two["parameters"].values())
     return found | {"total": total}
+
+
+def preconditioner_error(engine, gradient, state, config):
+    """Against Adam's own formula for its second step, if the gradient were `gradient`."""
+    beta, worst = config.train.beta_2, 0.0
+    for name, scale in engine.inverse_preconditioner(gradient).items():
+        v = beta * state["exp_avg_sq"][name] + (1 - beta) * gradient[name].square()
+        expected = 1 / ((v / (1 - beta**2)).sqrt() + config.train.epsilon)
+        worst = max(worst, float((scale / expected - 1).abs().max()))
+    return worst
 
 
 def idle(batch: Batch) -> Batch:

@@ -25,6 +25,7 @@ def test_stage(results, stage):
     found = results[stage]
     assert found["gradient_error"] < 1e-5
     assert found["norm_error"] < 1e-5  # the norm before clipping
+    assert found["preconditioner_error"] < 1e-5
     assert found["spoiled_step"] is None and found["unchanged_by_nan"]  # NaN on one rank only
     assert found["policy_is_current"] and found["policy_is_restored"]
     assert found["restored"] and found["continued"]

@@ -145,6 +145,27 @@ def test_ghost_products_against_gradients(base, twin, statistic):
     assert scalars["coverage"] == 1.0
 
 
+def test_the_metric_of_adam(base, twin):
+    """Products in a diagonal metric, against gradients scaled by hand."""
+    rollout, correct = a_batch(base, twin, 0)
+    a_k, a_1 = loo(correct, K), rloo(correct)
+    probe = make_probe(base, measure="ghost", statistic="naive", metric="adam")
+    torch.manual_seed(0)
+    scale = {name: torch.rand_like(p) for name, p in base.model.named_parameters()}
+    seen = []
+    probe.engine.inverse_preconditioner = lambda g: seen.append(g) or scale
+    probe(rollout, range(PROMPTS), a_k, a_1, correct.mean(1))
+    j_1, j_k = (probe._gradient(base.model, rollout, range(PROMPTS), a) for a in (a_1, a_k))
+
+    def product(a, b):
+        return sum(float((a[n].double() * scale[n] * b[n]).sum()) for n in a)
+
+    assert probe.smooth.dot == pytest.approx(product(j_k, j_1), rel=1e-3)
+    assert probe.smooth.norm_1 == pytest.approx(product(j_1, j_1), rel=1e-3)
+    assert probe.smooth.norm_k == pytest.approx(product(j_k, j_k), rel=1e-3)
+    assert all(torch.allclose(seen[0][name], j_1[name]) for name in j_1)
+
+
 def test_the_step_that_was_realised(base, twin):
     """<grad J_1, step> of a watched step is the first-order change of this batch's objective."""
     rollout, correct = a_batch(base, twin, 1)

@@ -7,7 +7,7 @@ import torch
 
 from tests.conftest import ROOT, run
 from trainers.config import load_config
-from trainers.trainer import k_at, learning_rate
+from trainers.trainer import Trainer, k_at, learning_rate
 
 TRAIN = str(ROOT / "launch" / "train.py")
 PASSK = str(ROOT / "configs" / "pcgrad.yaml")
@@ -86,6 +86,20 @@ def test_gradients_that_are_not_finite_stop_the_run(tmp_path, base_path):
     assert "Traceback" not in done.stderr
     (first,) = [x for x in metrics(tmp_path / "bad") if x["step"] == 1]
     assert first["train/skipped"] == 1 and "train/grad_norm" not in first
+
+
+def test_the_best_checkpoint_keeps_its_constraint():
+    trainer = object.__new__(Trainer)
+    options = ["train.best_metric=eval/pass@1", "train.best_constraint=eval/pass@8>=0.9"]
+    trainer.config, trainer.best = load_config(PASSK, options), None
+    steps = [(0.7, 0.8), (0.5, 0.95), (0.4, 0.99), (0.6, 0.9), (0.9, 0.89)]
+    best = [
+        trainer._is_best(step, {"eval/pass@1": a, "eval/pass@8": b})
+        for step, (a, b) in enumerate(steps, 1)
+    ]
+    assert best == [False, True, False, True, False]
+    assert trainer.best == {"step": 4, "metric": "eval/pass@1", "value": 0.6}
+    assert not trainer._is_best(6, {})  # a step without an evaluation
 
 
 def test_schedules():
