@@ -3,13 +3,16 @@ the rollouts.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from trainers.config import flatten
+from trainers.schedules import due
 from trainers.schema import Config
 
 
@@ -38,12 +41,10 @@ class Metrics:
         """Now and then: histograms of the prompts' weights and agreements, and one against the
         other.
         """
-        every = self.logging.histograms_every
-        if every and step % every == 0:
+        if due(step, self.logging.histograms_every):
             for name in values.keys() & {"weights", "agreements"}:
                 self._writer.add_histogram(f"surgery/{name}", values[name], step)
-        every = self.logging.images_every
-        if every and step % every == 0 and "agreements" in values:
+        if due(step, self.logging.images_every) and "agreements" in values:
             self._writer.add_figure("surgery/weight_against_agreement", scatter(**values), step)
 
     def rollouts(self, records: Iterable[Mapping[str, Any]]) -> None:
@@ -64,6 +65,28 @@ class Metrics:
         for name, value in results.items():
             self._writer.add_scalar(name, value, config.train.steps)
         self._writer.close()
+
+
+class Clock:
+    """Seconds of the parts of a step."""
+
+    def __init__(self) -> None:
+        self.start, self.parts = time.monotonic(), dict[str, float]()
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.parts[part] = time.monotonic() - start
+
+    def scalars(self, lengths: Tensor) -> dict[str, float]:
+        whole = time.monotonic() - self.start
+        return {
+            **{f"time/{part}": seconds for part, seconds in self.parts.items()},
+            "time/step": whole,
+            "throughput/completions_per_second": lengths.numel() / whole,
+            "throughput/tokens_per_second": float(lengths.sum()) / whole,
+        }
 
 
 def scatter(weights: Tensor, agreements: Tensor, rate: Tensor) -> Any:

@@ -3,8 +3,6 @@
 import math
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,12 +21,13 @@ from surgery.objectives import prompt_weight, rho
 from surgery.rules import Decision, State, apply, find_rule
 from trainers import checkpoint
 from trainers.batches import micro_batches
-from trainers.config import ConfigError, parse_constraint, parse_schedule
+from trainers.config import ConfigError, parse_constraint
 from trainers.engine import Engine, share
 from trainers.evaluation import Evaluation, decoding
-from trainers.metrics import Metrics
+from trainers.metrics import Clock, Metrics
 from trainers.probe import Probe
 from trainers.run import RunFolder, write_json, write_lines
+from trainers.schedules import due, k_at, learning_rate
 from trainers.schema import Config
 
 
@@ -76,17 +75,17 @@ class Trainer:
             for step in range(start + 1, train.steps + 1):
                 scalars, prompts, looks = self.step(step)
                 last = step == train.steps
-                if last or _due(step, self.config.eval.every):
+                if last or due(step, self.config.eval.every):
                     scalars |= self._evaluate("after" if last else None)
                 else:
                     scalars |= self.evaluation.exact()
                 if metrics:
                     metrics.log(step, scalars)
                     metrics.prompts(step, prompts)
-                    if _due(step, self.config.logging.rollouts_every):
+                    if due(step, self.config.logging.rollouts_every):
                         metrics.rollouts(looks)
                 self.seconds = time.monotonic() - began
-                if self._is_best(step, scalars) or last or _due(step, train.save_every):
+                if self._is_best(step, scalars) or last or due(step, train.save_every):
                     self._save(step)
                 shown = {name: f"{scalars[f'train/{name}']:.3f}" for name in self._shown()}
                 bar.set_postfix(shown, refresh=False)
@@ -135,7 +134,7 @@ class Trainer:
         advantages = apply(decision, a_k, a_1)
 
         with clock("update"):
-            before = self.engine.snapshot() if _due(step, surgery.realised_every) else None
+            before = self.engine.snapshot() if due(step, surgery.realised_every) else None
             lr = learning_rate(self.config, step)
             loss, norm = self._update(rollout, advantages[list(mine)], lr)
             if before:
@@ -155,7 +154,7 @@ class Trainer:
             "train/k": k,
             **{f"surgery/{name}": x for name, x in measured.items()},
         }
-        if _due(step, self.config.logging.kl_every):
+        if due(step, self.config.logging.kl_every):
             scalars["train/kl_to_base"] = self._kl_to_base(rollout)
         scalars |= clock.scalars(seen["length"])
         prompts = {"weights": weights, "rate": geometry.rate}
@@ -351,49 +350,3 @@ class Trainer:
             disable=self.folder is None,
             mininterval=0.3 if sys.stderr.isatty() else 15,
         )
-
-
-class Clock:
-    """Seconds of the parts of a step."""
-
-    def __init__(self) -> None:
-        self.start, self.parts = time.monotonic(), dict[str, float]()
-
-    @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        start = time.monotonic()
-        yield
-        self.parts[part] = time.monotonic() - start
-
-    def scalars(self, lengths: Tensor) -> dict[str, float]:
-        whole = time.monotonic() - self.start
-        return {
-            **{f"time/{part}": seconds for part, seconds in self.parts.items()},
-            "time/step": whole,
-            "throughput/completions_per_second": lengths.numel() / whole,
-            "throughput/tokens_per_second": float(lengths.sum()) / whole,
-        }
-
-
-def learning_rate(config: Config, step: int) -> float:
-    """Linear warm-up over train.warmup_steps, then train.schedule: a pure function of the step,
-    from 1.
-    """
-    train = config.train
-    if step <= train.warmup_steps:
-        return train.lr * step / train.warmup_steps
-    done = (step - 1 - train.warmup_steps) / max(1, train.steps - train.warmup_steps)
-    factor = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
-    return train.lr * factor[train.schedule]
-
-
-def k_at(config: Config, step: int) -> int:
-    """objective.k, or what objective.k_schedule says from this step on."""
-    k = config.objective.k
-    for start, later in parse_schedule(config.objective.k_schedule):
-        k = later if step >= start else k
-    return k
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0

@@ -7,7 +7,8 @@ import torch
 
 from tests.conftest import ROOT, run
 from trainers.config import load_config
-from trainers.trainer import Trainer, k_at, learning_rate
+from trainers.schedules import k_at, learning_rate
+from trainers.trainer import Trainer
 
 TRAIN = str(ROOT / "launch" / "train.py")
 PASSK = str(ROOT / "configs" / "pcgrad.yaml")
