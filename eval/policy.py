@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 
 
+class ModelError(Exception):
+    """A model that cannot be used, in one line."""
+
+
 @dataclass
 class Policy:
     """`model` is any AutoModelForCausalLM; the tokenizer must know an end-of-text token."""
@@ -48,15 +52,22 @@ def load_policy(path: str, dtype: str = "float32", attention: str = "sdpa") -> P
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=getattr(torch, dtype), attn_implementation=attention, use_safetensors=True
-    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
+            use_safetensors=True,
+        )
+    except (OSError, ImportError, ValueError) as error:
+        why = str(error).strip().splitlines()[0]
+        remedy = "name a folder in the hub's format with safetensors, or an id that can be reached"
+        raise ModelError(f"model.path = {path}: cannot be loaded ({why}); {remedy}") from None
     policy = Policy(model, tokenizer)
     if not policy.end_ids:
-        raise ValueError(
-            f"the tokenizer of {path} has no end-of-text token: completions could never end"
-        )
+        why = "its tokenizer has no end-of-text token, so that no completion would end"
+        raise ModelError(f"model.path = {path}: {why}; give it one")
     return policy
 
 

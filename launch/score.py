@@ -66,7 +66,7 @@ def _of_model(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], list
 
     from eval.harness import evaluate
     from eval.passk import ladder
-    from eval.policy import load_policy
+    from eval.policy import ModelError, load_policy
     from eval.sampling import Decoding, derive_seed
     from eval.tasks import build_task
     from eval.verifier import Verifier
@@ -75,9 +75,8 @@ def _of_model(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], list
     path = task.base_model() if config.model.path == "base" else config.model.path
     try:
         policy = load_policy(path, config.model.dtype, config.model.attention)
-    except (OSError, ImportError, ValueError) as error:
-        why = str(error).strip().splitlines()[0]
-        raise ConfigError(f"--model = {path}: cannot be loaded ({why})") from None
+    except ModelError as error:
+        raise ConfigError(str(error)) from None
     limit = config.train.max_new_tokens or task.max_new_tokens
     decoding = Decoding(limit, options.temperature, options.top_p, config.train.micro_batch_tokens)
     mode = config.task.verifier or task.verifier

@@ -48,6 +48,7 @@ def main() -> int:
 
     import transformers
 
+    from eval.policy import ModelError
     from eval.report import run_table
     from eval.verifier import VerifierFailed
     from trainers.engine import share, start_ranks
@@ -66,7 +67,7 @@ def main() -> int:
         folder.set_aside()
     try:
         summary = Trainer(config, folder).run()
-    except ConfigError as error:  # what only the loaded model could tell
+    except (ConfigError, ModelError) as error:  # what only loading the model could tell
         if folder:
             print(error, file=sys.stderr)
         return 2

@@ -21,7 +21,7 @@ from surgery.objectives import prompt_weight, rho
 from surgery.rules import Decision, State, apply, find_rule
 from trainers import checkpoint
 from trainers.batches import micro_batches
-from trainers.config import ConfigError, parse_constraint
+from trainers.config import parse_constraint
 from trainers.engine import Engine, share
 from trainers.evaluation import Evaluation, decoding
 from trainers.metrics import Clock, Metrics
@@ -278,14 +278,7 @@ class Trainer:
 
     def _load_base(self) -> Policy:
         model = self.config.model
-        try:
-            return load_policy(self.base_path, model.dtype, model.attention)
-        except (OSError, ImportError, ValueError) as error:
-            why = str(error).strip().splitlines()[0]
-            raise ConfigError(
-                f"model.path = {model.path}: cannot be loaded ({why}); "
-                "name a folder in the hub's format with safetensors, or an id that can be reached"
-            ) from None
+        return load_policy(self.base_path, model.dtype, model.attention)
 
     def _evaluate(self, name: str | None) -> dict[str, float]:
         records, scalars = self.evaluation()
