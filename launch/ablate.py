@@ -3,8 +3,7 @@
 python launch/ablate.py --configs configs/*.yaml --seeds 0 1 2 [--jobs N] [--out DIR] [key=a,b ...]
 
 Every combination becomes one run in DIR/<configuration>[,key=value]/seed<seed>. What is finished is
-skipped,
-what was interrupted is resumed, and what fails is told and does not stop the others.
+skipped, what was interrupted is resumed, and what fails is told and does not stop the others.
 """
 
 import argparse

@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # a clone works without being installed
+# a clone works without being installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from trainers.config import ConfigError, load_config
 
@@ -67,9 +66,10 @@ def _of_model(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], list
     from eval.harness import evaluate
     from eval.passk import ladder
     from eval.policy import ModelError, load_policy
-    from eval.sampling import Decoding, derive_seed
+    from eval.sampling import derive_seed
     from eval.tasks import build_task
     from eval.verifier import Verifier
+    from trainers.evaluation import decoding
 
     task, options = build_task({**vars(config.task), **config.task.options}), config.eval
     path = task.base_model() if config.model.path == "base" else config.model.path
@@ -77,17 +77,16 @@ def _of_model(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], list
         policy = load_policy(path, config.model.dtype, config.model.attention)
     except ModelError as error:
         raise ConfigError(str(error)) from None
-    limit = config.train.max_new_tokens or task.max_new_tokens
-    decoding = Decoding(limit, options.temperature, options.top_p, config.train.micro_batch_tokens)
+    drawing = decoding(config, task, options.temperature, options.top_p)
     mode = config.task.verifier or task.verifier
     with Verifier(mode, config.task.verify_workers, config.task.verify_seconds) as verifier:
         problems = task.evaluation(options.problems)
         records = evaluate(
-            policy, verifier, problems, options.samples, decoding, derive_seed("eval")
+            policy, verifier, problems, options.samples, drawing, derive_seed("eval")
         )
-    how = f"T {options.temperature}, top-p {options.top_p}, at most {limit} tokens, verifier {mode}"
+    how = f"T {drawing.temperature}, top-p {drawing.top_p}, at most {drawing.max_new_tokens} tokens"
     assert options.k is not None
-    return records, ladder(options.k), how
+    return records, ladder(options.k), f"{how}, verifier {mode}"
 
 
 def _report(

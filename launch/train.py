@@ -1,8 +1,7 @@
 """Train, with evaluation before and after.
 
 deepspeed launch/train.py --config configs/pcgrad.yaml [key=value ...]
-python    launch/train.py --config configs/pcgrad.yaml [key=value ...]      one rank, without the
-launcher
+python    launch/train.py --config configs/pcgrad.yaml [key=value ...]      one rank, no launcher
 """
 
 import argparse
@@ -11,9 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # a clone works without being installed
+# a clone works without being installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from trainers.config import ConfigError, check_ranks, load_config
 
@@ -39,9 +37,8 @@ def main() -> int:
         folder = RunFolder(config) if int(os.environ.get("RANK", "0")) == 0 else None
     except ConfigError as error:
         if arguments.local_rank > 0:
-            time.sleep(
-                60
-            )  # the launcher ends all ranks when one stops: the one that speaks goes first
+            # the launcher ends all ranks when one stops: the one that speaks goes first
+            time.sleep(60)
         else:
             print(error, file=sys.stderr)
         return 2

@@ -44,8 +44,7 @@ def start_ranks(threads: int) -> None:
     from deepspeed.utils import logger
 
     logger.setLevel("ERROR")
-    # DeepSpeed would compile a shared-memory collective, which needs a C++ compiler; gloo serves
-    # without
+    # DeepSpeed would compile a shared-memory collective and need a C++ compiler; gloo serves too
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(
         dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False
@@ -119,10 +118,9 @@ class Engine:
         rank's part.
 
         `weights[i]` holds one number for each row of `batches[i]`. Every rank must run as many
-        backwards as
-        the busiest; those short of batches run `idle` with weight 0. One backward follows each
-        forward, and
-        only the last of a step is the accumulation boundary: ZeRO 1 and 2 lose gradients otherwise.
+        backwards as the busiest; those short of batches run `idle` with weight 0. One backward
+        follows each forward, and only the last of a step is the accumulation boundary: ZeRO 1 and 2
+        lose gradients otherwise.
         """
         rounds = int(self.reduce(torch.tensor(float(len(batches))), "max")) or 1
         total = 0.0
@@ -216,17 +214,20 @@ class Engine:
     @property
     def steps_taken(self) -> int:
         """As the optimiser counts them: skipped steps do not."""
-        optimizer = self._engine.optimizer if self.stage == 0 else self._engine.optimizer.optimizer
-        return int(max((float(s.get("step", 0)) for s in optimizer.state.values()), default=0.0))
+        return int(max((float(s.get("step", 0)) for s in self._adam.state.values()), default=0.0))
+
+    @property
+    def _adam(self) -> torch.optim.Optimizer:
+        """torch's own optimiser, which ZeRO wraps."""
+        return self._engine.optimizer if self.stage == 0 else self._engine.optimizer.optimizer
 
     def restore(self, whole: Mapping[str, Mapping[str, Tensor]], steps: int) -> None:
         """Set parameters and moments, whatever the number of ranks that saved them."""
         self._make_moments()
-        optimizer = self._engine.optimizer if self.stage == 0 else self._engine.optimizer.optimizer
         for name, p in self._trainable():
             for key in ("parameters", *MOMENTS):
                 self._set(p, None if key == "parameters" else key, whole[key][name].to(self.device))
-        for moments in optimizer.state.values():
+        for moments in self._adam.state.values():
             if "step" in moments:
                 moments["step"] = torch.full_like(
                     torch.as_tensor(moments["step"], dtype=torch.float32), steps

@@ -1,10 +1,8 @@
 """Measuring interference in training: the geometry of each batch, over all ranks, smoothed in time.
 
 `last_layer` uses the features that the sampler took. `ghost` is exact over the chosen parameters:
-one
-backward gives J_1, a probe gives its product with every completion. Leave-one-out then means
-halves:
-even and odd prompts of the whole batch, each probed with the J_1 of the other.
+one backward gives J_1, a probe gives its product with every completion. Leave-one-out then means
+halves: even and odd prompts of the whole batch, each probed with the J_1 of the other.
 """
 
 import math
@@ -61,9 +59,10 @@ class Probe:
         now_and_then = self.surgery.measure == "ghost" and not self.with_norm_k
         used = replace(now, norm_k=math.nan) if now_and_then else now
         self.smooth = smoothed(used, self.smooth, self.surgery.ema)
-        geometry = Geometry(rate, psd(self.smooth), agreement, gram)
+        decisive = psd(self.smooth)
+        geometry = Geometry(rate, decisive, agreement, gram)
         self.measured, self.degenerate = self.measured + 1, self.degenerate + geometry.degenerate
-        scalars = diagnostics.of_products(now, naive, psd(self.smooth))
+        scalars = diagnostics.of_products(now, naive, decisive)
         scalars["degenerate_share"] = self.degenerate / self.measured
         if self.coverage is not None:
             scalars["coverage"] = self.coverage
@@ -116,10 +115,7 @@ class Probe:
         if j_k is None:
             return now, None, agreement
 
-        def mean(halves: list[Direction]) -> Direction:
-            return {key: sum(x[key] for x in halves) / len(halves) for key in halves[0]}  # type: ignore[misc]
-
-        whole_k, whole_1 = mean(j_k), mean(j_1)
+        whole_k, whole_1 = _mean(j_k), _mean(j_1)
         in_metric = metric(whole_1), metric(whole_k)
         naive = Products(
             _dot(whole_k, in_metric[0]), _dot(whole_1, in_metric[0]), _dot(whole_k, in_metric[1])
@@ -130,8 +126,7 @@ class Probe:
         """Scaling by the inverse of Adam's preconditioner, or nothing in the Euclidean metric."""
         if self.surgery.metric == "euclid":
             return lambda v: v
-        gradient = {key: sum(x[key] for x in j_1) / len(j_1) for key in j_1[0]}
-        scale = self.engine.inverse_preconditioner(gradient)  # type: ignore[arg-type]
+        scale = self.engine.inverse_preconditioner(_mean(j_1))
         return lambda v: {key: x * scale[key] for key, x in v.items()}
 
     def _gradient(
@@ -203,6 +198,10 @@ class Probe:
         self.measured, self.degenerate = numbers["measured"], numbers["degenerate"]
         moved = tensors.get("moved")
         self.moved = {n: x.to(self.engine.device) for n, x in moved.items()} if moved else None
+
+
+def _mean(parts: Sequence[Direction]) -> Direction:
+    return {key: torch.stack([x[key] for x in parts]).mean(0) for key in parts[0]}
 
 
 def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
