@@ -1,100 +1,164 @@
-"""Runs side by side: grouped over seeds, with Student-t intervals of their paired changes."""
+"""Runs side by side: a row for each group of seeds, with intervals and verdicts."""
 
-import json
+import csv
+import io
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.passk import Interval
+from eval.curve import above, curves
+from eval.files import leaves
+from eval.flows import by_difficulty
+from eval.intervals import LEVEL, Estimate, holm, student
+from eval.passk import change
 from eval.report import spread, table
+from eval.runs import Run, grouped
 
-# two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom (printed tables)
-T_95 = [
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-]
+Row = dict[str, Any]
 
 
-def t_interval(values: Sequence[float]) -> Interval:
-    """Mean over seeds with its 95 % Student-t interval; a single seed has none."""
-    n = len(values)
-    mean = math.fsum(values) / n
-    if n == 1:
-        return {"value": mean, "low": None, "high": None}
-    deviation = math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (n - 1))
-    half = T_95[min(n - 1, len(T_95)) - 1] * deviation / math.sqrt(n)
-    return {"value": mean, "low": mean - half, "high": mean + half}
+def compare(runs: Sequence[Run], margin: float = 0.0) -> list[Row]:
+    """One row a group, by the exact values where all its runs have them.
 
-
-def find_summaries(folders: Iterable[Path]) -> list[dict[str, Any]]:
-    """The summary of every finished run at or below the folders, with the `group` that it is of.
-
-    Runs are of one group if they lie side by side, as seed0, seed1, ... do.
+    A verdict is better or worse where Holm's p over all rows, of the hypothesis that the change
+    lies within the margin, is below 0.05; else it is "cannot tell".
     """
-    paths = sorted({path.resolve() for x in folders for path in x.rglob("summary.json")})
-    found = [(path, json.loads(path.read_text())) for path in paths]
-    groups = {(str(path.parent.parent), x["run"]) for path, x in found}
-    twice = [name for name, n in Counter(run for _, run in groups).items() if n > 1]
-    return [
-        x | {"group": str(path.parent.parent) if x["run"] in twice else x["run"]}
-        for path, x in found
-    ]
-
-
-def compare(summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row a group: means over seeds, by the exact values where all its runs have them."""
-    rows = []
-    for name in dict.fromkeys(x["group"] for x in summaries):
-        runs = [x for x in summaries if x["group"] == name]
-        k = f"pass@{runs[0]['k']}"
-        exact = all(x.get("exact") for x in runs)
-        row: dict[str, Any] = {"run": name, "seeds": len(runs), "k": runs[0]["k"], "exact": exact}
-        for metric in dict.fromkeys(("pass@1", k)):
-            pairs = [_before_after(x, metric, exact) for x in runs]
-            row[metric] = {
-                "before": math.fsum(a for a, _ in pairs) / len(pairs),
-                "after": math.fsum(b for _, b in pairs) / len(pairs),
-                "change": t_interval([b - a for a, b in pairs]),
-            }
+    groups = grouped(runs)
+    exact = all(run.exact for run in runs)
+    found = curves(list(groups.values()), exact)
+    rows, estimates = [], []
+    for name, members in groups.items():
+        metrics = list(dict.fromkeys(("pass@1", members[0].k)))
+        estimates.append({metric: _estimate(members, metric, exact) for metric in metrics})
+        distance = above(members, found, exact)
+        row: Row = {
+            "run": name,
+            "seeds": len(members),
+            "k": members[0].summary["k"],
+            "exact": exact,
+            **{metric: _scores(members, metric, exact) for metric in members[0].summary["before"]},
+            "lowest_pass@1": min(value for run in members for _, value in run.path("pass@1")),
+            "above_mix": distance and distance.interval,
+            "seconds": _mean([run.summary["seconds"] for run in members]),
+            "too_few": any(run.summary["too_few"] for run in members),
+            "difficulty": _difficulty(members),
+        }
         if exact:
-            shares = [x["exact"]["frontier_share"] for x in runs]
-            row["lowest_pass@1"] = min(x["exact"]["lowest_pass@1"] for x in runs)
-            row["frontier_share"] = None if None in shares else math.fsum(shares) / len(shares)
-        row["seconds"] = math.fsum(x["seconds"] for x in runs) / len(runs)
+            shares = [run.summary["exact"]["frontier_share"] for run in members]
+            row["frontier_share"] = None if None in shares else _mean(shares)
         rows.append(row)
+    for metric in dict.fromkeys(name for x in estimates for name in x):
+        _judge(rows, estimates, metric, margin)
     return rows
 
 
-def _before_after(run: Mapping[str, Any], metric: str, exact: bool) -> tuple[float, float]:
-    if exact:
-        return run["exact"]["before"][metric], run["exact"]["after"][metric]
-    return run["before"][metric]["value"], run["after"][metric]["value"]
+def _estimate(runs: Sequence[Run], metric: str, exact: bool) -> Estimate:
+    """The change: over seeds, or for a single seed over problems, where values are sampled."""
+    if len(runs) > 1 or exact:
+        values = [[run.value(x, metric, exact) for x in ("before", "after")] for run in runs]
+        return student([after - before for before, after in values])
+    k = int(metric.removeprefix("pass@"))
+    return change(runs[0].records("before"), runs[0].records("after"), k)
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    cells = [row["run"], str(row["seeds"])]
+def _scores(runs: Sequence[Run], metric: str, exact: bool) -> dict[str, Any]:
+    before, after = (
+        student([run.value(when, metric, exact) for run in runs]).interval
+        for when in ("before", "after")
+    )
+    return {"before": before["value"], "after": after}
+
+
+def _judge(
+    rows: Sequence[Row], estimates: Sequence[Mapping[str, Estimate]], metric: str, margin: float
+) -> None:
+    """Adds change, p-values and verdict of one metric to all rows that have it."""
+    family = [
+        (row[metric], x[metric]) for row, x in zip(rows, estimates, strict=True) if metric in x
+    ]
+    adjusted = holm([x.p_value(margin) for _, x in family])
+    for (cell, estimate), p in zip(family, adjusted, strict=True):
+        cell["change"] = estimate.interval
+        cell |= {"p": estimate.p_value(margin), "p_holm": p, "verdict": word(estimate, p)}
+
+
+def word(estimate: Estimate, p: float) -> str:
+    if p >= 1 - LEVEL:
+        return "cannot tell"
+    return "better" if estimate.interval["value"] > 0 else "worse"
+
+
+def _difficulty(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Problems gained and lost by difficulty: means over seeds, p of a single seed only."""
+    tables = [by_difficulty(run.records("before"), run.records("after")) for run in runs]
+    rows = []
+    for line in tables[0]:
+        same = [x for part in tables for x in part if x["difficulty"] == line["difficulty"]]
+        numbers = ("problems", "before", "after", "gained", "lost")
+        means = {name: _mean([x[name] for x in same]) for name in numbers}
+        rows.append(line | means | {"p": line["p"] if len(runs) == 1 else None})
+    return rows
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def header(k: int) -> list[str]:
+    found = ["run", "seeds"]
+    for metric in dict.fromkeys(("pass@1", f"pass@{k}")):
+        found += [metric, "change", "verdict"]
+    return [*found, "above mix", "lowest pass@1", "frontier share", "seconds"]
+
+
+def cells(row: Row) -> list[str]:
+    found = [row["run"], str(row["seeds"]) + (" (too few solved)" if row["too_few"] else "")]
     for metric in dict.fromkeys(("pass@1", f"pass@{row['k']}")):
-        cells += [f"{row[metric]['after']:.3f}", spread(row[metric]["change"], "+")]
-    share, lowest = row.get("frontier_share"), row.get("lowest_pass@1")
-    cells += ["–" if x is None else f"{x:{form}}" for x, form in ((lowest, ".3f"), (share, ".2f"))]
-    return [*cells, f"{row['seconds']:.0f}"]
+        x = row[metric]
+        found.append(f"{x['before']:.3f} → {x['after']['value']:.3f}")
+        found += [spread(x["change"], "+"), x["verdict"]]
+    distance, share = row["above_mix"], row.get("frontier_share")
+    found.append("–" if distance is None else spread(distance, "+"))
+    found += [f"{row['lowest_pass@1']:.3f}", "–" if share is None else f"{share:.2f}"]
+    return [*found, f"{row['seconds']:.0f}"]
 
 
-def render(rows: Sequence[Mapping[str, Any]], markdown: bool = False) -> str:
-    """A table for each k, for the terminal or as markdown. Changes are means over seeds."""
+def render(rows: Sequence[Row], markdown: bool = False) -> str:
+    """A table for each k, for the terminal or as markdown."""
     tables = []
     for k in dict.fromkeys(row["k"] for row in rows):
-        header = ["run", "seeds"]
-        for metric in dict.fromkeys(("pass@1", f"pass@{k}")):
-            header += [metric, "change"]
-        header += ["lowest pass@1", "frontier share", "seconds"]
-        cells = [_cells(row) for row in rows if row["k"] == k]
+        lines = [cells(row) for row in rows if row["k"] == k]
         if markdown:
-            lines = [header, ["---"] * len(header), *cells]
-            tables.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+            whole = [header(k), ["---"] * len(header(k)), *lines]
+            tables.append("\n".join("| " + " | ".join(line) + " |" for line in whole))
         else:
-            tables.append(table(header, cells))
+            tables.append(table(header(k), lines))
     return "\n\n".join(tables)
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """Every number of the rows, one column each; what a row has not is left empty."""
+    flat = [dict(leaves({k: x for k, x in row.items() if k != "difficulty"})) for row in rows]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(dict.fromkeys(k for row in flat for k in row)))
+    writer.writeheader()
+    writer.writerows(flat)
+    return out.getvalue()
+
+
+def notes(rows: Sequence[Row], margin: float) -> list[str]:
+    """How to read the table, in sentences."""
+    values = "True values" if rows[0]["exact"] else "Sampled values"
+    lines = [
+        f"{values}; means over seeds. Changes are paired, with Student-t 95 % intervals over seeds"
+        " (one seed: BCa bootstrap over problems where values are sampled, else none).",
+        f"Verdicts: the change lies beyond ±{margin:g} with p < 0.05, Holm-adjusted over all rows.",
+    ]
+    if any(row["above_mix"] for row in rows):
+        lines.append(
+            "Above mix: pass@k minus that of the fixed mixtures' curve at the same pass@1"
+            " (level beyond its ends), 95 % jackknife over seeds."
+        )
+    if any(row["too_few"] for row in rows):
+        lines.append("Too few solved: fewer than five problems solved, or failed.")
+    return lines

@@ -7,7 +7,9 @@ from typing import Any
 from eval.policy import Policy
 from eval.sampling import Decoding, sample
 from eval.tasks import Population, Problem
-from eval.verifier import Verifier
+from eval.verifier import Judged, Verifier
+
+SLICES = ("group", "level", "subject")
 
 
 def evaluate(
@@ -20,29 +22,48 @@ def evaluate(
     positions: Sequence[int] | None = None,
     population: Population | None = None,
 ) -> list[dict[str, Any]]:
-    """Records {id, group, n, c, undecided, truncated, length, responses, p}, in the given order.
+    """One `record` a problem, in the given order.
 
-    `responses` counts each distinct text. `p` is the true success probability where the task knows
-    it. `positions` are the problems' places in the whole evaluation, when this is a share of it.
+    `positions` are the problems' places in the whole evaluation, when this is a share of it.
     """
     rollout = sample(policy, [x.prompt for x in problems], n, decoding, seed, positions)
-    verdicts = verifier(rollout.texts, [x.gold for x in problems for _ in range(n)])
-    lengths = rollout.lengths.tolist()
-    truncated = rollout.truncated.tolist()
+    judged = verifier.judge(rollout.texts, [x.gold for x in problems for _ in range(n)])
+    lengths, truncated = rollout.lengths.tolist(), rollout.truncated.tolist()
     records = []
     for i, problem in enumerate(problems):
         rows = slice(i * n, (i + 1) * n)
-        record = {
-            "id": problem.id,
-            "group": problem.group,
-            "n": n,
-            "c": sum(v is True for v in verdicts[rows]),
-            "undecided": sum(v is None for v in verdicts[rows]),
-            "truncated": sum(truncated[rows]),
-            "length": sum(lengths[rows]) / n,
-            "responses": dict(Counter(rollout.texts[rows]).most_common()),
-        }
+        found = record(problem, rollout.texts[rows], judged[rows], lengths[rows], truncated[rows])
         if population is not None:
-            record["p"] = population.of(problem)
-        records.append(record)
+            found["p"] = population.of(problem)
+        records.append(found)
     return records
+
+
+def record(
+    problem: Problem,
+    responses: Sequence[str],
+    judged: Sequence[Judged],
+    lengths: Sequence[int],
+    truncated: Sequence[bool] | None,
+) -> dict[str, Any]:
+    """What is kept of a problem: enough to score it again.
+
+    {id, the slices it is of, prompt, gold, n, c, undecided, truncated (None where unknown), length,
+    verdicts, wrong, responses}; `wrong` counts each wrong answer that was found. `evaluate` adds
+    p, the true success probability, where the task knows it.
+    """
+    wrong = Counter(answer for verdict, answer in judged if verdict is not True and answer)
+    return {
+        "id": problem.id,
+        **{name: getattr(problem, name) for name in SLICES if getattr(problem, name)},
+        "prompt": problem.prompt,
+        "gold": problem.gold,
+        "n": len(responses),
+        "c": sum(verdict is True for verdict, _ in judged),
+        "undecided": sum(verdict is None for verdict, _ in judged),
+        "truncated": None if truncated is None else sum(truncated),
+        "length": sum(lengths) / len(responses),
+        "verdicts": [verdict for verdict, _ in judged],
+        "wrong": dict(wrong.most_common()),
+        "responses": list(responses),
+    }

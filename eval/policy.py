@@ -2,7 +2,7 @@
 under it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,29 @@ def load_policy(path: str, dtype: str = "float32", attention: str = "sdpa") -> P
         why = "its tokenizer has no end-of-text token, so that no completion would end"
         raise ModelError(f"model.path = {path}: {why}; give it one")
     return policy
+
+
+def interpolate(policy: Policy, start: Mapping[str, Tensor], toward: Policy, by: float) -> None:
+    """Set the policy's weights to (1 - by) start + by toward: between two models of one shape a
+    free baseline, with nothing trained (arXiv 2109.01903).
+    """
+    ends = toward.model.state_dict()
+    different = {n for n in start.keys() | ends.keys() if _shape(start, n) != _shape(ends, n)}
+    if different:
+        name = sorted(different)[0]
+        shapes = f"{name} is {_shape(start, name)} here and {_shape(ends, name)} there"
+        raise ModelError(f"--toward: another kind of model ({shapes}); name one of the same kind")
+    between = {
+        name: torch.lerp(x.float(), ends[name].float(), by).to(x.dtype)
+        if x.is_floating_point()
+        else x
+        for name, x in start.items()
+    }
+    policy.model.load_state_dict(between)
+
+
+def _shape(weights: Mapping[str, Tensor], name: str) -> list[int] | None:
+    return list(weights[name].shape) if name in weights else None
 
 
 @dataclass(frozen=True)

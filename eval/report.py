@@ -60,3 +60,97 @@ def run_table(summary: Mapping[str, Any]) -> str:
             + ("– (a value fell)." if share is None else f"{share:.2f}.")
         )
     return "\n".join(lines)
+
+
+def score_report(summary: Mapping[str, Any]) -> str:
+    """One model, or one file of generations: how it was asked, its scores, and its slices."""
+    exact, n = summary.get("exact"), summary["n"]
+    rows = []
+    for (name, passed), voted in zip(
+        summary["scores"].items(), summary["majority"].values(), strict=True
+    ):
+        known = [f"{exact[name]:.3f}"] if exact else []
+        rows.append([name.removeprefix("pass@"), spread(passed), *known, spread(voted)])
+    header = ["k", "pass@k", *(["exact"] if exact else []), "maj@k"]
+    lines = [_how(summary), "", table(header, rows), ""]
+    facts = [
+        f"pass@1 has a standard error of {summary['standard_error']:.3f} over problems",
+        f"{summary['distinct']:.1f} distinct answers a problem",
+        f"{summary['length']:.1f} {_unit(summary)} an answer",
+        f"{_share(summary['truncated_share'])} truncated",
+        f"{_share(summary['undecided_share'])} undecided verdicts",
+    ]
+    lines.append("; ".join(facts) + ".")
+    if summary["most_n"] != n:
+        lines.append(f"Problems have from {n} to {summary['most_n']} answers: k ends at {n}.")
+    if summary["too_few"]:
+        lines.append(TOO_FEW)
+    if summary["slices"]:
+        lines += ["", _slice_table(summary["slices"])]
+    return "\n".join(lines)
+
+
+TOO_FEW = "Too few solved: fewer than five problems were solved, or failed; no interval holds here."
+
+
+def _how(summary: Mapping[str, Any]) -> str:
+    settings = summary["settings"]
+    parts = [f"{summary['label']}: {summary['problems']} problems", f"n = {summary['n']}"]
+    if "temperature" in settings:
+        parts += [
+            f"T = {settings['temperature']:g}",
+            f"top-p {settings['top_p']:g}",
+            f"at most {settings['max_new_tokens']} tokens",
+            f"seed {settings['seed']}",
+        ]
+    return ", ".join([*parts, f"verifier {settings['verifier']}"])
+
+
+def _unit(summary: Mapping[str, Any]) -> str:
+    return "tokens" if "temperature" in summary["settings"] else "characters"
+
+
+def _share(x: float | None) -> str:
+    return "unknown share" if x is None else f"{100 * x:.1f} %"
+
+
+def _slice_table(slices: Sequence[Mapping[str, Any]]) -> str:
+    names = [name for name in slices[0] if "@" in name]
+    rows = [
+        [
+            part["slice"],
+            str(part["problems"]),
+            *(spread(part[name]) for name in names),
+            "too few solved" if part["too_few"] else "",
+        ]
+        for part in slices
+    ]
+    return table(["slice", "problems", *names, ""], rows)
+
+
+def sweep_report(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """One line for each decoding temperature or point between two models."""
+    most = max(summaries, key=lambda x: x["n"])
+    names = list(most["scores"])
+    rows = [
+        [
+            x["label"],
+            *(spread(x["scores"][name]) if name in x["scores"] else "–" for name in names),
+            spread(list(x["majority"].values())[-1]),
+            f"{x['distinct']:.1f}",
+        ]
+        for x in summaries
+    ]
+    return "\n\n".join([_how(most), table(["", *names, "maj@n", "distinct"], rows)])
+
+
+def difficulty_cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines: problems gained and lost by difficulty, of every run that `rows` has."""
+    lines = []
+    for row in rows:
+        for x in row["difficulty"]:
+            counts = [f"{x[name]:.4g}" for name in ("problems", "gained", "lost")]
+            rates = f"{x['before']:.3f} → {x['after']:.3f}"
+            p = "–" if x["p"] is None else f"{x['p']:.2g}"
+            lines.append([row["run"], x["difficulty"], counts[0], rates, *counts[1:], p])
+    return ["run", "difficulty", "problems", "success rate", "gained", "lost", "p"], lines

@@ -3,9 +3,12 @@ hangs.
 
 `exact` compares strings. `math` asks math-verify, and `file.py:function` a function of yours,
 ``function(answer: str, gold: str) -> bool``; both run in worker processes that are killed at the
-time limit.
+time limit. Beside the verdict stands what was read as the answer, by which votes are counted: the
+parsed expression, else the text itself; a function of yours may return (verdict, answer). Empty
+means that no answer was found.
 """
 
+import hashlib
 import json
 import os
 import selectors
@@ -16,6 +19,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 
 from surgery.binding import load_function
@@ -23,6 +27,10 @@ from surgery.binding import load_function
 MAX_CHARS = 4_096  # the end of a longer answer is judged: there the result stands
 CACHE_SIZE = 1_000_000
 START_LIMIT = 60.0  # seconds for a worker to import what it needs
+
+
+Judged = tuple[bool | None, str]  # the verdict and the answer that was read
+UNDECIDED: Judged = (None, "")
 
 
 class VerifierFailed(Exception):
@@ -36,7 +44,7 @@ class Verifier:
         self.mode, self.time_limit = mode, time_limit
         self._size = workers
         self._workers: list[_Worker] = []
-        self._cache: OrderedDict[tuple[str, str], bool | None] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, str], Judged] = OrderedDict()
 
     def __enter__(self) -> "Verifier":
         return self
@@ -49,33 +57,47 @@ class Verifier:
             worker.kill()
         self._workers = []
 
+    @property
+    def version(self) -> str:
+        """What judges, so that a score can be told from one of another version."""
+        if self.mode == "math":
+            return f"math-verify {metadata.version('math-verify')}"
+        if ":" in self.mode:
+            code = Path(self.mode.rpartition(":")[0]).read_bytes()
+            return f"{self.mode} ({hashlib.sha256(code).hexdigest()[:12]})"
+        return self.mode
+
     def __call__(self, answers: Sequence[str], golds: Sequence[str]) -> list[bool | None]:
         """One verdict for each pair, in order."""
+        return [verdict for verdict, _ in self.judge(answers, golds)]
+
+    def judge(self, answers: Sequence[str], golds: Sequence[str]) -> list[Judged]:
+        """The verdict on each pair, and what was read as its answer."""
         pairs = [
             (answer.strip()[-MAX_CHARS:], gold.strip())
             for answer, gold in zip(answers, golds, strict=True)
         ]
         if self.mode == "exact":
-            return [answer == gold for answer, gold in pairs]
+            return [(answer == gold, answer) for answer, gold in pairs]
         user_defined = ":" in self.mode
-        known: dict[tuple[str, str], bool | None] = {}
+        known: dict[tuple[str, str], Judged] = {}
         for pair in dict.fromkeys(pairs):
             if pair in self._cache:
                 self._cache.move_to_end(pair)
                 known[pair] = self._cache[pair]
             elif not user_defined and (not pair[0] or pair[0] == pair[1]):
-                known[pair] = bool(pair[0])
+                known[pair] = bool(pair[0]), pair[0]
         known |= self._ask([pair for pair in dict.fromkeys(pairs) if pair not in known])
         self._cache.update(known)
         while len(self._cache) > CACHE_SIZE:
             self._cache.popitem(last=False)
         return [known[pair] for pair in pairs]
 
-    def _ask(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], bool | None]:
+    def _ask(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Judged]:
         """Deal the pairs out to the workers, one at a time each; a worker past its limit is
         replaced.
         """
-        verdicts: dict[tuple[str, str], bool | None] = {}
+        verdicts: dict[tuple[str, str], Judged] = {}
         waiting = list(reversed(pairs))
         while len(self._workers) < min(self._size, len(pairs)):
             self._workers.append(_Worker(self.mode))
@@ -93,10 +115,10 @@ class Verifier:
                     max(0.0, min(worker.deadline for worker in busy) - time.monotonic())
                 )
             for worker in list(busy):
-                done, verdict = worker.receive()
+                done, judged = worker.receive()
                 if not done and time.monotonic() < worker.deadline:
                     continue
-                verdicts[busy.pop(worker)] = verdict if done else None
+                verdicts[busy.pop(worker)] = judged
                 if not worker.alive():
                     self._workers[self._workers.index(worker)] = worker = _Worker(self.mode)
                 idle.append(worker)
@@ -146,8 +168,8 @@ class _Worker:
         except BrokenPipeError:
             pass  # it died; `receive` finds the end of its output and has it replaced
 
-    def receive(self) -> tuple[bool, bool | None]:
-        """(done, verdict). Dead or past its deadline, the worker is ended and the verdict None."""
+    def receive(self) -> tuple[bool, Judged]:
+        """(done, judged). Dead or past its deadline, the worker is ended and the verdict None."""
         while chunk := self.output.read(2**16):
             self.buffer += chunk
         ended = chunk == b""
@@ -157,15 +179,16 @@ class _Worker:
                 self.started = True
                 self.deadline = time.monotonic() + self.limit
             else:
-                return True, json.loads(line)
+                verdict, read = json.loads(line)
+                return True, (verdict, read)
         if ended or time.monotonic() >= self.deadline:
             self.complaints.seek(0)
             lines = self.complaints.read().decode(errors="replace").strip().splitlines()
             self.kill()
             if not self.started:
                 raise VerifierFailed(f"the verifier does not start: {(lines or ['no word'])[-1]}")
-            return True, None
-        return False, None
+            return True, UNDECIDED
+        return False, UNDECIDED
 
 
 def serve(mode: str) -> None:
@@ -179,14 +202,15 @@ def serve(mode: str) -> None:
     for line in sys.stdin:
         answer, gold = json.loads(line)
         try:
-            verdict = judge(answer, gold)
-            verdict = None if verdict is None else bool(verdict)
+            found = judge(answer, gold)
+            verdict, read = found if isinstance(found, tuple) else (found, answer)
+            judged = None if verdict is None else bool(verdict), str(read)
         except (Exception, RecursionError):
-            verdict = None
-        print(json.dumps(verdict), file=out, flush=True)
+            judged = UNDECIDED
+        print(json.dumps(judged), file=out, flush=True)
 
 
-def _math_judge() -> Callable[[str, str], bool | None]:
+def _math_judge() -> Callable[[str, str], Judged]:
     """math-verify; its own alarms are off, for the parent keeps the time. A bare answer is read as
     LaTeX too.
     """
@@ -199,9 +223,12 @@ def _math_judge() -> Callable[[str, str], bool | None]:
     resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30))
     sys.set_int_max_str_digits(10_000)
 
-    def judge(answer: str, gold: str) -> bool | None:
+    def judge(answer: str, gold: str) -> Judged:
         expected = parse(gold, parsing_timeout=None) or parse(f"${gold}$", parsing_timeout=None)
         found = parse(answer, parsing_timeout=None, raise_on_error=True)
-        return bool(found) and verify(expected, found, timeout_seconds=None, raise_on_error=True)
+        if not found:
+            return False, ""
+        right = verify(expected, found, timeout_seconds=None, raise_on_error=True)
+        return right, str(found[0])
 
     return judge

@@ -3,7 +3,9 @@
 python launch/ablate.py --configs configs/*.yaml --seeds 0 1 2 [--jobs N] [--out DIR] [key=a,b ...]
 
 Every combination becomes one run in DIR/<configuration>[,key=value]/seed<seed>. What is finished is
-skipped, what was interrupted is resumed, and what fails is told and does not stop the others.
+skipped, what was interrupted is resumed, and what fails is told and does not stop the others. The
+base that runs share is evaluated once. In the end all finished runs in DIR are compared. --dry-run
+says what would be done, and how long it may take.
 """
 
 import argparse
@@ -14,15 +16,20 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a clone works without being installed
 
-from trainers.config import ConfigError, differences, load_config
+from tqdm import tqdm
+
+from trainers.config import OF_BASE, ConfigError, differences, flatten, load_config
 
 
 @dataclass(frozen=True)
@@ -31,26 +38,70 @@ class Run:
     fixed: tuple[str, ...]  # overrides of all runs
     swept: tuple[str, ...]  # and this one's
     seed: int
+    out: Path
+    threads: int
 
     @property
     def name(self) -> str:
         swept = (f"{key.rpartition('.')[2]}={value}" for key, value in _pairs(self.swept))
         return ",".join([Path(self.config).stem, *swept]).replace("/", "_")
 
-    def arguments(self, out: Path, threads: int) -> list[str]:
-        own = [f"seed={self.seed}", f"run.dir={self.folder(out)}", f"run.threads={threads}"]
-        return ["--config", self.config, *self.fixed, *self.swept, *own]
+    @property
+    def folder(self) -> Path:
+        return self.out / self.name / f"seed{self.seed}"
 
-    def folder(self, out: Path) -> Path:
-        return out / self.name / f"seed{self.seed}"
+    @property
+    def overrides(self) -> list[str]:
+        own = [f"seed={self.seed}", f"run.dir={self.folder}", f"run.threads={self.threads}"]
+        return [*self.fixed, *self.swept, *own]
+
+    @cached_property
+    def settings(self):
+        return load_config(self.config, self.overrides)
+
+    @property
+    def base(self) -> str:
+        """All that the evaluation before training depends on."""
+        return repr([x for x in flatten(self.settings).items() if x[0].startswith(OF_BASE)])
+
+    @property
+    def before(self) -> Path:
+        return self.folder / "eval" / "before.jsonl"
+
+    def is_finished(self) -> bool:
+        """Done, and under the same configuration; a changed one is left to the run to refuse."""
+        summary, saved = (self.folder / name for name in ("summary.json", "config.yaml"))
+        if not summary.exists():
+            return False
+        steps = json.loads(summary.read_text())["steps"]
+        return steps == self.settings.train.steps and not differences(self.settings, saved)
+
+    def last(self) -> dict[str, float]:
+        """The newest whole line of its metrics."""
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            return {"step": 0}
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 2**16))
+            lines = file.read().split(b"\n")[:-1]
+        return json.loads(lines[-1]) if lines else {"step": 0}
 
 
 def _pairs(overrides: tuple[str, ...]) -> list[tuple[str, str]]:
     return [(key, value) for key, _, value in (x.partition("=") for x in overrides)]
 
 
-def combinations(configs: list[str], seeds: list[int], sweeps: list[str]) -> list[Run]:
+def combinations(arguments: argparse.Namespace) -> list[Run]:
     """Seeds vary slowest, so that a table over all configurations exists early."""
+    # the overrides that follow --configs or --seeds are taken for theirs
+    sweeps = [*arguments.sweeps, *(x for x in arguments.configs if "=" in x)]
+    configs = [x for x in arguments.configs if "=" not in x]
+    if len(configs) > 1:  # configs/*.yaml holds the root that the others extend
+        configs = [x for x in configs if Path(x).stem != "base"]
+    stems = [Path(x).stem for x in configs]
+    for stem in stems:
+        if stems.count(stem) > 1:
+            raise ConfigError(f"--configs = {stem}: named twice; runs are told by file name")
     axes: list[list[str]] = []
     fixed: list[list[str]] = []
     for key, value in _pairs(tuple(sweeps)):
@@ -58,41 +109,124 @@ def combinations(configs: list[str], seeds: list[int], sweeps: list[str]) -> lis
         values = [value] if whole else value.split(",")
         (axes if len(values) > 1 else fixed).append([f"{key}={x}" for x in values])
     same = tuple(x for (x,) in fixed)
-    grid = itertools.product(seeds, configs, itertools.product(*axes))
-    return [Run(config, same, swept, seed) for seed, config, swept in grid]
+    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
+    grid = itertools.product(arguments.seeds, configs, itertools.product(*axes))
+    return [Run(config, same, swept, seed, arguments.out, threads) for seed, config, swept in grid]
 
 
-running: list[subprocess.Popen] = []
-
-
-def is_finished(run: Run, out: Path, threads: int) -> bool:
-    """Done, and under the same configuration; a changed one is left to the run itself to refuse."""
-    summary, saved = (run.folder(out) / name for name in ("summary.json", "config.yaml"))
-    if not summary.exists():
-        return False
-    config = load_config(run.config, run.arguments(out, threads)[2:])
-    steps = json.loads(summary.read_text())["steps"]
-    return steps == config.train.steps and not differences(config, saved)
-
-
-def execute(run: Run, out: Path, threads: int) -> str:
-    """Run it to its end, its output in a log beside its folder. Returns what became of it."""
-    if is_finished(run, out, threads):
-        return "was finished"
+def _command(run: Run, base: Run | None) -> list[str]:
     with socket.socket() as free:  # two launches at once would meet on the launcher's own port
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launcher = [str(Path(sys.executable).with_name("deepspeed")), "--master_port", str(port)]
-    command = [*launcher, str(ROOT / "launch" / "train.py"), *run.arguments(out, threads)]
-    log = run.folder(out).with_suffix(".log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
-    with log.open("a") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file)
-        running.append(process)
-        code = process.wait()
-    seconds = f"{time.monotonic() - start:.0f} s"
-    return f"done in {seconds}" if code == 0 else f"FAILED with exit code {code}; see {log}"
+    shared = [f"run.base={base.folder}"] if base else []
+    train = str(ROOT / "launch" / "train.py")
+    return [*launcher, train, "--config", run.config, *run.overrides, *shared]
+
+
+class Ablation:
+    """The runs, some at a time, each with one line of progress."""
+
+    def __init__(self, runs: list[Run], jobs: int):
+        self.runs, self.jobs = runs, jobs
+        self._running: set[subprocess.Popen] = set()
+        self._first = {run.base: threading.Lock() for run in runs}
+        self._lines = set(range(jobs))  # of the terminal that show no run
+        self._ending = False
+
+    def __call__(self) -> int:
+        """How many failed."""
+        failed = 0
+        pool = ThreadPoolExecutor(self.jobs)
+        try:
+            outcomes = pool.map(self._execute, self.runs)
+            for i, (run, outcome) in enumerate(zip(self.runs, outcomes, strict=True), 1):
+                line = f"[{i}/{len(self.runs)}] {run.name} seed {run.seed}: {outcome}"
+                tqdm.write(line, file=sys.stdout)
+                sys.stdout.flush()
+                failed += "FAILED" in outcome
+        finally:  # on Ctrl-C or SIGTERM the runs end too
+            self._ending = True
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(self._running):
+                os.killpg(process.pid, signal.SIGINT)
+        return failed
+
+    def _execute(self, run: Run) -> str:
+        """Run it to its end, its output in a log beside its folder. Returns what became of it."""
+        if run.is_finished():
+            return "was finished"
+        log = run.folder.with_suffix(".log")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        start = time.monotonic()
+        first = self._first[run.base]
+        first.acquire()  # until there is an evaluation of this base to take
+        try:
+            base = next((x for x in self.runs if x is not run and _same_base(x, run)), None)
+            if self._ending:
+                return "not started"
+            with log.open("a") as file:  # of a session of its own: it ends when it is told to
+                process = subprocess.Popen(
+                    _command(run, base), stdout=file, stderr=file, start_new_session=True
+                )
+            self._running.add(process)
+            while process.poll() is None and not (base or run.before.exists()):
+                time.sleep(0.2)
+        finally:
+            first.release()
+        self._show(run, process)
+        self._running.discard(process)
+        seconds = f"{time.monotonic() - start:.0f} s"
+        if process.returncode == 0:
+            return f"done in {seconds}"
+        return f"FAILED with exit code {process.returncode}; see {log}"
+
+    def _show(self, run: Run, process: subprocess.Popen) -> None:
+        """One line of the terminal until it ends."""
+        line = min(self._lines)
+        self._lines.discard(line)
+        steps, name = run.settings.train.steps, f"{run.name} seed {run.seed}"
+        quiet = not sys.stderr.isatty()
+        with tqdm(total=steps, desc=name, position=line, leave=False, disable=quiet) as bar:
+            while process.poll() is None:
+                newest = run.last()
+                bar.n = int(newest["step"])
+                shown = {
+                    k.removeprefix("train/"): x for k, x in newest.items() if "train/pass@" in k
+                }
+                bar.set_postfix({name: f"{x:.3f}" for name, x in shown.items()})
+                time.sleep(0.5)
+        self._lines.add(line)
+
+
+def _same_base(donor: Run, run: Run) -> bool:
+    """Whether there is an evaluation of the run's base in the donor's folder."""
+    saved = donor.folder / "config.yaml"
+    return donor.before.exists() and not differences(run.settings, saved, OF_BASE)
+
+
+def plan(runs: list[Run], jobs: int) -> Iterator[str]:
+    """What would be done, and how long by the finished runs here; one line a run."""
+    speeds: dict[str, list[float]] = {}
+    for summary in (run.folder / "summary.json" for run in runs):
+        if summary.exists():
+            done = json.loads(summary.read_text())
+            speeds.setdefault(done["run"], []).append(done["seconds"] / done["steps"])
+    everything = [x for found in speeds.values() for x in found]
+    whole = 0.0
+    for i, run in enumerate(runs, 1):
+        steps, step = run.settings.train.steps, int(run.last()["step"])
+        what = "finished" if run.is_finished() else f"from step {step}" if step else "new"
+        known = speeds.get(run.name, everything)
+        seconds = sum(known) / len(known) * (steps - step) if known else 0.0
+        seconds = 0.0 if what == "finished" else seconds
+        whole += seconds
+        about = f", about {seconds:.0f} s" if seconds else ""
+        yield f"[{i}/{len(runs)}] {run.name} seed {run.seed}: {what}{about}"
+    if everything:
+        yield f"about {whole / jobs / 60:.0f} minutes with --jobs {jobs}, by the runs so far"
+    else:
+        yield "no run has finished here: how long they take is not known"
 
 
 def main() -> int:
@@ -103,46 +237,38 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--out", type=Path, default=Path("runs"))
+    parser.add_argument("--margin", type=float, default=0.0, help="as of compare.py")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
     parser.add_argument("sweeps", nargs="*", metavar="key=a,b", help="one run for each value")
     arguments = parser.parse_intermixed_args()
-    # the overrides that follow --configs or --seeds are taken for theirs
-    sweeps = [*arguments.sweeps, *(x for x in arguments.configs if "=" in x)]
-    configs = [x for x in arguments.configs if "=" not in x]
-    if len(configs) > 1:  # configs/*.yaml holds the root that the others extend
-        configs = [x for x in configs if Path(x).stem != "base"]
-    runs = combinations(configs, arguments.seeds, sweeps)
-    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
-    stems = [Path(x).stem for x in configs]
-    if len(set(stems)) < len(stems):
-        twice = next(x for x in stems if stems.count(x) > 1)
-        print(f"--configs = {twice}: named twice; runs are told by file name", file=sys.stderr)
-        return 2
     try:
+        if arguments.jobs < 1:
+            raise ConfigError(f"--jobs = {arguments.jobs}: must be at least 1")
+        runs = combinations(arguments)
         for run in runs:
-            load_config(run.config, run.arguments(arguments.out, threads)[2:])
+            assert run.settings  # a mistake in any of them is told before the first one runs
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
+    if arguments.dry_run:
+        print("\n".join(plan(runs, arguments.jobs)))
+        return 0
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    failed = 0
-    pool = ThreadPoolExecutor(arguments.jobs)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        outcomes = pool.map(lambda run: execute(run, arguments.out, threads), runs)
-        for i, (run, outcome) in enumerate(zip(runs, outcomes, strict=True), 1):
-            print(f"[{i}/{len(runs)}] {run.name} seed {run.seed}: {outcome}", flush=True)
-            failed += "FAILED" in outcome
-    finally:  # on Ctrl-C or SIGTERM the runs end too; the same command goes on
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in running:
-            process.terminate()
+        failed = Ablation(runs, arguments.jobs)()
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
 
-    from eval.compare import compare, find_summaries, render
+    from eval import page
+    from eval.compare import render
+    from eval.runs import find_runs
 
-    rows = compare(find_summaries(dict.fromkeys(run.folder(arguments.out).parent for run in runs)))
-    if rows:
-        print(f"\n{render(rows)}")
-        (arguments.out / "compare.md").write_text(render(rows, markdown=True) + "\n")
+    finished = find_runs([arguments.out])
+    if finished:
+        print(f"\n{render(page.write(finished, arguments.out, arguments.margin))}")
+        print(f"\nPictures and more: {arguments.out / 'compare.html'}")
     return 1 if failed else 0
 
 

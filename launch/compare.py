@@ -1,10 +1,11 @@
 """Runs side by side, grouped over seeds.
 
-python launch/compare.py RUN [RUN ...] [--out DIR]
+python launch/compare.py RUN [RUN ...] [--out DIR] [--margin 0.005]
+
+DIR gets compare.md, compare.csv, compare.json, the pictures, and compare.html with all of it.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -19,21 +20,33 @@ def main() -> int:
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or one above several"
     )
-    parser.add_argument("--out", type=Path, help="folder for compare.md and compare.json")
+    parser.add_argument("--out", type=Path, help="folder for tables, pictures and the page")
+    parser.add_argument(
+        "--margin", type=float, default=0.0, help="a change within it is no change (default 0)"
+    )
     arguments = parser.parse_args()
 
-    from eval.compare import compare, find_summaries, render
+    from eval.compare import compare, notes, render
+    from eval.runs import find_runs
 
     for folder in arguments.runs:
-        if not find_summaries([folder]):
+        if not find_runs([folder]):
             print(f"RUN = {folder}: holds no finished run; name a run's folder", file=sys.stderr)
             return 2
-    rows = compare(find_summaries(arguments.runs))
-    print(render(rows))
+    if not arguments.margin >= 0:
+        print(f"--margin = {arguments.margin}: must be at least 0", file=sys.stderr)
+        return 2
+    runs = find_runs(arguments.runs)
     if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "compare.md").write_text(render(rows, markdown=True) + "\n")
-        (arguments.out / "compare.json").write_text(json.dumps(rows, indent=1) + "\n")
+        from eval import page
+
+        rows = page.write(runs, arguments.out, arguments.margin)
+    else:
+        rows = compare(runs, arguments.margin)
+    print(f"{render(rows)}\n")
+    print("\n".join(notes(rows, arguments.margin)))
+    if arguments.out:
+        print(f"\nPictures and all of this on one page: {arguments.out / 'compare.html'}")
     return 0
 
 

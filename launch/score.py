@@ -1,110 +1,235 @@
 """Evaluate one model, or score generations made elsewhere.
 
 python launch/score.py --model DIR --config FILE [--out DIR] [key=value ...]
-python launch/score.py --responses FILE.jsonl [--verifier math] [--out DIR]
+python launch/score.py --model A --toward B --by 0 0.3 0.6 --config FILE  weights between two
+python launch/score.py --model DIR --config FILE --temperatures 0.3 1     the same, sampled colder
+python launch/score.py --responses FILE.jsonl [--fields gold=answer ...] [--out DIR]
 
-Without --model it is the configuration's own. DIR gets summary.json and problems.jsonl.
+Without --model it is the configuration's own. DIR gets settings.json, problems.jsonl with all
+answers, and summary.json; the same command goes on where it was interrupted. With several values of
+--by or --temperatures each gets a folder in DIR.
 """
 
 import argparse
+import hashlib
+import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 # a clone works without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from eval.policy import ModelError
+from eval.responses import BadResponses
+from eval.scoring import BadFolder, ScoreFolder, Scoring, run, summarise
+from eval.verifier import VerifierFailed
 from trainers.config import ConfigError, load_config
+
+CHUNK = 32  # problems between two writes
 
 
 def main() -> int:
+    arguments = _arguments()
+    try:
+        base = _base(arguments.base) if arguments.base else None
+        if bool(arguments.responses) == bool(arguments.config):
+            raise ConfigError("give either --responses, or --config with or without --model")
+        scorings = _of_file(arguments) if arguments.responses else _of_model(arguments)
+        outs: list[Path | None] = [arguments.out] * len(scorings)
+        if arguments.out and len(scorings) > 1:
+            outs = [arguments.out / x.label.replace(" ", "_").replace(",", "") for x in scorings]
+        folders = [
+            ScoreFolder(out, x.settings) if out else None
+            for out, x in zip(outs, scorings, strict=True)
+        ]
+        summaries = []
+        for scoring, folder in zip(scorings, folders, strict=True):
+            records = run(scoring, folder)
+            n = min(r["n"] for r in records)
+            if arguments.responses:
+                _check_k(arguments.k, n)
+            summary = summarise(records, min(arguments.k or n, n), base)
+            summaries.append(summary | {"label": scoring.label, "settings": scoring.settings})
+            if folder:
+                folder.close(summaries[-1])
+    except (ConfigError, BadFolder, BadResponses, ModelError, VerifierFailed) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on" if arguments.out else "", file=sys.stderr)
+        return 130
+
+    from eval.files import write_json
+    from eval.report import score_report, sweep_report
+
+    if arguments.out and len(summaries) > 1:
+        write_json(arguments.out / "summary.json", {"sweep": summaries})
+    print(score_report(summaries[0]) if len(summaries) == 1 else sweep_report(summaries))
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", help="a model's folder or hub id")
+    parser.add_argument("--toward", metavar="MODEL", help="a second model, to interpolate weights")
+    parser.add_argument("--by", type=float, nargs="+", help="how far: 0 is --model, 1 is --toward")
+    parser.add_argument("--temperatures", type=float, nargs="+", help="instead of eval.temperature")
     parser.add_argument("--config", help="task and evaluation, as in training")
     parser.add_argument("--responses", type=Path, help='lines of {"id", "gold", "responses"}')
+    parser.add_argument(
+        "--fields", nargs="+", default=[], metavar="NAME=PATH", help="the file's own field names"
+    )
+    parser.add_argument("--answer-after", metavar="MARK", help="judge what follows the last MARK")
     parser.add_argument("--verifier", default="math", help="of --responses: exact, math, file.py:f")
-    parser.add_argument("--out", type=Path, help="a new or empty folder")
+    parser.add_argument("--base", type=Path, help="records of the base, to slice by difficulty")
+    parser.add_argument("--k", type=int, help="largest k; else the samples of a problem")
+    parser.add_argument("--out", type=Path, help="a new folder, or one of the same evaluation")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    arguments = parser.parse_intermixed_args()
-    try:
-        if arguments.out and arguments.out.exists() and any(arguments.out.iterdir()):
-            raise ConfigError(f"--out = {arguments.out}: holds files already; name a new folder")
-        if bool(arguments.responses) == bool(arguments.config):
-            raise ConfigError("give either --responses, or --config with or without --model")
-        records, ks, how = _of_file(arguments) if arguments.responses else _of_model(arguments)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
-    _report(records, ks, how, arguments.out)
-    return 0
+    return parser.parse_intermixed_args()
 
 
-def _of_file(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], list[int], str]:
-    from eval.passk import ladder
-    from eval.responses import BadResponses, score_responses
-    from eval.verifier import Verifier, VerifierFailed
+def _check_k(k: int | None, n: int) -> None:
+    if k is not None and not 1 <= k <= n:
+        remedy = "pass@k needs k answers to each problem"
+        raise ConfigError(f"--k = {k}: must be from 1 to n = {n}; {remedy}")
 
-    if not arguments.responses.is_file():
-        raise ConfigError(f"--responses = {arguments.responses}: no such file")
+
+def _of_file(arguments: argparse.Namespace) -> list[Scoring]:
+    from eval.responses import parse_fields, read_responses, score_responses
+    from eval.verifier import Verifier
+
+    path = arguments.responses
+    if not path.is_file():
+        raise ConfigError(f"--responses = {path}: no such file")
     if arguments.verifier not in ("exact", "math") and ":" not in arguments.verifier:
         raise ConfigError(f"--verifier = {arguments.verifier}: must be exact, math or file.py:f")
     try:
-        with Verifier(arguments.verifier) as verifier:
-            records = score_responses(arguments.responses, verifier)
-    except (BadResponses, VerifierFailed) as error:
-        raise ConfigError(f"--responses = {error}") from None
-    return records, ladder(min(x["n"] for x in records)), f"verifier {arguments.verifier}"
+        fields = parse_fields(arguments.fields)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    verifier = Verifier(arguments.verifier)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    settings = {
+        "responses": str(path),
+        "sha256": digest,
+        "fields": fields,
+        "answer_after": arguments.answer_after,
+        "verifier": verifier.version,
+    }
+
+    def produce(start: int) -> Iterator[list[dict[str, Any]]]:
+        generations = itertools.islice(read_responses(path, fields), start, None)
+        with verifier:
+            yield from score_responses(generations, verifier, arguments.answer_after)
+
+    return [Scoring(path.name, settings, None, produce)]
 
 
-def _of_model(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], list[int], str]:
+def _of_model(arguments: argparse.Namespace) -> list[Scoring]:
+    if bool(arguments.toward) != bool(arguments.by):
+        raise ConfigError("--toward and --by belong together: the other model, and how far to it")
     model = [f"model.path={arguments.model}"] if arguments.model else []
     config = load_config(arguments.config, [*arguments.overrides, *model])
 
+    _check_k(arguments.k, config.eval.samples)
+    wrong = [x for x in arguments.temperatures or [] if x < 0]
+    if wrong:
+        raise ConfigError(f"--temperatures = {wrong[0]:g}: must be at least 0")
+
+    import transformers
+
     from eval.harness import evaluate
-    from eval.passk import ladder
-    from eval.policy import ModelError, load_policy
+    from eval.policy import Policy, interpolate, load_policy
     from eval.sampling import derive_seed
     from eval.tasks import build_task
     from eval.verifier import Verifier
     from trainers.evaluation import decoding
 
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     task, options = build_task({**vars(config.task), **config.task.options}), config.eval
-    path = task.base_model() if config.model.path == "base" else config.model.path
-    try:
-        policy = load_policy(path, config.model.dtype, config.model.attention)
-    except ModelError as error:
-        raise ConfigError(str(error)) from None
-    drawing = decoding(config, task, options.temperature, options.top_p)
-    mode = config.task.verifier or task.verifier
-    with Verifier(mode, config.task.verify_workers, config.task.verify_seconds) as verifier:
-        problems = task.evaluation(options.problems)
-        records = evaluate(
-            policy, verifier, problems, options.samples, drawing, derive_seed("eval")
-        )
-    how = f"T {drawing.temperature}, top-p {drawing.top_p}, at most {drawing.max_new_tokens} tokens"
-    assert options.k is not None
-    return records, ladder(options.k), f"{how}, verifier {mode}"
+    problems = task.evaluation(options.problems)
+    verifier = Verifier(
+        config.task.verifier or task.verifier,
+        config.task.verify_workers,
+        config.task.verify_seconds,
+    )
+    own = config.model.path == "base"
+    path = task.base_model() if own else config.model.path
+    loaded: dict[str, Policy] = {}
+    start: dict[str, Any] = {}
+
+    def load(name: str) -> Policy:
+        if name not in loaded:
+            loaded[name] = load_policy(name, config.model.dtype, config.model.attention)
+        return loaded[name]
+
+    def scoring(by: float | None, temperature: float | None) -> Scoring:
+        chosen = options.temperature if temperature is None else temperature
+        drawing = decoding(config, task, chosen, options.top_p)
+        n = options.samples if chosen > 0 else 1  # greedy answers are all the same
+        parts = [f"by {by:g}"] if by is not None else []
+        parts += [f"T {chosen:g}"] if temperature is not None else []
+        settings = {
+            "model": config.model.path,
+            "weights": _fingerprint(path),
+            **({} if by is None else {"toward": arguments.toward, "by": by}),
+            **({} if by is None else {"toward_weights": _fingerprint(arguments.toward)}),
+            "task": vars(config.task),
+            "problems": options.problems,
+            "n": n,
+            "temperature": chosen,
+            "top_p": options.top_p,
+            "max_new_tokens": drawing.max_new_tokens,
+            "seed": options.seed,
+            "verifier": verifier.version,
+        }
+
+        def produce(begin: int) -> Iterator[list[dict[str, Any]]]:
+            policy = load(path)
+            if by is not None:
+                if not start:
+                    start.update({k: x.clone() for k, x in policy.model.state_dict().items()})
+                interpolate(policy, start, load(arguments.toward), by)
+            knows = hasattr(task, "success") and chosen > 0 and options.top_p == 1
+            population = task.success(policy, chosen) if knows else None
+            seed = derive_seed("eval", options.seed)
+            with verifier:
+                for first in range(begin, len(problems), CHUNK):
+                    part = problems[first : first + CHUNK]
+                    places = range(first, first + len(part))
+                    yield evaluate(policy, verifier, part, n, drawing, seed, places, population)
+
+        label = ", ".join(parts) or str(arguments.model or config.model.path)
+        return Scoring(label, settings, len(problems), produce)
+
+    variants = itertools.product(arguments.by or [None], arguments.temperatures or [None])
+    return [scoring(by, temperature) for by, temperature in variants]
 
 
-def _report(
-    records: Sequence[Mapping[str, Any]], ks: Sequence[int], how: str, out: Path | None
-) -> None:
-    from eval.passk import scores
-    from eval.report import spread, table
-    from trainers.run import write_json, write_lines
+def _fingerprint(path: str) -> str | None:
+    """Tells the weights of a local folder from others under the same name; a hub id has none."""
+    digest = hashlib.sha256()
+    files = sorted(Path(path).glob("*.safetensors"))
+    for file in files:
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()[:16] if files else None
 
-    found = scores(records, ks)
-    n = min(x["n"] for x in records)
-    undecided = sum(x["undecided"] for x in records)
-    print(f"{len(records)} problems, n = {n}, {how}, {undecided} undecided verdicts\n")
-    print(table(["", "score"], [[name, spread(x)] for name, x in found.items()]))
-    if out:
-        out.mkdir(parents=True, exist_ok=True)
-        write_lines(out / "problems.jsonl", records)
-        write_json(out / "summary.json", {"scores": found, "n": n, "problems": len(records)})
+
+def _base(path: Path) -> dict[str, Any]:
+    """Records by id, of a folder of this command, of a run, or of a file."""
+    from eval.files import read_lines
+
+    for place in (path, path / "problems.jsonl", path / "eval" / "before.jsonl"):
+        if place.is_file():
+            return {r["id"]: r for r in read_lines(place)}
+    raise ConfigError(f"--base = {path}: no records; name a folder of score.py, a run, or a file")
 
 
 if __name__ == "__main__":

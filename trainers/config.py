@@ -7,7 +7,7 @@ model.
 import difflib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from eval.files import leaves, replace_text
 from trainers.schema import Config
 
 OPTIONS = ("task.options", "surgery.options")  # the user's own settings: any key
@@ -28,7 +29,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a file and its overrides, complete and checked."""
     node = OmegaConf.structured(Config)
     mistakes = []
-    for key, value in [*_leaves(_read(Path(path))), *_overrides(overrides)]:
+    for key, value in [*leaves(_read(Path(path))), *_overrides(overrides)]:
         mistake = _set(node, key, value)
         if mistake:
             mistakes.append(f"{key} = {_shown(value)}: {mistake}")
@@ -62,22 +63,26 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def save_config(config: Config, path: Path) -> None:
-    part = path.with_name(f".{path.name}.part")
-    OmegaConf.save(OmegaConf.structured(config), part)
-    part.replace(path)
+    replace_text(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
-def differences(config: Config, path: Path) -> list[str]:
-    """The keys in which the saved configuration differs, but for those that a resumed run may
-    change.
-    """
-    saved = dict(_leaves(_read(path)))
+FREE = ("train.steps", "run.", "logging.")  # what a resumed run may change
+OF_BASE = (  # all that the evaluation before training depends on
+    *("model.", "task.", "train.max_new_tokens", "eval.problems", "eval.samples"),
+    *("eval.temperature", "eval.top_p", "eval.seed"),
+)
+
+
+def differences(config: Config, path: Path, among: Sequence[str] = ("",)) -> list[str]:
+    """The keys in which the saved configuration differs, of those that begin as `among` says."""
+    saved = dict(leaves(_read(path)))
     now = flatten(config)
-    free = ("train.steps", "run.", "logging.")
     return [
         f"{key} = {_shown(now.get(key))} (was {_shown(saved.get(key))})"
         for key in now | saved
-        if saved.get(key) != now.get(key) and not key.startswith(free)
+        if saved.get(key) != now.get(key)
+        and not key.startswith(FREE)
+        and key.startswith(tuple(among))
     ]
 
 
@@ -134,14 +139,6 @@ def _overrides(overrides: Iterable[str]) -> Iterator[tuple[str, Any]]:
             raise ConfigError(
                 f"{key} = {value}: not readable as YAML: {_first_line(error)}; quote the value"
             ) from None
-
-
-def _leaves(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _set(node: Any, key: str, value: Any) -> str | None:

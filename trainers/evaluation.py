@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from eval.files import read_lines
+from eval.flows import by_difficulty
 from eval.harness import evaluate
-from eval.passk import changes, ladder, scores
+from eval.passk import changes, ladder, problem_scores, scores, too_few
 from eval.sampling import Decoding, derive_seed
 from eval.tasks import Population
 from eval.verifier import Verifier
 from trainers.engine import Engine
-from trainers.metrics import read
 from trainers.schema import Config
 
 
@@ -27,12 +28,19 @@ class Evaluation:
         self.config, self.task, self.verifier, self.engine = config, task, verifier, engine
         self.ks = ladder(config.eval.k)
 
-    def __call__(self) -> tuple[list[dict[str, Any]], dict[str, float]]:
-        """(one record a problem, the scalars)."""
+    def __call__(
+        self, known: list[dict[str, Any]] | None = None
+    ) -> tuple[list[dict[str, Any]], dict[str, float]]:
+        """(one record a problem, the scalars). Records that are `known` are not made again."""
+        population = self._population()
+        records = known or self._records(population)
+        values = {f"eval/pass@{k}": float(problem_scores(records, k).mean()) for k in self.ks}
+        return records, values | self.exact(population)
+
+    def _records(self, population: Population | None) -> list[dict[str, Any]]:
         options = self.config.eval
         problems = self.task.evaluation(options.problems)
         mine = range(self.engine.rank, len(problems), self.engine.world)
-        population = self._population()
         with self.engine.policy() as policy:
             records = evaluate(
                 policy,
@@ -40,7 +48,7 @@ class Evaluation:
                 [problems[i] for i in mine],
                 options.samples,
                 decoding(self.config, self.task, options.temperature, options.top_p),
-                derive_seed("eval"),
+                derive_seed("eval", options.seed),
                 mine,
                 population,
             )
@@ -48,8 +56,7 @@ class Evaluation:
         for places, part in self.engine.gather((list(mine), records)):
             for i, record in zip(places, part, strict=True):
                 whole[i] = record
-        values = {f"eval/{name}": x["value"] for name, x in scores(whole, self.ks).items()}
-        return whole, values | self.exact(population)
+        return whole
 
     def exact(self, population: Population | None = None) -> dict[str, float]:
         """The true pass@k, where the task knows them."""
@@ -69,8 +76,10 @@ class Evaluation:
     def summary(self, folder: Path, seconds: float) -> dict[str, Any]:
         """The contents of summary.json, from what the run has written."""
         config = self.config
-        before, after = (read(folder / "eval" / f"{name}.jsonl") for name in ("before", "after"))
-        history = read(folder / "metrics.jsonl")
+        before, after = (
+            read_lines(folder / "eval" / f"{name}.jsonl") for name in ("before", "after")
+        )
+        history = read_lines(folder / "metrics.jsonl")
         measured = [x for x in history if "surgery/dot" in x]
         cosines = [x["surgery/cosine"] for x in measured if "surgery/cosine" in x]
         summary: dict[str, Any] = {
@@ -84,6 +93,8 @@ class Evaluation:
             "before": scores(before, self.ks),
             "after": scores(after, self.ks),
             "change": changes(before, after, self.ks),
+            "too_few": too_few(before) or too_few(after),
+            "difficulty": by_difficulty(before, after),
         }
         if "exact/pass@1" in history[-1]:
             names = [f"pass@{k}" for k in self.ks]

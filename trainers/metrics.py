@@ -2,7 +2,6 @@
 the rollouts.
 """
 
-import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from eval.files import append_lines, whole_lines, write_lines
 from trainers.config import flatten
 from trainers.schedules import due
 from trainers.schema import Config
@@ -35,7 +35,7 @@ class Metrics:
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
-        append(self.folder / "metrics.jsonl", [{"step": step, **scalars}])
+        append_lines(self.folder / "metrics.jsonl", [{"step": step, **scalars}])
 
     def prompts(self, step: int, values: Mapping[str, Tensor]) -> None:
         """Now and then: histograms of the prompts' weights and agreements, and one against the
@@ -48,7 +48,7 @@ class Metrics:
             self._writer.add_figure("surgery/weight_against_agreement", scatter(**values), step)
 
     def rollouts(self, records: Iterable[Mapping[str, Any]]) -> None:
-        append(self.folder / "rollouts.jsonl", records)
+        append_lines(self.folder / "rollouts.jsonl", records)
 
     def close(self, config: Config, summary: Mapping[str, Any]) -> None:
         """End with the HParams record: every hyper-parameter beside the run's results."""
@@ -105,27 +105,7 @@ def scatter(weights: Tensor, agreements: Tensor, rate: Tensor) -> Any:
     return figure
 
 
-def append(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    with path.open("a") as file:
-        file.write("".join(json.dumps(record) + "\n" for record in records))
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def _truncate(path: Path, step: int) -> None:
-    """Keep the whole lines up to `step`, none if that is 0; the last line may be half written."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines() if step else []:
-        try:
-            if json.loads(line)["step"] > step:
-                break
-        except ValueError:
-            break
-        kept.append(line + "\n")
-    part = path.with_suffix(".part")
-    part.write_text("".join(kept))
-    part.replace(path)
+    """Keep the whole lines up to `step`, none if that is 0."""
+    if path.exists():
+        write_lines(path, [x for x in whole_lines(path) if step and x["step"] <= step])

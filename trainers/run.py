@@ -2,12 +2,11 @@
 
 import fcntl
 import json
-import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainers.config import ConfigError, differences, save_config
+from eval.files import read_lines
+from trainers.config import OF_BASE, ConfigError, differences, save_config
 from trainers.schema import Config
 
 
@@ -25,6 +24,7 @@ class RunFolder:
                 self._compare(config, saved)
         elif path.exists() and {x.name for x in path.iterdir()} - {".lock", "eval", "checkpoints"}:
             raise self._refusal("holds files but no run; choose an empty or new folder")
+        self.base_records = _base_records(config)
         try:
             (path / "eval").mkdir(parents=True, exist_ok=True)
             (path / "checkpoints").mkdir(exist_ok=True)
@@ -76,19 +76,14 @@ class RunFolder:
                     path.rename(path.with_name(name))
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
-    _replace(path, json.dumps(content, indent=1) + "\n")
-
-
-def write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    _replace(path, "".join(json.dumps(record) + "\n" for record in records))
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+def _base_records(config: Config) -> list[dict[str, Any]] | None:
+    """The evaluation before training of another run from the same base, where run.base names it."""
+    if config.run.base is None:
+        return None
+    run = Path(config.run.base)
+    before, saved = run / "eval" / "before.jsonl", run / "config.yaml"
+    if not (before.exists() and saved.exists()):
+        raise ConfigError(f"run.base = {run}: has no eval/before.jsonl; name a run's folder")
+    for line in differences(config, saved, OF_BASE):
+        raise ConfigError(f"{line}: run.base = {run} has another base; leave run.base out")
+    return read_lines(before)

@@ -120,11 +120,13 @@ class EvalConfig:
     samples: int = at_least(1, 32)
     temperature: float = at_least(0, 1.0)
     top_p: float = field(default=1.0, metadata={"above": 0, "at most": 1})
+    seed: int = at_least(0, 0)  # of the answers' random stream: the same before and after
 
 
 @dataclass
 class RunConfig:
     dir: str | None = None  # null: runs/<name of the configuration>/seed<seed>
+    base: str | None = None  # folder of a run from the same base, whose eval/before.jsonl is taken
     threads: int = at_least(0, 0)  # CPU threads of a rank; 0: the cores shared out among the ranks
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from eval.files import write_json, write_lines
 from eval.policy import Policy, completion_logprobs, load_policy, pad_batch
 from eval.sampling import Rollout, derive_seed, sample
 from eval.tasks import Problem, build_task
@@ -26,7 +27,7 @@ from trainers.engine import Engine, share
 from trainers.evaluation import Evaluation, decoding
 from trainers.metrics import Clock, Metrics
 from trainers.probe import Probe
-from trainers.run import RunFolder, write_json, write_lines
+from trainers.run import RunFolder
 from trainers.schedules import due, k_at, learning_rate
 from trainers.schema import Config
 
@@ -67,7 +68,7 @@ class Trainer:
         if start == train.steps:  # all but the results were there
             self._evaluate("after")
         if start == 0:
-            scalars = self._evaluate("before")
+            scalars = self._evaluate("before", share(self.folder and self.folder.base_records))
             self.rule_state["base_pass@1"] = scalars["eval/pass@1"]
             if metrics:
                 metrics.log(0, scalars)
@@ -280,8 +281,10 @@ class Trainer:
         model = self.config.model
         return load_policy(self.base_path, model.dtype, model.attention)
 
-    def _evaluate(self, name: str | None) -> dict[str, float]:
-        records, scalars = self.evaluation()
+    def _evaluate(
+        self, name: str | None, known: list[dict[str, Any]] | None = None
+    ) -> dict[str, float]:
+        records, scalars = self.evaluation(known)
         if name and self.folder:
             write_lines(self.folder.path / "eval" / f"{name}.jsonl", records)
         return scalars

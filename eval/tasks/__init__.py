@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Problem:
-    """One prompt with the answer that is expected. `group` names a slice of the task, such as easy
-    or hard.
+    """One prompt with the answer that is expected. The rest names slices of the task; `group` is
+    such as easy or hard.
     """
 
     id: str
     prompt: str
     gold: str
     group: str = ""
+    level: str = ""
+    subject: str = ""
 
 
 class Task(Protocol):

@@ -1,11 +1,13 @@
 """Many runs, one table."""
 
 import json
-import math
+import os
+import signal
+import subprocess
+import sys
+import time
 
-import pytest
-
-from eval.compare import T_95, compare, find_summaries, render, t_interval
+from eval.runs import find_runs
 from tests.conftest import ROOT, run
 
 ABLATE, COMPARE = (str(ROOT / "launch" / f"{name}.py") for name in ("ablate", "compare"))
@@ -17,21 +19,26 @@ def configs(*names):
 
 
 def test_runs_sweeps_skips_and_compares(tmp_path, base_path):
-    command = [ABLATE, "--configs", *configs("passk", "mix"), "--seeds", "0", "1", "--jobs", "2"]
+    command = [ABLATE, "--configs", *configs("mix"), "--seeds", "0", "1", "--jobs", "2"]
     command += ["--out", "out", *SMALL.split(), "eval.samples=8", "surgery.mix=0.1,0.5"]
     first = run(*command, cwd=tmp_path)
     assert first.returncode == 0, first.stdout + first.stderr
-    assert first.stdout.count(": done in") == 8
-    summaries = find_summaries([tmp_path / "out"])
-    assert len(summaries) == 8 and {x["seed"] for x in summaries} == {0, 1}
-    assert len({x["run"] for x in summaries}) == 4  # two configurations, two values
-    assert (tmp_path / "out" / "compare.md").read_text().count("\n") == 6
+    assert first.stdout.count(": done in") == 4
+    runs = find_runs([tmp_path / "out"])
+    assert len(runs) == 4 and {x.summary["seed"] for x in runs} == {0, 1}
+    assert len({x.group for x in runs}) == 2  # the values of the sweep
+    assert (tmp_path / "out" / "compare.md").read_text().count("\n| ") == 3
+    own = [x for x in runs if x.config["run.base"] is None]  # the base is evaluated once
+    assert len(own) == 1
+    assert len({(x.folder / "eval" / "before.jsonl").read_bytes() for x in runs}) == 1
     again = run(*command, cwd=tmp_path)
-    assert again.stdout.count("was finished") == 8
+    assert again.stdout.count("was finished") == 4
+    plan = run(*command, "--dry-run", cwd=tmp_path)
+    assert plan.stdout.count("finished") == 4 and "about 0 minutes" in plan.stdout
     done = run(COMPARE, str(tmp_path / "out"), "--out", "table", cwd=tmp_path)
     assert done.returncode == 0 and "lowest pass@1" in done.stdout
     rows = json.loads((tmp_path / "table" / "compare.json").read_text())
-    assert [row["seeds"] for row in rows] == [2, 2, 2, 2]
+    assert [row["seeds"] for row in rows] == [2, 2]
 
 
 def test_a_failing_run_does_not_stop_the_others(tmp_path, base_path):
@@ -52,38 +59,58 @@ def test_mistakes_are_refused_before_anything_runs(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_t_interval_by_hand():
-    x = t_interval([1.0, 2.0, 3.0])
-    assert x["value"] == 2 and x["high"] - 2 == pytest.approx(4.303 / math.sqrt(3), rel=1e-4)
-    assert t_interval([5.0]) == {"value": 5.0, "low": None, "high": None}
+def small(tmp_path, steps=40):
+    command = [sys.executable, ABLATE, "--configs", *configs("passk", "mix"), "--out", "out"]
+    changes = SMALL.replace("train.steps=2", f"train.steps={steps}")
+    return [*command, *changes.split(), "eval.samples=8", "train.save_every=1", "eval.every=0"]
 
 
-def test_quantiles():
-    """Each is the point that Student's density leaves 2.5 % beyond."""
-    for freedom, quantile in enumerate(T_95, 1):
-        scale = math.gamma((freedom + 1) / 2) / math.gamma(freedom / 2)
-        scale /= math.sqrt(freedom * math.pi)
-        n = 20_000
-        grid = (quantile * (i + 0.5) / n for i in range(n))
-        inside = sum((1 + t * t / freedom) ** (-(freedom + 1) / 2) for t in grid)
-        assert 0.5 - scale * inside * quantile / n == pytest.approx(
-            0.025, abs=3e-5
-        )  # three decimals
+def wait_for_step(metrics, step):
+    for _ in range(1_000):
+        if metrics.exists() and metrics.read_text().count("\n") > step:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"no step {step}")
 
 
-def test_the_table_by_hand():
-    def summary(seed, after):
-        exact = {
-            "before": {"pass@1": 0.5, "pass@8": 0.8},
-            "after": {"pass@1": after, "pass@8": 0.9},
-            "lowest_pass@1": after - 0.1,
-            "frontier_share": None if after < 0.5 else 0.4,
-        }
-        return {"run": "x", "group": "x", "seed": seed, "k": 8, "seconds": 10.0, "exact": exact}
+def test_a_killed_run_is_told_and_resumes(tmp_path, base_path):
+    """One run's rank is killed in the middle: the other runs; the same command then resumes it."""
+    process = subprocess.Popen(
+        small(tmp_path), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    folder = tmp_path / "out" / "passk" / "seed0"
+    wait_for_step(folder / "metrics.jsonl", 3)
+    subprocess.run(["pkill", "-KILL", "-f", f"run.dir={folder.relative_to(tmp_path)} "], check=True)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 1, out + err
+    assert "passk seed 0: FAILED" in out and "mix seed 0: done" in out
+    plan = run(*small(tmp_path)[1:], "--dry-run", cwd=tmp_path).stdout
+    assert "passk seed 0: from step" in plan and "mix seed 0: finished" in plan
+    again = run(*small(tmp_path)[1:], cwd=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "passk seed 0: done" in again.stdout and "mix seed 0: was finished" in again.stdout
+    assert "going on from step" in (tmp_path / "out" / "passk" / "seed0.log").read_text()
+    steps = [json.loads(x)["step"] for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(41))
 
-    (row,) = compare([summary(0, 0.6), summary(1, 0.7)])
-    assert row["pass@1"]["change"]["value"] == pytest.approx(0.15)
-    assert row["lowest_pass@1"] == pytest.approx(0.5) and row["frontier_share"] == 0.4
-    assert "+0.150" in render([row]) and render([row], markdown=True).startswith("| run |")
-    (row,) = compare([summary(0, 0.6), summary(1, 0.4)])
-    assert row["frontier_share"] is None
+
+def test_ctrl_c_ends_all_runs_and_leaves_them_resumable(tmp_path, base_path):
+    process = subprocess.Popen(
+        small(tmp_path, steps=400), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    folder = tmp_path / "out" / "passk" / "seed0"
+    wait_for_step(folder / "metrics.jsonl", 2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command goes on" in err
+    for _ in range(300):
+        left = subprocess.run(
+            ["pgrep", "-f", f"{os.path.basename(tmp_path)}|run.dir=out/"], capture_output=True
+        )
+        if left.returncode:
+            break
+        time.sleep(0.1)
+    assert left.returncode, left.stdout
+    plan = run(*small(tmp_path, steps=400)[1:], "--dry-run", cwd=tmp_path).stdout
+    assert "passk seed 0: from step" in plan

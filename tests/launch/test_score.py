@@ -1,9 +1,18 @@
 """Scores of a model and of generations made elsewhere."""
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
+import torch
 
+from eval.files import read_lines
+from eval.responses import read_responses
 from tests.conftest import ROOT, run
 
 SCORE = str(ROOT / "launch" / "score.py")
@@ -14,18 +23,119 @@ def write(path, problems):
     path.write_text("".join(json.dumps(x) + "\n" for x in problems))
 
 
-def test_a_model_scores_as_in_training(tmp_path, base_path, twin, base):
+def summary(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_a_model_scores_as_its_true_rates_say(tmp_path, base_path, twin, base):
     options = ["eval.problems=200", "--out", "out"]
     done = run(SCORE, "--model", base_path, "--config", CONFIG, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert (summary["n"], summary["problems"]) == (32, 200)
+    found = summary(tmp_path / "out")
+    assert (found["n"], found["problems"]) == (32, 200)
+    assert list(found["scores"]) == [f"pass@{k}" for k in (1, 2, 4, 8, 16, 32)]
     exact = twin.success(base).pass_at([1, 8])
     for name in ("pass@1", "pass@8"):
-        x = summary["scores"][name]
+        x = found["scores"][name]
         assert x["low"] - 0.03 < exact[name] < x["high"] + 0.03
+    assert [x["slice"] for x in found["slices"]] == ["group easy", "group hard"]
+    for said in ("n = 32", "T = 1", "top-p 1", "at most 4 tokens", "seed 0", "verifier exact"):
+        assert said in done.stdout, said
+
+    # given again it is not done again, and what differs is refused; its own records score the same
+    records = (tmp_path / "out" / "problems.jsonl").read_bytes()
     again = run(SCORE, "--model", base_path, "--config", CONFIG, *options, cwd=tmp_path)
-    assert again.returncode == 2 and "holds files already" in again.stderr
+    assert again.returncode == 0 and again.stdout == done.stdout and "it/s" not in again.stderr
+    other = run(
+        SCORE, "--model", base_path, "--config", CONFIG, *options, "eval.seed=1", cwd=tmp_path
+    )
+    assert other.returncode == 2 and "seed = 1 (was 0)" in other.stderr
+    assert (tmp_path / "out" / "problems.jsonl").read_bytes() == records
+    more = ["--responses", "out/problems.jsonl", "--verifier", "exact", "--out", "more"]
+    assert run(SCORE, *more, cwd=tmp_path).returncode == 0
+    assert summary(tmp_path / "more")["scores"] == found["scores"]
+    assert summary(tmp_path / "more")["majority"] == found["majority"]
+
+
+def test_interrupted_it_goes_on(tmp_path, base_path):
+    command = [SCORE, "--model", base_path, "--config", CONFIG, "eval.problems=300", "--out"]
+    whole = run(*command, "whole", cwd=tmp_path)
+    records = tmp_path / "part" / "problems.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, *command, "part"], cwd=tmp_path, stderr=subprocess.DEVNULL, env=os.environ
+    )
+    for _ in range(3_000):
+        if records.exists() and records.stat().st_size:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(read_lines(records))
+    assert 0 < done < 300
+    with records.open("a") as file:
+        file.write('{"id": "half a li')
+    again = run(*command, "part", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == whole.stdout
+    assert records.read_bytes() == (tmp_path / "whole" / "problems.jsonl").read_bytes()
+
+
+def test_colder_and_between_two_models(tmp_path, base_path, base):
+    """At the ends of the line are the models themselves, and greedy decoding needs one answer."""
+    with torch.no_grad():
+        for x in base.model.parameters():
+            x.mul_(0.5)
+    base.model.save_pretrained(tmp_path / "other")
+    base.tokenizer.save_pretrained(tmp_path / "other")
+    ask = ["--config", CONFIG, "eval.problems=40", "eval.samples=8"]
+    line = ["--toward", "other", "--by", "0", "0.5", "1", "--temperatures", "1", "0"]
+    done = run(SCORE, "--model", base_path, *line, *ask, "--out", "sweep", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    sweep = summary(tmp_path / "sweep")["sweep"]
+    assert [x["label"] for x in sweep[:3]] == ["by 0, T 1", "by 0, T 0", "by 0.5, T 1"]
+    assert [x["n"] for x in sweep] == [8, 1] * 3
+    for name, by in ((base_path, 0), ("other", 4)):
+        assert run(SCORE, "--model", name, *ask, "--out", f"{by}", cwd=tmp_path).returncode == 0
+        assert summary(tmp_path / f"{by}")["scores"] == sweep[by]["scores"]
+    assert sweep[0]["scores"] != sweep[2]["scores"]
+    alone = run(SCORE, "--model", base_path, "--by", "0.5", *ask, cwd=tmp_path)
+    assert alone.returncode == 2 and "--toward and --by belong together" in alone.stderr
+    shutil.copytree(tmp_path / "other", tmp_path / "third")
+    config = json.loads((tmp_path / "third" / "config.json").read_text())
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    kind = AutoConfig.for_model(**{**config, "intermediate_size": 32})
+    AutoModelForCausalLM.from_config(kind).save_pretrained(tmp_path / "third")
+    third = ["--toward", "third", "--by", "0.5", *ask]
+    wrong = run(SCORE, "--model", base_path, *third, cwd=tmp_path)
+    assert wrong.returncode == 2 and "another kind of model" in wrong.stderr
+
+
+def test_slices_by_how_hard_the_base_found_it(tmp_path):
+    write(
+        tmp_path / "base.jsonl",
+        [{"id": str(i), "n": 4, "c": 4 * (i < 6), "verdicts": [i < 6] * 4} for i in range(12)],
+    )
+    write(
+        tmp_path / "r.jsonl",
+        [
+            {"id": i, "gold": "1", "responses": ["1", "2"], "level": i % 2, "subject": "Algebra"}
+            for i in range(12)
+        ],
+    )
+    options = ["--verifier", "exact", "--base", "base.jsonl", "--out", "out"]
+    done = run(SCORE, "--responses", "r.jsonl", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    slices = {x["slice"]: x["problems"] for x in summary(tmp_path / "out")["slices"]}
+    assert slices == {
+        "level 0": 6,
+        "level 1": 6,
+        "subject Algebra": 12,
+        "easy for the base": 6,
+        "hard for the base": 6,
+    }
+    gone = run(SCORE, "--responses", "r.jsonl", "--base", "gone", cwd=tmp_path)
+    assert gone.returncode == 2 and "--base = gone" in gone.stderr
 
 
 def test_responses_by_hand(tmp_path):
@@ -33,29 +143,53 @@ def test_responses_by_hand(tmp_path):
         tmp_path / "r.jsonl",
         [
             {"id": 1, "gold": "1/2", "responses": [r"\boxed{0.5}", "0.5", "2", "no"]},
-            {"id": 2, "gold": "7", "responses": ["8", "9", "10", "11"]},
+            {"id": 2, "gold": "7", "responses": ["8", "9", "9", "11", "12"]},
         ],
     )
     done = run(SCORE, "--responses", "r.jsonl", "--out", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    scores = json.loads((tmp_path / "out" / "summary.json").read_text())["scores"]
-    assert {name: x["value"] for name, x in scores.items()} == {
+    found = summary(tmp_path / "out")
+    assert {name: x["value"] for name, x in found["scores"].items()} == {
         "pass@1": pytest.approx(0.25),
         "pass@2": pytest.approx((1 - 1 / 6) / 2),
         "pass@4": pytest.approx(0.5),
     }
-    lines = (tmp_path / "out" / "problems.jsonl").read_text().splitlines()
-    assert [json.loads(x)["c"] for x in lines] == [2, 0]
+    # k ends at the fewest answers; of four, two right ones outvote one wrong one and one without
+    assert (found["n"], found["most_n"]) == (4, 5) and "from 4 to 5 answers" in done.stdout
+    assert found["majority"]["maj@4"]["value"] == 0.5
+    lines = read_lines(tmp_path / "out" / "problems.jsonl")
+    assert [x["c"] for x in lines] == [2, 0]
+    assert [x["wrong"] for x in lines] == [{"2": 1}, {"9": 2, "8": 1, "11": 1, "12": 1}]
+    assert "Too few solved" in done.stdout
+    more = run(SCORE, "--responses", "r.jsonl", "--k", "5", cwd=tmp_path)
+    assert more.returncode == 2 and "--k = 5: must be from 1 to n = 4" in more.stderr
+
+
+def test_other_field_names_and_marks(tmp_path):
+    answer = "so 2 + 3 = 5\nA: "
+    line = {"question": "q", "key": {"text": "it is\nA: 5"}, "m.out": answer + "5", "cut": [True]}
+    write(tmp_path / "r.jsonl", [line, {**line, "question": "p", "m.out": "5, no mark"}])
+    fields = ["--fields", "id=question", "gold=key.text", "responses=m.out", "truncated=cut"]
+    options = [*fields, "--answer-after", "A:", "--verifier", "exact", "--out", "out"]
+    done = run(SCORE, "--responses", "r.jsonl", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = summary(tmp_path / "out")
+    assert found["scores"]["pass@1"]["value"] == 0.5 and found["truncated_share"] == 1
+    wrong = run(SCORE, "--responses", "r.jsonl", "--fields", "golds=x", cwd=tmp_path)
+    assert wrong.returncode == 2 and "--fields = golds=x: write NAME=PATH" in wrong.stderr
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("{", "line 1: not JSON"),
-        ('{"id": 1, "gold": "1"}', "line 1: has no responses"),
+        ("[1]", "line 1: must be an object"),
+        ('{"id": 1, "gold": "1"}', "line 1: has no responses, but id, gold; name its field with"),
+        ('{"id": null, "gold": "1", "responses": ["1"]}', "line 1: has no id"),
+        ('{"gold": "1", "responses": ["1"]}', "line 1: has no id"),
         ('{"id": 1, "gold": "1", "responses": []}', "line 1: responses is empty"),
         ('{"id": 1, "gold": "1", "responses": [1]}', "line 1: responses must be"),
-        ('{"id": 1, "gold": "1", "responses": ["1"]}\n' * 2, "line 2: id 1 was met before"),
+        ('\n{"id": 1, "gold": "1", "responses": ["1"]}\n' * 2, "line 4: id 1 was met before"),
         ("", "holds no problem"),
     ],
 )
@@ -63,10 +197,29 @@ def test_lines_that_cannot_be_scored(tmp_path, line, message):
     (tmp_path / "r.jsonl").write_text(line)
     done = run(SCORE, "--responses", "r.jsonl", "--verifier", "exact", cwd=tmp_path)
     assert done.returncode == 2 and message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
 
 
-def test_wrong_arguments(tmp_path):
-    for options in ([], ["--responses", "gone.jsonl"], ["--model", "./gone", "--config", CONFIG]):
+def test_the_file_is_read_as_a_stream(tmp_path):
+    write(tmp_path / "r.jsonl", [{"id": 0, "gold": "1", "responses": "1"}])
+    with (tmp_path / "r.jsonl").open("a") as file:
+        file.write("{")
+    first = next(read_responses(tmp_path / "r.jsonl", {}))
+    assert first.responses == ["1"] and first.problem.id == "0"
+
+
+def test_wrong_arguments(tmp_path, base_path):
+    model = ["--model", base_path, "--config", CONFIG]
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("")
+    for options, said in (
+        ([], "give either --responses"),
+        (["--responses", "gone.jsonl"], "no such file"),
+        (["--model", "./gone", "--config", CONFIG], "model.path = ./gone"),
+        ([*model, "--k", "64"], "--k = 64: must be from 1 to n = 32"),
+        ([*model, "--temperatures", "-1"], "--temperatures = -1"),
+        ([*model, "--out", "full"], "holds files already"),
+    ):
         done = run(SCORE, *options, cwd=tmp_path)
-        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+        assert said in done.stderr, done.stderr

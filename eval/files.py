@@ -1,0 +1,58 @@
+"""Files that are whole or not there: JSON and JSON lines, replaced in one move."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def replace_text(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.part")
+    with part.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    replace_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    replace_text(path, _lines(records))
+
+
+def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    with path.open("a") as file:
+        file.write(_lines(records))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All records; none where there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The records before the first line that is not whole: the last one may be half written."""
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break
+    return found
+
+
+def leaves(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """("train.lr", 3e-4), ... of nested mappings such as a configuration."""
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _lines(records: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)

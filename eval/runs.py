@@ -1,0 +1,79 @@
+"""Finished runs on disk, and what they say step by step."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from eval.files import leaves, read_lines
+
+
+@dataclass(frozen=True)
+class Run:
+    group: str  # runs of one group differ in the seed alone
+    folder: Path
+    summary: dict[str, Any]
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """{"train.lr": 3e-4, ...}"""
+        return dict(leaves(OmegaConf.to_container(OmegaConf.load(self.folder / "config.yaml"))))  # type: ignore[arg-type]
+
+    @cached_property
+    def history(self) -> list[dict[str, Any]]:
+        return read_lines(self.folder / "metrics.jsonl")
+
+    def records(self, when: str) -> list[dict[str, Any]]:
+        """One record a problem, `before` or `after`."""
+        return read_lines(self.folder / "eval" / f"{when}.jsonl")
+
+    @property
+    def k(self) -> str:
+        return f"pass@{self.summary['k']}"
+
+    @property
+    def exact(self) -> bool:
+        """Whether its true pass@k are known."""
+        return bool(self.summary.get("exact"))
+
+    def value(self, when: str, metric: str, exact: bool) -> float:
+        if exact:
+            return self.summary["exact"][when][metric]
+        return self.summary[when][metric]["value"]
+
+    def path(self, metric: str) -> list[tuple[int, float]]:
+        """(step, value) from start to end: true values where they are known, else evaluations."""
+        name = f"{'exact' if self.exact else 'eval'}/{metric}"
+        return [(x["step"], x[name]) for x in self.history if name in x]
+
+
+def find_runs(folders: Iterable[Path]) -> list[Run]:
+    """Every finished run at or below the folders.
+
+    Runs are of one group if they lie side by side, as seed0, seed1, ... do.
+    """
+    paths = sorted({path.resolve() for x in folders for path in x.rglob("summary.json")})
+    summaries = [(path.parent, json.loads(path.read_text())) for path in paths]
+    runs = [
+        Run(f"{x['run']}", folder, x)
+        for folder, x in summaries
+        if (folder / "config.yaml").exists()
+    ]
+    places = {(run.folder.parent, run.group) for run in runs}
+    twice = {name for name, n in Counter(name for _, name in places).items() if n > 1}
+    return [
+        replace(run, group=str(run.folder.parent)) if run.group in twice else run for run in runs
+    ]
+
+
+def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs of each group, by seed."""
+    groups: dict[str, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: run.summary["seed"]):
+        groups.setdefault(run.group, []).append(run)
+    return {name: groups[name] for name in dict.fromkeys(run.group for run in runs)}

@@ -1,0 +1,158 @@
+"""One evaluation kept in a folder: interrupted it goes on, finished it is not done again.
+
+settings.json says what was evaluated and how, problems.jsonl holds one record a problem,
+summary.json the scores. Other settings are refused: nothing is overwritten.
+"""
+
+import fcntl
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from eval.files import append_lines, whole_lines, write_json, write_lines
+from eval.flows import LEVELS, halves
+from eval.harness import SLICES
+from eval.passk import (
+    Record,
+    ladder,
+    majority_scores,
+    scores,
+    standard_error,
+    too_few,
+)
+from surgery.objectives import pass_at_k
+
+
+class BadFolder(Exception):
+    """A folder that holds something else, in one line."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """`produce(start)` yields the records from problem `start` on, some at a time."""
+
+    label: str
+    settings: Mapping[str, Any]
+    total: int | None
+    produce: Callable[[int], Iterator[list[dict[str, Any]]]]
+
+
+class ScoreFolder:
+    def __init__(self, path: Path, settings: Mapping[str, Any]):
+        self.path = path
+        saved = path / "settings.json"
+        if saved.exists():
+            was = json.loads(saved.read_text())
+            for key in {**was, **settings}:
+                if was.get(key) != settings.get(key):
+                    values = f"{key} = {settings.get(key)} (was {was.get(key)})"
+                    remedy = f"{path} holds another evaluation; choose another --out"
+                    raise BadFolder(f"{values}: {remedy}")
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise BadFolder(f"--out = {path}: holds files already; name a new folder")
+        path.mkdir(parents=True, exist_ok=True)
+        self._lock = (path / ".lock").open("a")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadFolder(f"--out = {path}: another process writes it; wait") from None
+        write_json(saved, settings)
+        self.finished = (path / "summary.json").exists()
+        self.records = whole_lines(path / "problems.jsonl")
+        write_lines(path / "problems.jsonl", self.records)  # a half-written last line goes
+
+    def append(self, records: Sequence[Record]) -> None:
+        append_lines(self.path / "problems.jsonl", records)
+
+    def close(self, summary: Mapping[str, Any]) -> None:
+        write_json(self.path / "summary.json", summary)
+        self._lock.close()
+
+
+def run(scoring: Scoring, folder: ScoreFolder | None) -> list[dict[str, Any]]:
+    """All records, those that the folder holds already not made again."""
+    records = list(folder.records) if folder else []
+    if folder and folder.finished:
+        return records
+    right, answers = (sum(r[name] for r in records) for name in ("c", "n"))
+    with tqdm(
+        total=scoring.total,
+        initial=len(records),
+        desc=scoring.label,
+        unit="problem",
+        file=sys.stderr,
+        mininterval=0.3 if sys.stderr.isatty() else 15,
+    ) as bar:
+        for chunk in scoring.produce(len(records)):
+            if folder:
+                folder.append(chunk)
+            records += chunk
+            right, answers = (
+                right + sum(r["c"] for r in chunk),
+                answers + sum(r["n"] for r in chunk),
+            )
+            bar.set_postfix({"pass@1": f"{right / answers:.3f}"}, refresh=False)
+            bar.update(len(chunk))
+    return records
+
+
+def summarise(
+    records: Sequence[Record], k: int | None, base: Mapping[str, Record] | None = None
+) -> dict[str, Any]:
+    """The scores with all that a reader needs to trust them.
+
+    pass@k and maj@k for k = 1, 2, 4, ... up to `k`, or up to the fewest samples of a problem; the
+    same by slice. `base`, records by id of another model, slices by how hard it found each problem.
+    """
+    n = min(r["n"] for r in records)
+    ks = ladder(k or n)
+    answers = sum(r["n"] for r in records)
+    known = [r["truncated"] for r in records if r["truncated"] is not None]
+    summary: dict[str, Any] = {
+        "scores": scores(records, ks),
+        "n": n,
+        "most_n": max(r["n"] for r in records),
+        "problems": len(records),
+        "majority": majority_scores(records, ks),
+        "standard_error": standard_error(records),
+        "too_few": too_few(records),
+        "distinct": sum(len(r["wrong"]) + (r["c"] > 0) for r in records) / len(records),
+        "length": sum(r["length"] for r in records) / len(records),
+        "truncated_share": sum(known) / answers if len(known) == len(records) else None,
+        "undecided_share": sum(r["undecided"] for r in records) / answers,
+    }
+    if all("p" in r for r in records):
+        p = torch.tensor([r["p"] for r in records], dtype=torch.float64)
+        summary["exact"] = {f"pass@{k}": float(pass_at_k(p, k).mean()) for k in ks}
+    summary["slices"] = [
+        {
+            "slice": name,
+            "problems": len(part),
+            **scores(part, sorted({1, ks[-1]})),
+            **majority_scores(part, [ks[-1]]),
+            "too_few": too_few(part),
+        }
+        for name, part in _slices(records, base)
+    ]
+    return summary
+
+
+def _slices(
+    records: Sequence[Record], base: Mapping[str, Record] | None
+) -> Iterator[tuple[str, list[Record]]]:
+    for kind in SLICES:
+        values = sorted({r[kind] for r in records if kind in r})
+        for value in values:
+            yield f"{kind} {value}", [r for r in records if r.get(kind) == value]
+    if base is not None:
+        levels = {id: halves(r)[0] for id, r in base.items()}
+        for level in LEVELS:
+            part = [r for r in records if levels.get(r["id"]) == level]
+            if part:
+                yield f"{level} for the base", part
