@@ -76,7 +76,9 @@ def pareto(
 
 
 def _bars(x: dict[str, Any]) -> list[list[float]] | None:
-    return None if x["low"] is None else [[x["value"] - x["low"]], [x["high"] - x["value"]]]
+    if x["low"] is None:
+        return None
+    return [[x["value"] - max(x["low"], 0.0)], [min(x["high"], 1.0) - x["value"]]]
 
 
 def frontier(run: Run, k: int) -> list[tuple[float, float]] | None:

@@ -93,12 +93,14 @@ def score_report(summary: Mapping[str, Any]) -> str:
 TOO_FEW = "Too few solved: fewer than five problems were solved, or failed; no interval holds here."
 
 
-def _how(summary: Mapping[str, Any]) -> str:
+def _how(summary: Mapping[str, Any], swept: bool = False) -> str:
+    """How the answers were had; of a sweep without what its lines say."""
     settings = summary["settings"]
-    parts = [f"{summary['label']}: {summary['problems']} problems", f"n = {summary['n']}"]
+    name = settings["model"] if swept else summary["label"]
+    parts = [f"{name}: {summary['problems']} problems", f"n = {summary['n']}"]
     if "temperature" in settings:
         parts += [
-            f"T = {settings['temperature']:g}",
+            *([] if swept and "T " in summary["label"] else [f"T = {settings['temperature']:g}"]),
             f"top-p {settings['top_p']:g}",
             f"at most {settings['max_new_tokens']} tokens",
             f"seed {settings['seed']}",
@@ -141,7 +143,7 @@ def sweep_report(summaries: Sequence[Mapping[str, Any]]) -> str:
         ]
         for x in summaries
     ]
-    return "\n\n".join([_how(most), table(["", *names, "maj@n", "distinct"], rows)])
+    return "\n\n".join([_how(most, swept=True), table(["", *names, "maj@n", "distinct"], rows)])
 
 
 def difficulty_cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:

@@ -182,7 +182,7 @@ class Ablation:
         return f"FAILED with exit code {process.returncode}; see {log}"
 
     def _show(self, run: Run, process: subprocess.Popen) -> None:
-        """One line of the terminal until it ends."""
+        """Its line of the terminal, until it ends."""
         line = min(self._lines)
         self._lines.discard(line)
         steps, name = run.settings.train.steps, f"{run.name} seed {run.seed}"

@@ -56,11 +56,19 @@ class Metrics:
 
         results = {f"result/{name}": x["value"] for name, x in summary["after"].items()}
         results |= {f"result/change_{name}": x["value"] for name, x in summary["change"].items()}
+        exact = summary.get("exact", {})
+        results |= {f"result/exact_{name}": x for name, x in exact.get("after", {}).items()}
+        for name in ("lowest_pass@1", "frontier_share"):
+            if exact.get(name) is not None:
+                results[f"result/{name}"] = exact[name]
         settings = {
             key: value if isinstance(value, bool | int | float) else str(value)
             for key, value in flatten(config).items()
+            if not key.startswith(("run.", "logging."))  # they change nothing
         }
-        for record in hparams(settings, results):
+        # without an experiment's record TensorBoard itself finds in what the runs differ
+        _, *records = hparams(settings, results)
+        for record in records:
             self._writer._get_file_writer().add_summary(record)
         for name, value in results.items():
             self._writer.add_scalar(name, value, config.train.steps)
