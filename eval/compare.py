@@ -6,12 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from eval.curve import above, curves
 from eval.files import leaves
 from eval.flows import by_difficulty
-from eval.intervals import LEVEL, Estimate, holm, student
-from eval.passk import change
-from eval.report import spread, table
+from eval.intervals import LEVEL, Estimate, holm, seeds_and_problems, student
+from eval.passk import change, problem_scores
+from eval.report import STAR, TOO_FEW, spread, table
 from eval.runs import Run, grouped
 
 Row = dict[str, Any]
@@ -37,10 +39,11 @@ def compare(runs: Sequence[Run], margin: float = 0.0) -> list[Row]:
             "k": members[0].summary["k"],
             "exact": exact,
             **{metric: _scores(members, metric, exact) for metric in members[0].summary["before"]},
-            "lowest_pass@1": min(value for run in members for _, value in run.path("pass@1")),
+            "lowest_pass@1": min(
+                value for run in members for _, value in run.path("pass@1", exact)
+            ),
             "above_mix": distance and distance.interval,
             "seconds": _mean([run.summary["seconds"] for run in members]),
-            "too_few": any(run.summary["too_few"] for run in members),
             "difficulty": _difficulty(members),
         }
         if exact:
@@ -53,12 +56,22 @@ def compare(runs: Sequence[Run], margin: float = 0.0) -> list[Row]:
 
 
 def _estimate(runs: Sequence[Run], metric: str, exact: bool) -> Estimate:
-    """The change: over seeds, or for a single seed over problems, where values are sampled."""
-    if len(runs) > 1 or exact:
-        values = [[run.value(x, metric, exact) for x in ("before", "after")] for run in runs]
-        return student([after - before for before, after in values])
+    """The change: over seeds where values are true; over problems, and seeds if there are several,
+    where they are sampled.
+    """
+    changes = [
+        run.value("after", metric, exact) - run.value("before", metric, exact) for run in runs
+    ]
+    if exact:
+        return student(changes)
     k = int(metric.removeprefix("pass@"))
-    return change(runs[0].records("before"), runs[0].records("after"), k)
+    if len(runs) == 1:
+        return change(runs[0].records("before"), runs[0].records("after"), k)
+    by_problem = [
+        problem_scores(run.records("after"), k) - problem_scores(run.records("before"), k)
+        for run in runs
+    ]
+    return seeds_and_problems(changes, torch.stack(by_problem).mean(0))
 
 
 def _scores(runs: Sequence[Run], metric: str, exact: bool) -> dict[str, Any]:
@@ -66,6 +79,8 @@ def _scores(runs: Sequence[Run], metric: str, exact: bool) -> dict[str, Any]:
         student([run.value(when, metric, exact) for run in runs]).interval
         for when in ("before", "after")
     )
+    if len(runs) == 1 and not exact:
+        after = runs[0].summary["after"][metric]
     return {"before": before["value"], "after": after}
 
 
@@ -92,11 +107,12 @@ def _difficulty(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Problems gained and lost by difficulty: means over seeds, p of a single seed only."""
     tables = [by_difficulty(run.records("before"), run.records("after")) for run in runs]
     rows = []
-    for line in tables[0]:
-        same = [x for part in tables for x in part if x["difficulty"] == line["difficulty"]]
+    for level in dict.fromkeys(x["difficulty"] for part in tables for x in part):
+        same = [x for part in tables for x in part if x["difficulty"] == level]
         numbers = ("problems", "before", "after", "gained", "lost")
         means = {name: _mean([x[name] for x in same]) for name in numbers}
-        rows.append(line | means | {"p": line["p"] if len(runs) == 1 else None})
+        p = same[0]["p"] if len(runs) == 1 else None
+        rows.append({"difficulty": level, **means, "p": p})
     return rows
 
 
@@ -112,7 +128,7 @@ def header(k: int) -> list[str]:
 
 
 def cells(row: Row) -> list[str]:
-    found = [row["run"], str(row["seeds"]) + (" (too few solved)" if row["too_few"] else "")]
+    found = [row["run"], str(row["seeds"])]
     for metric in dict.fromkeys(("pass@1", f"pass@{row['k']}")):
         x = row[metric]
         found.append(f"{x['before']:.3f} → {x['after']['value']:.3f}")
@@ -151,7 +167,7 @@ def notes(rows: Sequence[Row], margin: float) -> list[str]:
     values = "True values" if rows[0]["exact"] else "Sampled values"
     lines = [
         f"{values}; means over seeds. Changes are paired, with Student-t 95 % intervals over seeds"
-        " (one seed: BCa bootstrap over problems where values are sampled, else none).",
+        " (sampled: over seeds and problems; one seed: BCa bootstrap over problems).",
         f"Verdicts: the change lies beyond ±{margin:g} with p < 0.05, Holm-adjusted over all rows.",
     ]
     if any(row["above_mix"] for row in rows):
@@ -159,6 +175,6 @@ def notes(rows: Sequence[Row], margin: float) -> list[str]:
             "Above mix: pass@k minus that of the fixed mixtures' curve at the same pass@1"
             " (level beyond its ends), 95 % jackknife over seeds."
         )
-    if any(row["too_few"] for row in rows):
-        lines.append("Too few solved: fewer than five problems solved, or failed.")
+    if STAR in render(rows):
+        lines.append(TOO_FEW)
     return lines

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from eval.intervals import Estimate, jackknife
-from eval.runs import Run
+from eval.runs import FREE, Run
 
 Point = tuple[float, float]  # (pass@1, pass@k)
 
 # what two runs must share for one to be held against the other: the work, not how it was tuned
 PROTOCOL = (
-    *("model.", "task.", "objective.k", "eval.problems", "eval.samples", "eval.temperature"),
+    *("model.", "task.", "objective.k", "eval.k", "eval.problems", "eval.samples"),
+    *("eval.temperature", "eval.top_p", "eval.seed"),
     *("train.steps", "train.prompts", "train.samples", "train.temperature"),
 )
-TUNING = ("surgery.", "seed", "run.", "logging.", "eval.every")
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Curve:
     """Ends of runs [lambda][seed] of one setting, lambdas ascending; lambda = 0 is pass@k alone."""
 
     protocol: str
+    setting: str
     lambdas: list[float]
     seeds: list[int]
     ends: list[list[Point]]
@@ -41,9 +42,9 @@ def curves(groups: Sequence[Sequence[Run]], exact: bool) -> list[Curve]:
     for runs in groups:
         mix = mixture(runs[0])
         if mix is not None:
-            settings.setdefault(_chosen(runs[0], TUNING, False), {})[mix] = runs
+            settings.setdefault(_setting(runs[0]), {})[mix] = runs
     found = []
-    for by_lambda in settings.values():
+    for setting, by_lambda in settings.items():
         seeds = set.intersection(
             *({x.summary["seed"] for x in runs} for runs in by_lambda.values())
         )
@@ -53,8 +54,8 @@ def curves(groups: Sequence[Sequence[Run]], exact: bool) -> list[Curve]:
         ends = [
             [end(x, exact) for x in by_lambda[mix] if x.summary["seed"] in seeds] for mix in lambdas
         ]
-        protocol = _chosen(by_lambda[lambdas[0]][0], PROTOCOL, True)
-        found.append(Curve(protocol, lambdas, sorted(seeds), ends))
+        protocol = _protocol(by_lambda[lambdas[0]][0])
+        found.append(Curve(protocol, setting, lambdas, sorted(seeds), ends))
     return found
 
 
@@ -73,10 +74,9 @@ def above(runs: Sequence[Run], found: Sequence[Curve], exact: bool) -> Estimate 
     protocol (such as one for each learning rate) the highest counts. Beyond its ends the curve
     goes on level. None where there is no curve, or the runs are on it.
     """
-    if mixture(runs[0]) is not None:
+    rivals = [curve for curve in found if curve.protocol == _protocol(runs[0])]
+    if mixture(runs[0]) is not None and any(x.setting == _setting(runs[0]) for x in rivals):
         return None
-    protocol = _chosen(runs[0], PROTOCOL, True)
-    rivals = [curve for curve in found if curve.protocol == protocol]
     by_seed = {run.summary["seed"]: end(run, exact) for run in runs}
     seeds = sorted(set(by_seed).intersection(*(curve.seeds for curve in rivals)))
     if not rivals or not seeds:
@@ -109,10 +109,15 @@ def height(points: Sequence[Point], pass_1: float) -> float:
     return max(y for x, y in points if abs(x - pass_1) == nearest)
 
 
-def _chosen(run: Run, prefixes: tuple[str, ...], among: bool) -> str:
-    """The settings whose names begin (or do not begin) so, as one text."""
-    chosen = {k: x for k, x in run.config.items() if k.startswith(prefixes) == among}
-    return repr(sorted(chosen.items()))
+def _protocol(run: Run) -> str:
+    """What it shares with all runs that did the same work, as one text."""
+    return repr(sorted((k, x) for k, x in run.config.items() if k.startswith(PROTOCOL)))
+
+
+def _setting(run: Run) -> str:
+    """All but the rule and the seed, as one text."""
+    free = ("surgery.", *FREE)
+    return repr(sorted((k, x) for k, x in run.config.items() if not k.startswith(free)))
 
 
 def _mean(points: Sequence[Point]) -> Point:

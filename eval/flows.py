@@ -1,13 +1,13 @@
 """Which problems a change gained and lost, by how hard they were: where interference shows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from eval.intervals import mcnemar
+from eval.passk import Record
 
-Record = Mapping[str, Any]
 LEVELS = ("easy", "medium", "hard")
 EASY, HARD = 0.80, 0.15  # a success rate above, below
 
@@ -16,34 +16,43 @@ def level_of(rate: float) -> str:
     return "easy" if rate > EASY else "hard" if rate < HARD else "medium"
 
 
-def halves(before: Record) -> tuple[str, float]:
-    """How hard a problem was, and the success rate that a later one may be held against.
+def difficulty(before: Record) -> str:
+    """By the true rate, where it is known; else by every other answer, and unknown by one alone.
 
     Chosen by its own luck, a problem that looked hard does better the next time, whatever was done
-    in between. So one half of the answers says how hard it was, the other half how often it was
-    solved. Where the true rate p is known it says the former, and all answers the latter. With one
-    answer there is no half to choose by: unknown.
+    in between. So what a change is held against are the answers that did not choose, `counted`.
     """
     if "p" in before:
-        return level_of(before["p"]), before["c"] / before["n"]
-    right = [verdict is True for verdict in before["verdicts"]]
-    if len(right) < 2:
-        return "unknown", before["c"] / before["n"]
-    chooses, counts = right[::2], right[1::2]
-    return level_of(sum(chooses) / len(chooses)), sum(counts) / len(counts)
+        return level_of(before["p"])
+    chooses = before["verdicts"][::2]
+    if before["n"] < 2:
+        return "unknown"
+    return level_of(sum(x is True for x in chooses) / len(chooses))
+
+
+def counted(record: Record, by_halves: bool) -> float:
+    """The success rate, of all answers or of those that do not choose."""
+    if not by_halves:
+        return record["c"] / record["n"]
+    counts = record["verdicts"][1::2]
+    return sum(x is True for x in counts) / len(counts)
 
 
 def by_difficulty(before: Sequence[Record], after: Sequence[Record]) -> list[dict[str, Any]]:
     """For all problems, and for the easy, medium and hard ones of before: how many, the success
     rate before and after, and how many were gained and lost, with McNemar's exact p.
 
-    A problem counts as solved if more than half of its answers are right.
+    A problem counts as solved if more than half of its answers are right: of equally many answers
+    before and after, or chance alone would tip more problems one way.
     """
-    chosen = [(*halves(old), new["c"] / new["n"]) for old, new in zip(before, after, strict=True)]
     rows = []
-    for level in ("all", *LEVELS, "unknown"):
-        pairs = [(old, new) for name, old, new in chosen if level in ("all", name)]
-        if not pairs or (level == "unknown" and len(pairs) == len(chosen)):
+    for level in ("all", *LEVELS):
+        pairs = [
+            tuple(counted(x, level != "all" and "p" not in old) for x in (old, new))
+            for old, new in zip(before, after, strict=True)
+            if level in ("all", difficulty(old))
+        ]
+        if not pairs:
             continue
         gained = sum(old <= 0.5 < new for old, new in pairs)
         lost = sum(new <= 0.5 < old for old, new in pairs)

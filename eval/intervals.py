@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ class Interval(TypedDict):
     value: float
     low: float | None
     high: float | None
+    too_few: NotRequired[bool]  # solved, or failed, for the interval to hold
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,9 @@ class Estimate:
         return min(1.0, 2 * min(self.below(margin), 1 - self.below(-margin)))
 
 
-def constant(value: float, known: bool = True) -> Estimate:
-    """No spread was seen: all confidence at the value; with `known` false, no interval either."""
-    end = value if known else None
-
-    def below(x: float) -> float:
-        return 0.5 if x == value or not known else float(x > value)
-
-    return Estimate({"value": value, "low": end, "high": end}, below)
+def unknown(value: float) -> Estimate:
+    """No spread was seen, and so nothing says how sure the value is: no interval, p = 1."""
+    return Estimate({"value": value, "low": None, "high": None}, lambda x: 0.5)
 
 
 def bca(sample: Tensor, resamples: int = RESAMPLES) -> Estimate:
@@ -47,12 +43,12 @@ def bca(sample: Tensor, resamples: int = RESAMPLES) -> Estimate:
     means; z0 is their median bias, s the skewness of the sample over 6 sqrt(N). Scores are discrete
     (c of n), so quantiles are those of the mid-distribution, interpolated: an endpoint that falls
     on a step would cover too much or too little. The seed is fixed: the same sample gives the
-    same interval. Without spread between problems there is nothing to resample: `constant`.
+    same interval. Without spread between problems there is nothing to resample: `unknown`.
     """
     values, counts = _rounded(sample.double()).unique(return_counts=True)
     mean = float(sample.double().mean())
     if len(values) == 1:
-        return constant(mean)
+        return unknown(mean)
     centred = values - mean
     square, cube = (float(counts.double() @ centred**power) for power in (2, 3))
     skew = cube / (6 * square**1.5)
@@ -116,14 +112,34 @@ def student(values: Sequence[float]) -> Estimate:
     n = len(values)
     mean = math.fsum(values) / n
     if n == 1:
-        return constant(mean, known=False)
-    error = math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (n - 1) / n)
-    if error == 0:
-        return constant(mean)
-    half = t_quantile((1 + LEVEL) / 2, n - 1) * error
+        return unknown(mean)
+    return _student(mean, math.fsum((x - mean) ** 2 for x in values) / (n - 1) / n, n - 1)
+
+
+def seeds_and_problems(values: Sequence[float], problems: Tensor) -> Estimate:
+    """Student's t where all seeds are held against one evaluation of one base.
+
+    Its error, and the choice of the problems, are the same in the changes of all seeds, and their
+    spread does not show them. So the variance over `problems`, of each one's change averaged over
+    seeds, is added; the degrees of freedom are Welch and Satterthwaite's, rounded down.
+    """
+    n, size = len(values), len(problems)
+    mean = math.fsum(values) / n
+    over_seeds = math.fsum((x - mean) ** 2 for x in values) / (n - 1) / n
+    over_problems = float(problems.var()) / size
+    total = over_seeds + over_problems
+    spread = over_seeds**2 / (n - 1) + over_problems**2 / (size - 1)
+    return _student(mean, total, int(total**2 / spread) if spread > 0 else n - 1)
+
+
+def _student(mean: float, variance: float, freedom: int) -> Estimate:
+    if variance == 0:
+        return unknown(mean)
+    error = math.sqrt(variance)
+    half = t_quantile((1 + LEVEL) / 2, freedom) * error
     return Estimate(
         {"value": mean, "low": mean - half, "high": mean + half},
-        lambda x: t_cdf((x - mean) / error, n - 1),
+        lambda x: t_cdf((x - mean) / error, freedom),
     )
 
 
@@ -132,12 +148,13 @@ def jackknife(statistic: Callable[[Sequence[int]], float], seeds: int) -> Estima
     everything = range(seeds)
     whole = statistic(everything)
     if seeds == 1:
-        return constant(whole, known=False)
+        return unknown(whole)
     without = [statistic([j for j in everything if j != i]) for i in everything]
     found = student([seeds * whole - (seeds - 1) * x for x in without])
     shift = whole - found.interval["value"]  # the interval is the jackknife's, the value its own
     low, high = found.interval["low"], found.interval["high"]
-    assert low is not None and high is not None
+    if low is None or high is None:
+        return unknown(whole)
     moved: Interval = {"value": whole, "low": low + shift, "high": high + shift}
     return Estimate(moved, lambda x: found.below(x - shift))
 

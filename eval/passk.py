@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import conv1d
 
 from eval.intervals import Estimate, Interval, bca
 from surgery.objectives import rho
@@ -29,14 +30,19 @@ def problem_scores(records: Sequence[Record], k: int) -> Tensor:
     return torch.stack([rho(r["n"], torch.tensor(r["c"]), k) for r in records])
 
 
-def too_few(records: Sequence[Record]) -> bool:
-    """Whether fewer than five problems were solved at all, or failed at all.
+def too_few(scores: Tensor) -> bool:
+    """Whether fewer than five problems carry what was solved, or what failed.
 
-    Then no method's interval of 95 % holds what it says: with two of 100 problems solvable it
-    covers about 85 %.
+    Then no method's 95 % interval holds what it says: with two of 100 problems solvable it covers
+    about 85 %. Problems are counted by how evenly they carry it, (sum s)^2 / sum s^2, which for
+    scores of 0 and 1 is their number.
     """
-    solved, failed = sum(r["c"] > 0 for r in records), sum(r["c"] < r["n"] for r in records)
-    return min(solved, failed) < FEW
+
+    def carrying(x: Tensor) -> float:
+        squares = float(x.square().sum())
+        return float(x.sum()) ** 2 / squares if squares > 0 else 0.0
+
+    return min(carrying(scores), carrying(1 - scores)) < FEW
 
 
 def interval(scores: Tensor) -> Interval:
@@ -46,20 +52,20 @@ def interval(scores: Tensor) -> Interval:
     found = bca(scores).interval
     room = 1 - 0.025 ** (1 / len(scores))
     if float(scores.max()) == 0:
-        return {**found, "high": room}
-    if float(scores.min()) == 1:
-        return {**found, "low": 1 - room}
-    return found
+        found = {**found, "low": 0.0, "high": room}
+    elif float(scores.min()) == 1:
+        found = {**found, "low": 1 - room, "high": 1.0}
+    return {**found, "too_few": True} if too_few(scores) else found
 
 
 def scores(records: Sequence[Record], ks: Sequence[int]) -> dict[str, Interval]:
     return {f"pass@{k}": interval(problem_scores(records, k)) for k in ks}
 
 
-def standard_error(records: Sequence[Record]) -> float:
+def standard_error(records: Sequence[Record]) -> float | None:
     """Of pass@1, over problems: the answers to one problem are not independent."""
     if len(records) < 2:
-        return math.nan
+        return None
     return float(problem_scores(records, 1).std() / math.sqrt(len(records)))
 
 
@@ -69,7 +75,11 @@ def change(before: Sequence[Record], after: Sequence[Record], k: int) -> Estimat
     """
     if [r["id"] for r in before] != [r["id"] for r in after]:
         raise ValueError("a paired change needs the same problems in the same order")
-    return bca(problem_scores(after, k) - problem_scores(before, k))
+    start, end = problem_scores(before, k), problem_scores(after, k)
+    found = bca(end - start)
+    if too_few(start) or too_few(end):
+        found.interval["too_few"] = True
+    return found
 
 
 def changes(
@@ -80,49 +90,61 @@ def changes(
 
 def majority_scores(records: Sequence[Record], ks: Sequence[int]) -> dict[str, Interval]:
     """maj@k over problems, from each record's count of every `wrong` answer."""
-    tables = [
-        majority(r["n"], r["c"], tuple(sorted(r["wrong"].values())), tuple(ks)) for r in records
-    ]
-    by_k = torch.tensor(tables, dtype=torch.float64).T
-    return {f"maj@{k}": interval(by_k[i]) for i, k in enumerate(ks)}
+
+    def score(record: Record, k: int) -> float:
+        return majority(record["n"], record["c"], tuple(sorted(record["wrong"].values())), k)
+
+    return {
+        f"maj@{k}": interval(torch.tensor([score(r, k) for r in records], dtype=torch.float64))
+        for k in ks
+    }
 
 
 @lru_cache(maxsize=100_000)
-def majority(n: int, c: int, wrong: tuple[int, ...], ks: tuple[int, ...]) -> list[float]:
-    """For each k, the chance that the right answer wins the vote of k of the n answers.
+def majority(n: int, c: int, wrong: tuple[int, ...], k: int) -> float:
+    """The chance that the right answer wins the vote of k of the n answers.
 
     They are drawn without replacement. c of the n are right, `wrong` counts each wrong answer; what
     is left gave no answer and has no vote. A tie is broken by lot. With t votes for the right
     answer, the others are counted by a product of polynomials: in x for how many were drawn, and
-    in y for how many of the wrong answers have t votes too.
+    in y for how many of the wrong answers have t votes too. Drawing without replacement is drawing
+    each with chance k/n, given that k were drawn, which keeps the coefficients within range.
     """
-    most = max(ks)
-    if most > n:
-        raise ValueError(f"k = {most} needs at least k samples, but n = {n}")
-    won = [0.0] * len(ks)
-    for t in range(1, min(c, most) + 1):
+    if k > n:
+        raise ValueError(f"k = {k} needs at least k samples, but n = {n}")
+    won = 0.0
+    for t in range(1, min(c, k) + 1):
         rivals = [m for m in wrong if m >= t]
         free = n - c - sum(rivals)  # no answer, or wrong ones too rare to reach t: any number goes
-        ways = torch.zeros(len(rivals) + 1, most + 1, dtype=torch.float64)
-        ways[0] = torch.tensor([float(math.comb(free, x)) for x in range(most + 1)])
+        ways = torch.zeros(len(rivals) + 1, k + 1, dtype=torch.float64)
+        ways[0, : min(free, k) + 1] = _drawn(free, k / n)[: k + 1]
         for m in rivals:
-            wider = torch.zeros_like(ways)
-            for votes in range(min(t, most + 1)):
-                wider[:, votes:] += math.comb(m, votes) * ways[:, : most + 1 - votes]
-            wider[1:, t:] += math.comb(m, t) * ways[:-1, : most + 1 - t]
+            chances = _drawn(m, k / n)
+            fewer = conv1d(ways[:, None], chances[:t].flip(0)[None, None], padding=t - 1)
+            wider = fewer[:, 0, : k + 1]
+            wider[1:, t:] += chances[t] * ways[:-1, : k + 1 - t]
             ways = wider
         lots = 1 / torch.arange(1, len(rivals) + 2, dtype=torch.float64)
-        others = (lots @ ways).tolist()
-        for i, k in enumerate(ks):
-            won[i] += math.comb(c, t) * others[k - t] if k >= t else 0.0
-    return [x / math.comb(n, k) for x, k in zip(won, ks, strict=True)]
+        won += float(_drawn(c, k / n)[t] * (lots @ ways[:, k - t]))
+    return min(1.0, won / float(_drawn(n, k / n)[k]))
+
+
+@lru_cache(maxsize=10_000)
+def _drawn(m: int, chance: float) -> Tensor:
+    """[m + 1] the probabilities of 0, 1, ... m heads in m throws."""
+    x = torch.arange(m + 1, dtype=torch.float64)
+    if chance == 1:
+        return (x == m).double()
+    ways = math.lgamma(m + 1) - torch.lgamma(x + 1) - torch.lgamma(m - x + 1)
+    return (ways + x * math.log(chance) + (m - x) * math.log1p(-chance)).exp()
 
 
 def verdict(change: Mapping[str, Interval]) -> str:
     """One plain sentence: "pass@8 rose, pass@1 fell"."""
 
     def word(x: Interval) -> str:
-        assert x["low"] is not None and x["high"] is not None
+        if x["low"] is None or x["high"] is None:
+            return "cannot be judged"
         if x["low"] > 0:
             return "rose"
         return "fell" if x["high"] < 0 else "did not change beyond its interval"

@@ -51,7 +51,8 @@ def pareto(
     for i, row in enumerate(rows):
         ends = [row[metric]["after"] for metric in ("pass@1", f"pass@{k}")]
         for run in groups[row["run"]]:
-            path = [[value for _, value in run.path(x)] for x in ("pass@1", f"pass@{k}")]
+            metrics = ("pass@1", f"pass@{k}")
+            path = [[value for _, value in run.path(x, row["exact"])] for x in metrics]
             axes.plot(*path, **style(i), linewidth=0.6, alpha=0.35)
         axes.errorbar(
             ends[0]["value"],
@@ -67,8 +68,9 @@ def pareto(
             linestyle="none",
             label=row["run"],
         )
-    base = rows[0]["pass@1"]["before"], rows[0][f"pass@{k}"]["before"]
-    axes.plot(*base, marker="*", markersize=15, color="0.2", linestyle="none", label="base")
+    bases = {(row["pass@1"]["before"], row[f"pass@{k}"]["before"]) for row in rows}
+    xs, ys = zip(*bases, strict=True)
+    axes.plot(xs, ys, marker="*", markersize=15, color="0.2", linestyle="none", label="base")
     kind = "true" if rows[0]["exact"] else "sampled"
     axes.set(xlabel=f"pass@1 ({kind})", ylabel=f"pass@{k} ({kind})")
     _legend(axes)
@@ -114,7 +116,7 @@ def over_steps(rows: Sequence[Row], groups: dict[str, list[Run]], k: int) -> Fig
     panels = figure.subplots(1, 2, sharex=True)
     for axes, metric in zip(panels, ("pass@1", f"pass@{k}"), strict=True):
         for i, row in enumerate(rows):
-            paths = [dict(run.path(metric)) for run in groups[row["run"]]]
+            paths = [dict(run.path(metric, row["exact"])) for run in groups[row["run"]]]
             steps = sorted(set(paths[0]).intersection(*paths))
             values = [[path[step] for path in paths] for step in steps]
             low, high = [min(x) for x in values], [max(x) for x in values]

@@ -46,9 +46,11 @@ class Policy:
         return self.tokenizer(list(texts), add_special_tokens=special).input_ids
 
 
-def load_policy(path: str, dtype: str = "float32", attention: str = "sdpa") -> Policy:
+def load_policy(
+    path: str, dtype: str = "float32", attention: str = "sdpa", option: str = "model.path"
+) -> Policy:
     """The model and tokenizer of a folder or hub id. Weights come from safetensors, remote code is
-    never run.
+    never run. A refusal names the `option` that asked for it.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -63,11 +65,11 @@ def load_policy(path: str, dtype: str = "float32", attention: str = "sdpa") -> P
     except (OSError, ImportError, ValueError) as error:
         why = str(error).strip().splitlines()[0]
         remedy = "name a folder in the hub's format with safetensors, or an id that can be reached"
-        raise ModelError(f"model.path = {path}: cannot be loaded ({why}); {remedy}") from None
+        raise ModelError(f"{option} = {path}: cannot be loaded ({why}); {remedy}") from None
     policy = Policy(model, tokenizer)
     if not policy.end_ids:
         why = "its tokenizer has no end-of-text token, so that no completion would end"
-        raise ModelError(f"model.path = {path}: {why}; give it one")
+        raise ModelError(f"{option} = {path}: {why}; give it one")
     return policy
 
 
@@ -82,7 +84,7 @@ def interpolate(policy: Policy, start: Mapping[str, Tensor], toward: Policy, by:
         shapes = f"{name} is {_shape(start, name)} here and {_shape(ends, name)} there"
         raise ModelError(f"--toward: another kind of model ({shapes}); name one of the same kind")
     between = {
-        name: torch.lerp(x.float(), ends[name].float(), by).to(x.dtype)
+        name: torch.lerp(x.double(), ends[name].double(), by).to(x.dtype)
         if x.is_floating_point()
         else x
         for name, x in start.items()

@@ -20,10 +20,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, rows)])
 
 
+STAR = "*"
+TOO_FEW = "* Too few solved: fewer than five problems bear what was solved, or failed."
+
+
 def spread(x: Mapping[str, Any], sign: str = "") -> str:
-    """The value with its interval, where it has one."""
+    """The value with its interval, where it has one; a star where too few problems bear it."""
     ends = "" if x["low"] is None else f" [{x['low']:{sign}.3f}, {x['high']:{sign}.3f}]"
-    return f"{x['value']:{sign}.3f}{ends}"
+    return f"{x['value']:{sign}.3f}{ends}{STAR if x.get('too_few') else ''}"
 
 
 def run_table(summary: Mapping[str, Any]) -> str:
@@ -59,7 +63,7 @@ def run_table(summary: Mapping[str, Any]) -> str:
             f"Lowest exact pass@1 on the way: {exact['lowest_pass@1']:.3f}. Frontier share: "
             + ("– (a value fell)." if share is None else f"{share:.2f}.")
         )
-    return "\n".join(lines)
+    return _explained("\n".join(lines))
 
 
 def score_report(summary: Mapping[str, Any]) -> str:
@@ -73,8 +77,9 @@ def score_report(summary: Mapping[str, Any]) -> str:
         rows.append([name.removeprefix("pass@"), spread(passed), *known, spread(voted)])
     header = ["k", "pass@k", *(["exact"] if exact else []), "maj@k"]
     lines = [_how(summary), "", table(header, rows), ""]
+    error = summary["standard_error"]
     facts = [
-        f"pass@1 has a standard error of {summary['standard_error']:.3f} over problems",
+        *([] if error is None else [f"pass@1 has a standard error of {error:.3f} over problems"]),
         f"{summary['distinct']:.1f} distinct answers a problem",
         f"{summary['length']:.1f} {_unit(summary)} an answer",
         f"{_share(summary['truncated_share'])} truncated",
@@ -83,14 +88,13 @@ def score_report(summary: Mapping[str, Any]) -> str:
     lines.append("; ".join(facts) + ".")
     if summary["most_n"] != n:
         lines.append(f"Problems have from {n} to {summary['most_n']} answers: k ends at {n}.")
-    if summary["too_few"]:
-        lines.append(TOO_FEW)
     if summary["slices"]:
         lines += ["", _slice_table(summary["slices"])]
-    return "\n".join(lines)
+    return _explained("\n".join(lines))
 
 
-TOO_FEW = "Too few solved: fewer than five problems were solved, or failed; no interval holds here."
+def _explained(text: str) -> str:
+    return f"{text}\n\n{TOO_FEW}" if STAR in text else text
 
 
 def _how(summary: Mapping[str, Any], swept: bool = False) -> str:
@@ -123,11 +127,10 @@ def _slice_table(slices: Sequence[Mapping[str, Any]]) -> str:
             part["slice"],
             str(part["problems"]),
             *(spread(part[name]) for name in names),
-            "too few solved" if part["too_few"] else "",
         ]
         for part in slices
     ]
-    return table(["slice", "problems", *names, ""], rows)
+    return table(["slice", "problems", *names], rows)
 
 
 def sweep_report(summaries: Sequence[Mapping[str, Any]]) -> str:
@@ -143,7 +146,8 @@ def sweep_report(summaries: Sequence[Mapping[str, Any]]) -> str:
         ]
         for x in summaries
     ]
-    return "\n\n".join([_how(most, swept=True), table(["", *names, "maj@n", "distinct"], rows)])
+    lines = table(["", *names, "maj@n", "distinct"], rows)
+    return _explained(f"{_how(most, swept=True)}\n\n{lines}")
 
 
 def difficulty_cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:

@@ -12,6 +12,8 @@ from omegaconf import OmegaConf
 
 from eval.files import leaves, read_lines
 
+FREE = ("seed", "run.", "logging.", "eval.every")  # no part of what a run is
+
 
 @dataclass(frozen=True)
 class Run:
@@ -46,9 +48,9 @@ class Run:
             return self.summary["exact"][when][metric]
         return self.summary[when][metric]["value"]
 
-    def path(self, metric: str) -> list[tuple[int, float]]:
-        """(step, value) from start to end: true values where they are known, else evaluations."""
-        name = f"{'exact' if self.exact else 'eval'}/{metric}"
+    def path(self, metric: str, exact: bool) -> list[tuple[int, float]]:
+        """(step, value) from start to end."""
+        name = f"{'exact' if exact else 'eval'}/{metric}"
         return [(x["step"], x[name]) for x in self.history if name in x]
 
 
@@ -71,9 +73,21 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
     ]
 
 
+class BadRuns(Exception):
+    """Runs that cannot be compared, in one line."""
+
+
 def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """The runs of each group, by seed."""
     groups: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.summary["seed"]):
         groups.setdefault(run.group, []).append(run)
+    for first, *others in groups.values():
+        for run in others:
+            for key in first.config.keys() | run.config.keys():
+                values = first.config.get(key), run.config.get(key)
+                if values[0] != values[1] and not key.startswith(FREE):
+                    differs = f"{key} = {values[1]}, but {values[0]} in {first.folder}"
+                    remedy = "runs side by side differ in the seed alone: move one of them"
+                    raise BadRuns(f"{run.folder}: {differs}; {remedy}")
     return {name: groups[name] for name in dict.fromkeys(run.group for run in runs)}

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from eval.files import append_lines, whole_lines, write_json, write_lines
-from eval.flows import LEVELS, halves
+from eval.flows import LEVELS, difficulty
 from eval.harness import SLICES
 from eval.passk import (
     Record,
@@ -24,7 +24,6 @@ from eval.passk import (
     majority_scores,
     scores,
     standard_error,
-    too_few,
 )
 from surgery.objectives import pass_at_k
 
@@ -47,8 +46,9 @@ class ScoreFolder:
     def __init__(self, path: Path, settings: Mapping[str, Any]):
         self.path = path
         saved = path / "settings.json"
+        begun = bool(whole_lines(path / "problems.jsonl"))  # a failed start occupies nothing
         if saved.exists():
-            was = json.loads(saved.read_text())
+            was = json.loads(saved.read_text()) if begun else settings
             for key in {**was, **settings}:
                 if was.get(key) != settings.get(key):
                     values = f"{key} = {settings.get(key)} (was {was.get(key)})"
@@ -63,8 +63,8 @@ class ScoreFolder:
         except BlockingIOError:
             raise BadFolder(f"--out = {path}: another process writes it; wait") from None
         write_json(saved, settings)
-        self.finished = (path / "summary.json").exists()
         self.records = whole_lines(path / "problems.jsonl")
+        self.finished = (path / "summary.json").exists()
         write_lines(path / "problems.jsonl", self.records)  # a half-written last line goes
 
     def append(self, records: Sequence[Record]) -> None:
@@ -73,6 +73,15 @@ class ScoreFolder:
     def close(self, summary: Mapping[str, Any]) -> None:
         write_json(self.path / "summary.json", summary)
         self._lock.close()
+
+
+def check_sweep(out: Path) -> None:
+    """A folder that holds one evaluation, or anything else, is no place for several."""
+    summary = out / "summary.json"
+    sweep = summary.exists() and "sweep" in json.loads(summary.read_text())
+    others = {x.name for x in out.iterdir() if x.is_file()} if out.is_dir() else set[str]()
+    if out.is_file() or (others and not sweep):
+        raise BadFolder(f"--out = {out}: holds files already; name a new folder")
 
 
 def run(scoring: Scoring, folder: ScoreFolder | None) -> list[dict[str, Any]]:
@@ -121,7 +130,6 @@ def summarise(
         "problems": len(records),
         "majority": majority_scores(records, ks),
         "standard_error": standard_error(records),
-        "too_few": too_few(records),
         "distinct": sum(len(r["wrong"]) + (r["c"] > 0) for r in records) / len(records),
         "length": sum(r["length"] for r in records) / len(records),
         "truncated_share": sum(known) / answers if len(known) == len(records) else None,
@@ -136,7 +144,6 @@ def summarise(
             "problems": len(part),
             **scores(part, sorted({1, ks[-1]})),
             **majority_scores(part, [ks[-1]]),
-            "too_few": too_few(part),
         }
         for name, part in _slices(records, base)
     ]
@@ -151,7 +158,7 @@ def _slices(
         for value in values:
             yield f"{kind} {value}", [r for r in records if r.get(kind) == value]
     if base is not None:
-        levels = {id: halves(r)[0] for id, r in base.items()}
+        levels = {name: difficulty(r) for name, r in base.items()}
         for level in LEVELS:
             part = [r for r in records if levels.get(r["id"]) == level]
             if part:

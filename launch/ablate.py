@@ -19,7 +19,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -75,6 +76,22 @@ class Run:
             return False
         steps = json.loads(summary.read_text())["steps"]
         return steps == self.settings.train.steps and not differences(self.settings, saved)
+
+    def plan(self) -> tuple[str, int]:
+        """What running it would do, and how many steps of training."""
+        saved = self.folder / "config.yaml"
+        steps = self.settings.train.steps
+        done = [int(x.name[5:]) for x in self.folder.glob("checkpoints/step_*")]
+        if self.is_finished():
+            return "finished", 0
+        if saved.exists() and (done or (self.folder / "metrics.jsonl").exists()):
+            changed = differences(self.settings, saved)
+            if changed:
+                return f"would be refused: {changed[0]}", 0
+        step = max(done, default=0)
+        if step > steps:
+            return f"would be refused: train.steps = {steps}, but {step} are done", 0
+        return f"from step {step}" if step else "new", steps - step
 
     def last(self) -> dict[str, float]:
         """The newest whole line of its metrics."""
@@ -139,21 +156,31 @@ class Ablation:
         failed = 0
         pool = ThreadPoolExecutor(self.jobs)
         try:
-            outcomes = pool.map(self._execute, self.runs)
-            for i, (run, outcome) in enumerate(zip(self.runs, outcomes, strict=True), 1):
+            outcomes = {pool.submit(self._execute, run): run for run in self.runs}
+            for i, done in enumerate(as_completed(outcomes), 1):
+                run, outcome = outcomes[done], done.result()
                 line = f"[{i}/{len(self.runs)}] {run.name} seed {run.seed}: {outcome}"
                 tqdm.write(line, file=sys.stdout)
                 sys.stdout.flush()
                 failed += "FAILED" in outcome
-        finally:  # on Ctrl-C or SIGTERM the runs end too
+        except KeyboardInterrupt:  # the runs end too, each within the launcher's 30 seconds
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             self._ending = True
-            pool.shutdown(wait=False, cancel_futures=True)
             for process in list(self._running):
-                os.killpg(process.pid, signal.SIGINT)
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGINT)
+            pool.shutdown(cancel_futures=True)
+            raise
         return failed
 
     def _execute(self, run: Run) -> str:
         """Run it to its end, its output in a log beside its folder. Returns what became of it."""
+        try:
+            return self._run(run)
+        except (OSError, ValueError, ConfigError) as error:  # it, not the others
+            return f"FAILED: {error}"
+
+    def _run(self, run: Run) -> str:
         if run.is_finished():
             return "was finished"
         log = run.folder.with_suffix(".log")
@@ -183,8 +210,7 @@ class Ablation:
 
     def _show(self, run: Run, process: subprocess.Popen) -> None:
         """Its line of the terminal, until it ends."""
-        line = min(self._lines)
-        self._lines.discard(line)
+        line = self._lines.pop()
         steps, name = run.settings.train.steps, f"{run.name} seed {run.seed}"
         quiet = not sys.stderr.isatty()
         with tqdm(total=steps, desc=name, position=line, leave=False, disable=quiet) as bar:
@@ -215,16 +241,15 @@ def plan(runs: list[Run], jobs: int) -> Iterator[str]:
     everything = [x for found in speeds.values() for x in found]
     whole = 0.0
     for i, run in enumerate(runs, 1):
-        steps, step = run.settings.train.steps, int(run.last()["step"])
-        what = "finished" if run.is_finished() else f"from step {step}" if step else "new"
+        what, steps = run.plan()
         known = speeds.get(run.name, everything)
-        seconds = sum(known) / len(known) * (steps - step) if known else 0.0
-        seconds = 0.0 if what == "finished" else seconds
+        seconds = sum(known) / len(known) * steps if known else 0.0
         whole += seconds
         about = f", about {seconds:.0f} s" if seconds else ""
         yield f"[{i}/{len(runs)}] {run.name} seed {run.seed}: {what}{about}"
     if everything:
-        yield f"about {whole / jobs / 60:.0f} minutes with --jobs {jobs}, by the runs so far"
+        rest = "by the runs so far; the start of each comes on top"
+        yield f"about {whole / jobs / 60:.0f} minutes with --jobs {jobs}, {rest}"
     else:
         yield "no run has finished here: how long they take is not known"
 
@@ -245,8 +270,11 @@ def main() -> int:
         if arguments.jobs < 1:
             raise ConfigError(f"--jobs = {arguments.jobs}: must be at least 1")
         runs = combinations(arguments)
-        for run in runs:
-            assert run.settings  # a mistake in any of them is told before the first one runs
+        for run in runs:  # a mistake in any of them is told before the first one runs
+            try:
+                assert run.settings
+            except ConfigError as error:
+                raise ConfigError(f"{run.config}: {error}") from None
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
@@ -263,12 +291,16 @@ def main() -> int:
 
     from eval import page
     from eval.compare import render
-    from eval.runs import find_runs
+    from eval.runs import BadRuns, find_runs
 
     finished = find_runs([arguments.out])
-    if finished:
-        print(f"\n{render(page.write(finished, arguments.out, arguments.margin))}")
-        print(f"\nPictures and more: {arguments.out / 'compare.html'}")
+    try:
+        if finished:
+            print(f"\n{render(page.write(finished, arguments.out, arguments.margin))}")
+            print(f"\nPictures and more: {arguments.out / 'compare.html'}")
+    except BadRuns as error:
+        print(error, file=sys.stderr)
+        return 2
     return 1 if failed else 0
 
 

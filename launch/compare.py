@@ -27,7 +27,7 @@ def main() -> int:
     arguments = parser.parse_args()
 
     from eval.compare import compare, notes, render
-    from eval.runs import find_runs
+    from eval.runs import BadRuns, find_runs
 
     for folder in arguments.runs:
         if not find_runs([folder]):
@@ -37,12 +37,16 @@ def main() -> int:
         print(f"--margin = {arguments.margin}: must be at least 0", file=sys.stderr)
         return 2
     runs = find_runs(arguments.runs)
-    if arguments.out:
-        from eval import page
+    try:
+        if arguments.out:
+            from eval import page
 
-        rows = page.write(runs, arguments.out, arguments.margin)
-    else:
-        rows = compare(runs, arguments.margin)
+            rows = page.write(runs, arguments.out, arguments.margin)
+        else:
+            rows = compare(runs, arguments.margin)
+    except BadRuns as error:
+        print(error, file=sys.stderr)
+        return 2
     print(f"{render(rows)}\n")
     print("\n".join(notes(rows, arguments.margin)))
     if arguments.out:

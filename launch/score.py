@@ -13,8 +13,10 @@ answers, and summary.json; the same command goes on where it was interrupted. Wi
 import argparse
 import hashlib
 import itertools
+import math
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +25,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval.policy import ModelError
 from eval.responses import BadResponses
-from eval.scoring import BadFolder, ScoreFolder, Scoring, run, summarise
+from eval.scoring import BadFolder, ScoreFolder, Scoring, check_sweep, run, summarise
 from eval.verifier import VerifierFailed
+from surgery.binding import load_function
 from trainers.config import ConfigError, load_config
 
 CHUNK = 32  # problems between two writes
 
 
 def main() -> int:
-    arguments = _arguments()
     try:
+        arguments = _arguments()
         base = _base(arguments.base) if arguments.base else None
-        if bool(arguments.responses) == bool(arguments.config):
-            raise ConfigError("give either --responses, or --config with or without --model")
+        _check_mode(arguments)
         scorings = _of_file(arguments) if arguments.responses else _of_model(arguments)
         outs: list[Path | None] = [arguments.out] * len(scorings)
         if arguments.out and len(scorings) > 1:
+            check_sweep(arguments.out)
             outs = [arguments.out / x.label.replace(" ", "_").replace(",", "") for x in scorings]
         folders = [
             ScoreFolder(out, x.settings) if out else None
@@ -50,6 +53,8 @@ def main() -> int:
             n = min(r["n"] for r in records)
             if arguments.responses:
                 _check_k(arguments.k, n)
+            if base is not None and not any(r["id"] in base for r in records):
+                raise ConfigError(f"--base = {arguments.base}: has none of these problems' ids")
             summary = summarise(records, min(arguments.k or n, n), base)
             summaries.append(summary | {"label": scoring.label, "settings": scoring.settings})
             if folder:
@@ -58,7 +63,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on" if arguments.out else "", file=sys.stderr)
+        print("interrupted; with --out the same command goes on", file=sys.stderr)
         return 130
 
     from eval.files import write_json
@@ -76,20 +81,50 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--model", help="a model's folder or hub id")
     parser.add_argument("--toward", metavar="MODEL", help="a second model, to interpolate weights")
-    parser.add_argument("--by", type=float, nargs="+", help="how far: 0 is --model, 1 is --toward")
-    parser.add_argument("--temperatures", type=float, nargs="+", help="instead of eval.temperature")
+    parser.add_argument("--by", nargs="+", default=[], help="how far: 0 is --model, 1 is --toward")
+    parser.add_argument("--temperatures", nargs="+", default=[], help="not eval.temperature alone")
     parser.add_argument("--config", help="task and evaluation, as in training")
     parser.add_argument("--responses", type=Path, help='lines of {"id", "gold", "responses"}')
     parser.add_argument(
         "--fields", nargs="+", default=[], metavar="NAME=PATH", help="the file's own field names"
     )
     parser.add_argument("--answer-after", metavar="MARK", help="judge what follows the last MARK")
-    parser.add_argument("--verifier", default="math", help="of --responses: exact, math, file.py:f")
+    parser.add_argument("--verifier", help="of --responses: math (default), exact, file.py:f")
     parser.add_argument("--base", type=Path, help="records of the base, to slice by difficulty")
     parser.add_argument("--k", type=int, help="largest k; else the samples of a problem")
     parser.add_argument("--out", type=Path, help="a new folder, or one of the same evaluation")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    return parser.parse_intermixed_args()
+    arguments = parser.parse_intermixed_args()
+    for name in ("by", "temperatures"):  # the overrides that follow are taken for theirs
+        given = getattr(arguments, name)
+        arguments.overrides += [x for x in given if "=" in x]
+        numbers = (_number(name, x) for x in given if "=" not in x)
+        setattr(arguments, name, list(dict.fromkeys(numbers)))
+    return arguments
+
+
+def _check_mode(arguments: argparse.Namespace) -> None:
+    """What is given must be of the one kind of evaluation or of the other."""
+    if bool(arguments.responses) == bool(arguments.config):
+        raise ConfigError("give either --responses, or --config with or without --model")
+    of_file, of_model = "fields answer_after verifier", "model toward by temperatures overrides"
+    names, other = of_file, "--responses; with --config set task.verifier"
+    if arguments.responses:
+        names, other = of_model, "--config"
+    for name in names.split():
+        if getattr(arguments, name):
+            option = "key=value" if name == "overrides" else f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option} = {getattr(arguments, name)}: goes with {other}")
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number) or (name == "temperatures" and number < 0):
+        raise ConfigError(f"--{name} = {text}: must be a number" + " from 0 on" * (name != "by"))
+    return number
 
 
 def _check_k(k: int | None, n: int) -> None:
@@ -105,18 +140,23 @@ def _of_file(arguments: argparse.Namespace) -> list[Scoring]:
     path = arguments.responses
     if not path.is_file():
         raise ConfigError(f"--responses = {path}: no such file")
-    if arguments.verifier not in ("exact", "math") and ":" not in arguments.verifier:
-        raise ConfigError(f"--verifier = {arguments.verifier}: must be exact, math or file.py:f")
+    mode = arguments.verifier or "math"
+    if ":" in mode:
+        try:
+            load_function(mode)
+        except Exception as error:  # whatever the user's file does
+            raise ConfigError(f"--verifier = {mode}: cannot be loaded ({error})") from None
+    elif mode not in ("exact", "math"):
+        raise ConfigError(f"--verifier = {mode}: must be exact, math or file.py:function")
     try:
         fields = parse_fields(arguments.fields)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    verifier = Verifier(arguments.verifier)
+    verifier = Verifier(mode)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     settings = {
-        "responses": str(path),
-        "sha256": digest,
+        "responses": digest,
         "fields": fields,
         "answer_after": arguments.answer_after,
         "verifier": verifier.version,
@@ -137,9 +177,6 @@ def _of_model(arguments: argparse.Namespace) -> list[Scoring]:
     config = load_config(arguments.config, [*arguments.overrides, *model])
 
     _check_k(arguments.k, config.eval.samples)
-    wrong = [x for x in arguments.temperatures or [] if x < 0]
-    if wrong:
-        raise ConfigError(f"--temperatures = {wrong[0]:g}: must be at least 0")
 
     import transformers
 
@@ -159,14 +196,16 @@ def _of_model(arguments: argparse.Namespace) -> list[Scoring]:
         config.task.verify_workers,
         config.task.verify_seconds,
     )
-    own = config.model.path == "base"
-    path = task.base_model() if own else config.model.path
+    path, toward = (
+        task.base_model() if name == "base" else name
+        for name in (config.model.path, arguments.toward)
+    )
     loaded: dict[str, Policy] = {}
     start: dict[str, Any] = {}
 
-    def load(name: str) -> Policy:
+    def load(option: str, name: str) -> Policy:
         if name not in loaded:
-            loaded[name] = load_policy(name, config.model.dtype, config.model.attention)
+            loaded[name] = load_policy(name, config.model.dtype, config.model.attention, option)
         return loaded[name]
 
     def scoring(by: float | None, temperature: float | None) -> Scoring:
@@ -179,7 +218,8 @@ def _of_model(arguments: argparse.Namespace) -> list[Scoring]:
             "model": config.model.path,
             "weights": _fingerprint(path),
             **({} if by is None else {"toward": arguments.toward, "by": by}),
-            **({} if by is None else {"toward_weights": _fingerprint(arguments.toward)}),
+            **({} if by is None else {"toward_weights": _fingerprint(toward)}),
+            "dtype": config.model.dtype,
             "task": vars(config.task),
             "problems": options.problems,
             "n": n,
@@ -191,11 +231,11 @@ def _of_model(arguments: argparse.Namespace) -> list[Scoring]:
         }
 
         def produce(begin: int) -> Iterator[list[dict[str, Any]]]:
-            policy = load(path)
+            policy = load("model.path", path)
             if by is not None:
                 if not start:
                     start.update({k: x.clone() for k, x in policy.model.state_dict().items()})
-                interpolate(policy, start, load(arguments.toward), by)
+                interpolate(policy, start, load("--toward", toward), by)
             knows = hasattr(task, "success") and chosen > 0 and options.top_p == 1
             population = task.success(policy, chosen) if knows else None
             seed = derive_seed("eval", options.seed)
@@ -212,6 +252,7 @@ def _of_model(arguments: argparse.Namespace) -> list[Scoring]:
     return [scoring(by, temperature) for by, temperature in variants]
 
 
+@cache
 def _fingerprint(path: str) -> str | None:
     """Tells the weights of a local folder from others under the same name; a hub id has none."""
     digest = hashlib.sha256()
@@ -228,7 +269,11 @@ def _base(path: Path) -> dict[str, Any]:
 
     for place in (path, path / "problems.jsonl", path / "eval" / "before.jsonl"):
         if place.is_file():
-            return {r["id"]: r for r in read_lines(place)}
+            records = read_lines(place)
+            if not all({"id", "n", "c", "verdicts"} <= r.keys() for r in records):
+                remedy = "generations are no records; score them first, with --out"
+                raise ConfigError(f"--base = {place}: {remedy}")
+            return {r["id"]: r for r in records}
     raise ConfigError(f"--base = {path}: no records; name a folder of score.py, a run, or a file")
 
 

@@ -24,7 +24,7 @@ class RunFolder:
                 self._compare(config, saved)
         elif path.exists() and {x.name for x in path.iterdir()} - {".lock", "eval", "checkpoints"}:
             raise self._refusal("holds files but no run; choose an empty or new folder")
-        self.base_records = _base_records(config)
+        self.base_records = None if self._begun() else _base_records(config)
         try:
             (path / "eval").mkdir(parents=True, exist_ok=True)
             (path / "checkpoints").mkdir(exist_ok=True)

@@ -1,6 +1,9 @@
+from collections import Counter
+
+import pytest
 import torch
 
-from eval.flows import LEVELS, by_difficulty, halves, level_of, moves
+from eval.flows import LEVELS, by_difficulty, counted, difficulty, level_of, moves
 
 
 def record(verdicts, **more):
@@ -14,9 +17,10 @@ def test_levels():
 
 
 def test_one_half_chooses_and_the_other_counts():
-    assert halves(record([True, False, True, False])) == ("easy", 0.0)
-    assert halves(record([True, False], p=0.1)) == ("hard", 0.5)
-    assert halves(record([True])) == ("unknown", 1.0)
+    x = record([True, False, True, False])
+    assert difficulty(x) == "easy" and counted(x, by_halves=True) == 0.0
+    assert difficulty(record([True, False], p=0.1)) == "hard"
+    assert difficulty(record([True])) == "unknown"
 
 
 def test_gained_and_lost_by_hand():
@@ -27,6 +31,24 @@ def test_gained_and_lost_by_hand():
     assert (easy["difficulty"], easy["gained"], easy["lost"]) == ("easy", 0, 1)
     assert (hard["difficulty"], hard["gained"], hard["problems"]) == ("hard", 1, 2)
     assert moves(before, after) == [[0, 0, 1], [0, 0, 0], [1, 0, 1]]
+    (alone,) = by_difficulty([record([True])], [record([False])])
+    assert (alone["difficulty"], alone["lost"]) == ("all", 1)
+
+
+@pytest.mark.parametrize("n", [2, 8, 32])
+@pytest.mark.parametrize("p", [0.4, 0.6, None])
+def test_nothing_is_gained_or_lost_by_chance(n, p):
+    """Before and after are drawn from the same rates: McNemar's p is rarely small, in any row."""
+    generator = torch.Generator().manual_seed(0)
+    repeats, found = 100, Counter()
+    for _ in range(repeats):
+        rates = torch.rand(100, generator=generator) if p is None else torch.full((100,), p)
+        before, after = (
+            [record((x < y).tolist()) for x, y in zip(draws, rates, strict=True)]
+            for draws in torch.rand(2, 100, n, generator=generator)
+        )
+        found.update(x["difficulty"] for x in by_difficulty(before, after) if x["p"] < 0.05)
+    assert max(found.values(), default=0) <= 12  # 5 % of 100, and three standard deviations
 
 
 def test_luck_alone_shows_no_change_of_easy_or_hard_problems():

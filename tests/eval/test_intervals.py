@@ -7,13 +7,14 @@ import torch
 
 from eval.intervals import (
     bca,
-    constant,
     holm,
     jackknife,
     mcnemar,
+    seeds_and_problems,
     student,
     t_cdf,
     t_quantile,
+    unknown,
 )
 from eval.passk import interval
 from surgery.objectives import rho
@@ -110,10 +111,30 @@ def test_the_same_sample_gives_the_same_interval():
     assert bca(x).interval == bca(x).interval == bca(x.flip(0)).interval
 
 
-def test_no_spread():
-    assert bca(torch.full((9,), 0.5)).interval == {"value": 0.5, "low": 0.5, "high": 0.5}
-    assert constant(0.5).p_value() == 0 and constant(0.0).p_value() == 1
-    assert constant(0.5, known=False).p_value() == 1  # a single seed proves nothing
+def test_without_spread_nothing_is_known():
+    nothing = {"value": 0.5, "low": None, "high": None}
+    assert bca(torch.full((9,), 0.5)).interval == nothing
+    assert student([0.5]).interval == student([0.5] * 3).interval == nothing
+    assert jackknife(lambda places: 0.5, 3).interval == nothing
+    assert unknown(0.5).p_value() == 1
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_a_shared_base_is_no_change(seeds):
+    """All seeds are held against one sampled evaluation of one base, and none changed anything.
+    Over seeds alone far more than 5 % would look changed.
+    """
+    generator = torch.Generator().manual_seed(0)
+    size, repeats = torch.full((50,), 8.0, dtype=torch.float64), 2_000
+    plain = both = 0
+    for _ in range(repeats):
+        p = rates("beta", 50, generator)
+        base = torch.binomial(size, p, generator) / 8
+        after = torch.stack([torch.binomial(size, p, generator) / 8 for _ in range(seeds)])
+        changes = (after - base).mean(1).tolist()
+        plain += student(changes).p_value() < 0.05
+        both += seeds_and_problems(changes, (after - base).mean(0)).p_value() < 0.05
+    assert plain / repeats > 0.1 and both / repeats <= 0.055
 
 
 def test_pairing_detects_what_unpaired_intervals_miss():

@@ -51,6 +51,9 @@ def test_a_model_scores_as_its_true_rates_say(tmp_path, base_path, twin, base):
     )
     assert other.returncode == 2 and "seed = 1 (was 0)" in other.stderr
     assert (tmp_path / "out" / "problems.jsonl").read_bytes() == records
+    sweep = ["--temperatures", "0", "1", "--config", CONFIG, "--out", "out"]
+    several = run(SCORE, "--model", base_path, *sweep, cwd=tmp_path)
+    assert several.returncode == 2 and "holds files already" in several.stderr
     more = ["--responses", "out/problems.jsonl", "--verifier", "exact", "--out", "more"]
     assert run(SCORE, *more, cwd=tmp_path).returncode == 0
     assert summary(tmp_path / "more")["scores"] == found["scores"]
@@ -160,7 +163,7 @@ def test_responses_by_hand(tmp_path):
     lines = read_lines(tmp_path / "out" / "problems.jsonl")
     assert [x["c"] for x in lines] == [2, 0]
     assert [x["wrong"] for x in lines] == [{"2": 1}, {"9": 2, "8": 1, "11": 1, "12": 1}]
-    assert "Too few solved" in done.stdout
+    assert "* Too few solved" in done.stdout
     more = run(SCORE, "--responses", "r.jsonl", "--k", "5", cwd=tmp_path)
     assert more.returncode == 2 and "--k = 5: must be from 1 to n = 4" in more.stderr
 
@@ -200,6 +203,14 @@ def test_lines_that_cannot_be_scored(tmp_path, line, message):
     assert "Traceback" not in done.stderr
 
 
+def test_a_failed_start_occupies_nothing(tmp_path):
+    (tmp_path / "r.jsonl").write_text("{")
+    command = [SCORE, "--responses", "r.jsonl", "--verifier", "exact", "--out", "out"]
+    assert run(*command, cwd=tmp_path).returncode == 2
+    write(tmp_path / "r.jsonl", [{"id": 0, "gold": "1", "responses": "1"}])
+    assert run(*command, cwd=tmp_path).returncode == 0
+
+
 def test_the_file_is_read_as_a_stream(tmp_path):
     write(tmp_path / "r.jsonl", [{"id": 0, "gold": "1", "responses": "1"}])
     with (tmp_path / "r.jsonl").open("a") as file:
@@ -211,6 +222,7 @@ def test_the_file_is_read_as_a_stream(tmp_path):
 def test_wrong_arguments(tmp_path, base_path):
     model = ["--model", base_path, "--config", CONFIG]
     (tmp_path / "full").mkdir()
+    write(tmp_path / "r.jsonl", [{"id": 1, "gold": "1", "responses": ["1"]}])
     (tmp_path / "full" / "x").write_text("")
     for options, said in (
         ([], "give either --responses"),
@@ -219,6 +231,10 @@ def test_wrong_arguments(tmp_path, base_path):
         ([*model, "--k", "64"], "--k = 64: must be from 1 to n = 32"),
         ([*model, "--temperatures", "-1"], "--temperatures = -1"),
         ([*model, "--out", "full"], "holds files already"),
+        ([*model, "--verifier", "math"], "--verifier = math: goes with --responses"),
+        (["--responses", "r.jsonl", "eval.samples=4"], "goes with --config"),
+        (["--responses", "r.jsonl", "--verifier", "no.py:f"], "--verifier = no.py:f"),
+        (["--responses", "r.jsonl", "--base", "r.jsonl"], "generations are no records"),
     ):
         done = run(SCORE, *options, cwd=tmp_path)
         assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
