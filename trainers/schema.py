@@ -68,16 +68,18 @@ class SurgeryConfig:
     min_coverage: float = between(0, 1, 1.0)  # ghost: refuse to measure less of the parameters
     realised_every: int = at_least(0, 10)  # steps between looks at the step really taken; 0: never
     mix: float = at_least(0, 0.5)  # mix: weight of pass@1 beside pass@k
-    margin: float = at_least(0, 0.0)  # pcgrad: <update, J_1> >= margin |J_1|^2
+    margin: float = at_least(0, 0.0)  # pcgrad: <update, J_1> >= margin |J_1|^2 at the floor
     cap: float = above(0, 10.0)  # the largest coefficient of all rules that measure one
     cosine: float = between(0, 0.999, 0.0)  # gradvac: the least cosine of update and J_1
     radius: float = between(0, 1, 0.5)  # cagrad: how far from the mean gradient
     tau: float = at_least(0, 1.0)  # agreement_*: the weight that is given instead
     softness: float = at_least(0, 1.0)  # agreement_soft: 0 is agreement_clip
-    tolerance: float = between(0, 1, 0.0)  # floor: how far pass@1 may fall below the base
+    # floor, pcgrad: how far pass@1 may fall below the base; negative: how far above it is held
+    tolerance: float = between(-1, 1, 0.0)
+    gain: float = at_least(0, 20.0)  # floor, pcgrad: weight of pass@1 for each unit of the gap
+    rate_ema: float = between(0, 0.999, 0.8)  # floor, pcgrad: smoothing of the batch's pass@1
+    start: float = at_least(0, 2.0)  # floor: weight of pass@1 to begin with
     integral_gain: float = at_least(0, 1.0)  # floor
-    gain: float = at_least(0, 20.0)  # floor
-    rate_ema: float = between(0, 0.999, 0.8)  # floor: smoothing of the batch's pass@1
     options: dict[str, Any] = field(default_factory=dict)  # of a rule of your own
 
 
