@@ -62,7 +62,7 @@ class SurgeryConfig:
     metric: str = one_of(
         "euclid", "adam"
     )  # adam: products in the optimiser's metric, by ghost only
-    ema: float = between(0, 0.999, 0.5)  # smoothing of the measured products; 0 is none
+    ema: float = between(0, 0.999, 0.9)  # smoothing of the measured products; 0 is none
     every: int = at_least(1, 1)  # measure every so many steps; the products hold in between
     modules: str | None = None  # ghost: a regular expression of parameter names; null is all
     min_coverage: float = between(0, 1, 1.0)  # ghost: refuse to measure less of the parameters
@@ -93,11 +93,11 @@ class TrainConfig:
     )  # scales the logits in sampling and in log-probabilities alike
     top_p: float = 1.0
     max_new_tokens: int | None = at_least(1, None)  # null: what the task needs
-    lr: float = above(0, 3e-4)
+    lr: float = above(0, 6e-4)
     schedule: str = one_of(
-        "constant", "linear", "cosine"
-    )  # after the warm-up; the latter two fall towards 0
-    warmup_steps: int = at_least(0, 0)
+        "linear", "constant", "cosine"
+    )  # after the warm-up; linear and cosine fall towards 0
+    warmup_steps: int | None = at_least(0, None)  # null: a third of train.steps
     beta_1: float = between(0, 0.9999, 0.9)
     beta_2: float = between(0, 0.99999, 0.95)
     epsilon: float = above(0, 1e-8)
