@@ -99,12 +99,17 @@ def probed(a_k: Tensor, a_1: Tensor, probes: Tensor, halves: Tensor) -> tuple[Pr
     return Products(mean(per_prompt), mean(agreement), math.nan), agreement
 
 
-def smoothed(now: Products, before: Products | None, decay: float) -> Products:
-    """Exponential moving average, started at the first value."""
+def smoothed(now: Products, before: Products | None, decay: float, count: int = 1) -> Products:
+    """Exponential moving average of which `before` holds the first `count` values, bias-corrected.
+
+    Each value weighs decay^age, the first like every other: begun at the first value instead, one
+    noisy batch would decide about the first 1/(1-decay) steps, when the conflict is at its worst.
+    """
     if before is None:
         return now
+    keep = decay * (1 - decay**count) / (1 - decay ** (count + 1))
     pairs = zip(astuple(before), astuple(now), strict=True)
-    return Products(*(decay * old + (1 - decay) * new for old, new in pairs))
+    return Products(*(keep * old + (1 - keep) * new for old, new in pairs))
 
 
 def psd(x: Products) -> Products:

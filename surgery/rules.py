@@ -93,6 +93,19 @@ def mix(weights: Tensor, geometry: Geometry, state: State, *, mix: float = 0.5) 
     return with_pass_1(weights, mix)
 
 
+def gap_to_base(geometry: Geometry, state: State, tolerance: float, rate_ema: float) -> float:
+    """Pass@1 of the base - tolerance - the moving average of the batches' pass@1.
+
+    The base's pass@1 is ``state["base_pass@1"]``, or else the first batch's; the average starts
+    there, so that the first batch's noise is no gap.
+    """
+    now = float(geometry.rate.mean())
+    base = state.setdefault("base_pass@1", now)
+    average = rate_ema * state.get("average_pass@1", base) + (1 - rate_ema) * now
+    state["average_pass@1"] = average
+    return base - tolerance - average
+
+
 @rule()
 def floor(
     weights: Tensor,
@@ -100,25 +113,22 @@ def floor(
     state: State,
     *,
     tolerance: float = 0.0,
+    start: float = 2.0,
     integral_gain: float = 1.0,
     gain: float = 20.0,
     cap: float = 10.0,
     rate_ema: float = 0.8,
 ) -> Decision:
-    """(1, lambda) with lambda = clip(I, 0, cap) + gain max(gap, 0), a PI controller of the
-    constraint.
+    """(1, lambda) with lambda = clip(I + gain gap, 0, cap), a PI controller of the constraint.
 
-    gap = pass@1 of the base - tolerance - moving average of the batch's pass@1; I accumulates
-    integral_gain gap and stays in [0, cap]. The base's pass@1 is ``state["base_pass@1"]``, or the
-    first batch's. Nothing is measured and nothing degenerates: without a gap it is `none`.
+    gap is `gap_to_base`; I begins at `start`, accumulates integral_gain gap and stays in [0, cap].
+    From I = 0 the controller would wait for the very loss that it is there to prevent. Nothing is
+    measured and nothing degenerates: start = 0 without a gap is `none`, without gains `mix`.
     """
-    now = float(geometry.rate.mean())
-    base = state.setdefault("base_pass@1", now)
-    average = rate_ema * state.get("floor_average", now) + (1 - rate_ema) * now
-    gap = base - tolerance - average
-    integral = min(max(state.get("floor_integral", 0.0) + integral_gain * gap, 0.0), cap)
-    state |= {"floor_average": average, "floor_integral": integral}
-    return with_pass_1(weights, integral + gain * max(gap, 0.0))
+    gap = gap_to_base(geometry, state, tolerance, rate_ema)
+    integral = state.get("floor_integral", start) + integral_gain * gap
+    state["floor_integral"] = min(max(integral, 0.0), cap)
+    return with_pass_1(weights, min(max(state["floor_integral"] + gain * gap, 0.0), cap))
 
 
 # --- one coefficient c from the 2x2 Gram of (J_k, J_1)
@@ -153,13 +163,31 @@ def ratio(on_k: float, on_1: float, cap: float) -> float:
 
 
 @rule(PRODUCTS)
-@as_rule
-def pcgrad(x: Products, *, margin: float = 0.0, cap: float = 10.0) -> float:
-    """c = margin - <J_k, J_1>/|J_1|^2: the least that gives <update, J_1> >= margin |J_1|^2.
+def pcgrad(
+    weights: Tensor,
+    geometry: Geometry,
+    state: State,
+    *,
+    margin: float = 0.0,
+    tolerance: float = 0.0,
+    gain: float = 20.0,
+    cap: float = 10.0,
+    rate_ema: float = 0.8,
+) -> Decision:
+    """(1, c), c the least that gives <update, J_1> >= (margin + gain gap) |J_1|^2, in [0, cap].
 
-    The projection of arXiv 2001.06782, one-sided, so that J_1 itself stays untouched.
+    c = margin + gain gap - <J_k, J_1>/|J_1|^2: the projection of arXiv 2001.06782, one-sided, so
+    that J_1 itself stays untouched, with the restoring force of a control barrier (arXiv
+    1609.06408): the descent that is allowed is proportional to what is left above the floor. The
+    projection alone forgets: what noise and curvature take from pass@1 never comes back. gap is
+    `gap_to_base`; gain = 0 is the plain projection. |J_1|^2 = 0: the cap on conflict, else 0.
     """
-    return margin - x.dot / x.norm_1
+    force = margin + gain * gap_to_base(geometry, state, tolerance, rate_ema)
+
+    def coefficient(x: Products, *, cap: float) -> float:
+        return force - x.dot / x.norm_1
+
+    return as_rule(coefficient)(weights, geometry, state, cap=cap)
 
 
 @rule(PRODUCTS, NORM_K)

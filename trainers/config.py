@@ -246,10 +246,11 @@ def _impossible(config: Config) -> Iterator[str]:
     if compares and estimator in set(ESTIMATORS) - OF_PASS_AT_K:
         remedy = f"rule {surgery.rule} compares weights of pass@k; use loo, or another rule"
         yield wrong("objective.estimator", remedy)
-    if surgery.rule == "floor" and (
+    if surgery.rule in ("floor", "pcgrad") and (
         config.eval.temperature != train.temperature or config.eval.top_p != 1
     ):
-        remedy = "rule floor holds training against it; use train.temperature and eval.top_p=1"
+        rule = surgery.rule
+        remedy = f"rule {rule} holds training against it; use train.temperature and eval.top_p=1"
         yield wrong("eval.temperature", remedy)
     local = model.path.startswith((".", "/", "~")) or Path(model.path).exists()
     if local and not (Path(model.path) / "config.json").is_file():
@@ -290,7 +291,7 @@ def _impossible(config: Config) -> Iterator[str]:
         yield from not_a_function("task.verifier")
     elif task.verifier not in (None, "exact", "math"):
         yield wrong("task.verifier", "must be exact, math or file.py:function")
-    if train.warmup_steps > train.steps:
+    if (train.warmup_steps or 0) > train.steps:
         yield wrong("train.warmup_steps", f"exceeds train.steps = {train.steps}; lower it")
     metrics = [f"{x}/pass@{j}" for x in ("eval", "exact") for j in ladder(config.eval.k)]
     if train.best_constraint is not None:

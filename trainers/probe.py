@@ -58,7 +58,7 @@ class Probe:
             agreement, gram = agreements(g_1, self.surgery.statistic), g_1 @ g_1.T
         now_and_then = self.surgery.measure == "ghost" and not self.with_norm_k
         used = replace(now, norm_k=math.nan) if now_and_then else now
-        self.smooth = smoothed(used, self.smooth, self.surgery.ema)
+        self.smooth = smoothed(used, self.smooth, self.surgery.ema, self.measured)
         decisive = psd(self.smooth)
         geometry = Geometry(rate, decisive, agreement, gram)
         self.measured, self.degenerate = self.measured + 1, self.degenerate + geometry.degenerate

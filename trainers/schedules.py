@@ -11,11 +11,15 @@ from trainers.schema import Config
 def learning_rate(config: Config, step: int) -> float:
     """Linear warm-up over train.warmup_steps, then train.schedule: a pure function of the step,
     from 1.
+
+    The warm-up is long for a reason: Adam's first steps are as long in noise as in signal, and the
+    conflict with pass@1 is at its worst while nothing has been measured yet.
     """
     train = config.train
-    if step <= train.warmup_steps:
-        return train.lr * step / train.warmup_steps
-    done = (step - 1 - train.warmup_steps) / max(1, train.steps - train.warmup_steps)
+    warmup = train.steps // 3 if train.warmup_steps is None else train.warmup_steps
+    if step <= warmup:
+        return train.lr * step / warmup
+    done = (step - 1 - warmup) / max(1, train.steps - warmup)
     factor = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
     return train.lr * factor[train.schedule]
 

@@ -62,22 +62,24 @@ class SurgeryConfig:
     metric: str = one_of(
         "euclid", "adam"
     )  # adam: products in the optimiser's metric, by ghost only
-    ema: float = between(0, 0.999, 0.5)  # smoothing of the measured products; 0 is none
+    ema: float = between(0, 0.999, 0.9)  # smoothing of the measured products; 0 is none
     every: int = at_least(1, 1)  # measure every so many steps; the products hold in between
     modules: str | None = None  # ghost: a regular expression of parameter names; null is all
     min_coverage: float = between(0, 1, 1.0)  # ghost: refuse to measure less of the parameters
     realised_every: int = at_least(0, 10)  # steps between looks at the step really taken; 0: never
     mix: float = at_least(0, 0.5)  # mix: weight of pass@1 beside pass@k
-    margin: float = at_least(0, 0.0)  # pcgrad: <update, J_1> >= margin |J_1|^2
+    margin: float = at_least(0, 0.0)  # pcgrad: <update, J_1> >= margin |J_1|^2 at the floor
     cap: float = above(0, 10.0)  # the largest coefficient of all rules that measure one
     cosine: float = between(0, 0.999, 0.0)  # gradvac: the least cosine of update and J_1
     radius: float = between(0, 1, 0.5)  # cagrad: how far from the mean gradient
     tau: float = at_least(0, 1.0)  # agreement_*: the weight that is given instead
     softness: float = at_least(0, 1.0)  # agreement_soft: 0 is agreement_clip
-    tolerance: float = between(0, 1, 0.0)  # floor: how far pass@1 may fall below the base
+    # floor, pcgrad: how far pass@1 may fall below the base; negative: how far above it is held
+    tolerance: float = between(-1, 1, 0.0)
+    gain: float = at_least(0, 20.0)  # floor, pcgrad: weight of pass@1 for each unit of the gap
+    rate_ema: float = between(0, 0.999, 0.8)  # floor, pcgrad: smoothing of the batch's pass@1
+    start: float = at_least(0, 2.0)  # floor: weight of pass@1 to begin with
     integral_gain: float = at_least(0, 1.0)  # floor
-    gain: float = at_least(0, 20.0)  # floor
-    rate_ema: float = between(0, 0.999, 0.8)  # floor: smoothing of the batch's pass@1
     options: dict[str, Any] = field(default_factory=dict)  # of a rule of your own
 
 
@@ -91,11 +93,11 @@ class TrainConfig:
     )  # scales the logits in sampling and in log-probabilities alike
     top_p: float = 1.0
     max_new_tokens: int | None = at_least(1, None)  # null: what the task needs
-    lr: float = above(0, 3e-4)
+    lr: float = above(0, 6e-4)
     schedule: str = one_of(
-        "constant", "linear", "cosine"
-    )  # after the warm-up; the latter two fall towards 0
-    warmup_steps: int = at_least(0, 0)
+        "linear", "constant", "cosine"
+    )  # after the warm-up; linear and cosine fall towards 0
+    warmup_steps: int | None = at_least(0, None)  # null: a third of train.steps
     beta_1: float = between(0, 0.9999, 0.9)
     beta_2: float = between(0, 0.99999, 0.95)
     epsilon: float = above(0, 1e-8)

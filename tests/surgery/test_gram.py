@@ -65,4 +65,7 @@ def test_psd_projection():
 def test_smoothing():
     one, three = Products(1.0, 1.0, 1.0), Products(3.0, 3.0, 3.0)
     assert smoothed(one, None, 0.5) == one
-    assert smoothed(three, one, 0.5) == Products(2.0, 2.0, 2.0)
+    # weights 1/2 and 1, then 1/4, 1/2 and 1
+    assert smoothed(three, one, 0.5).dot == pytest.approx(7 / 3)
+    assert smoothed(one, Products(7 / 3, 1.0, 1.0), 0.5, 2).dot == pytest.approx(11 / 7)
+    assert smoothed(three, one, 0.0) == three

@@ -60,7 +60,7 @@ def test_no_signal(name):
     zeros = torch.zeros(4).double()
     nothing = Geometry(zeros, Products(0.0, 0.0, 0.0), zeros)
     for weights in (zeros, torch.full((4,), 8.0).double()):
-        alpha, beta = RULES[name].bind({"mix": 0.0})(weights, nothing, {})
+        alpha, beta = RULES[name].bind({"mix": 0.0, "start": 0.0})(weights, nothing, {})
         assert alpha.isfinite().all() and (alpha >= 0).all() and beta.isfinite().all()
         if AGREEMENT not in RULES[name].needs:
             assert (alpha == 1).all() and (beta == 0).all()
@@ -150,10 +150,11 @@ def test_agreement_clip_by_hand():
 
 def test_floor_pushes_back_and_lets_go():
     state = {"base_pass@1": 0.6}
-    rule = RULES["floor"].bind({"rate_ema": 0.0, "gain": 20.0, "integral_gain": 1.0})
+    settings = {"rate_ema": 0.0, "gain": 20.0, "integral_gain": 1.0, "start": 0.0}
+    rule = RULES["floor"].bind(settings)
 
     def step(rate):
-        found = Geometry(torch.full((3,), rate).double())
+        found = Geometry(torch.full((3,), rate, dtype=torch.float64))
         return float(rule(torch.ones(3).double(), found, state)[1][0])
 
     assert step(0.7) == 0
@@ -162,6 +163,28 @@ def test_floor_pushes_back_and_lets_go():
     assert step(0.6) == pytest.approx(0.2)  # the integral holds
     assert step(0.9) == 0
     assert math.isfinite(state["floor_integral"])
+
+
+def test_floor_starts_before_the_loss():
+    found, state = Geometry(torch.full((3,), 0.6, dtype=torch.float64)), {"base_pass@1": 0.6}
+    rule = RULES["floor"].bind({"start": 2.0, "tolerance": -0.05})
+    beta = rule(torch.ones(3).double(), found, state)[1]
+    assert beta.tolist() == pytest.approx([2.0 + 0.05 + 20 * 0.05] * 3)
+
+
+def test_pcgrad_pushes_back_and_lets_go():
+    state = {"base_pass@1": 0.6}
+    rule = RULES["pcgrad"].bind({"rate_ema": 0.5, "gain": 10.0, "tolerance": -0.02})
+
+    def step(rate, dot):
+        found = Geometry(torch.full((3,), rate, dtype=torch.float64), Products(dot, 2.0, 9.0))
+        return float(rule(torch.ones(3).double(), found, state)[1][0])
+
+    # the average starts at the base: 0.6, then 0.5 (0.6 + 0.4), then 0.5 (0.5 + 0.9)
+    assert step(0.6, -3.0) == pytest.approx(1.5 + 10 * 0.02)
+    assert step(0.4, -3.0) == pytest.approx(1.5 + 10 * 0.12)
+    assert step(0.9, -3.0) == pytest.approx(1.5 - 10 * 0.08)
+    assert step(0.9, 3.0) == 0
 
 
 def test_settings_go_to_the_rule_that_names_them():

@@ -156,7 +156,7 @@ def test_saved_configurations_come_back(tmp_path):
     assert differences(config, tmp_path / "config.yaml") == []
     assert load_config(tmp_path / "config.yaml") == config
     changed = load_config(ROOT / "configs" / "pcgrad.yaml", ["train.steps=9", "logging.kl_every=0"])
-    assert differences(changed, tmp_path / "config.yaml") == ["train.lr = 0.0003 (was 0.0001)"]
+    assert differences(changed, tmp_path / "config.yaml") == ["train.lr = 0.0006 (was 0.0001)"]
 
 
 def test_settings_of_ones_own_rule_and_task(tmp_path):
