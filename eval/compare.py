@@ -81,7 +81,8 @@ def _scores(runs: Sequence[Run], metric: str, exact: bool) -> dict[str, Any]:
     )
     if len(runs) == 1 and not exact:
         after = runs[0].summary["after"][metric]
-    return {"before": before["value"], "after": after}
+    few = not exact and any(metric in run.summary.get("too_few", ()) for run in runs)
+    return {"before": before["value"], "after": after, "too_few": few}
 
 
 def _judge(
@@ -132,7 +133,7 @@ def cells(row: Row) -> list[str]:
     for metric in dict.fromkeys(("pass@1", f"pass@{row['k']}")):
         x = row[metric]
         found.append(f"{x['before']:.3f} → {x['after']['value']:.3f}")
-        found += [spread(x["change"], "+"), x["verdict"]]
+        found += [spread(x["change"], "+", x["too_few"]), x["verdict"]]
     distance, share = row["above_mix"], row.get("frontier_share")
     found.append("–" if distance is None else spread(distance, "+"))
     found += [f"{row['lowest_pass@1']:.3f}", "–" if share is None else f"{share:.2f}"]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ class Interval(TypedDict):
     value: float
     low: float | None
     high: float | None
-    too_few: NotRequired[bool]  # solved, or failed, for the interval to hold
 
 
 @dataclass(frozen=True)

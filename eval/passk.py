@@ -45,6 +45,11 @@ def too_few(scores: Tensor) -> bool:
     return min(carrying(scores), carrying(1 - scores)) < FEW
 
 
+def which_too_few(records: Sequence[Record], ks: Sequence[int]) -> list[str]:
+    """The scores whose intervals do not hold for that reason."""
+    return [f"pass@{k}" for k in ks if too_few(problem_scores(records, k))]
+
+
 def interval(scores: Tensor) -> Interval:
     """BCa over problems. Scores that are all 0 or all 1 say how far the truth can be from there:
     with N problems, 1 - 0.025^(1/N) at most (Clopper and Pearson 1934).
@@ -52,10 +57,10 @@ def interval(scores: Tensor) -> Interval:
     found = bca(scores).interval
     room = 1 - 0.025 ** (1 / len(scores))
     if float(scores.max()) == 0:
-        found = {**found, "low": 0.0, "high": room}
-    elif float(scores.min()) == 1:
-        found = {**found, "low": 1 - room, "high": 1.0}
-    return {**found, "too_few": True} if too_few(scores) else found
+        return {**found, "low": 0.0, "high": room}
+    if float(scores.min()) == 1:
+        return {**found, "low": 1 - room, "high": 1.0}
+    return found
 
 
 def scores(records: Sequence[Record], ks: Sequence[int]) -> dict[str, Interval]:
@@ -75,11 +80,7 @@ def change(before: Sequence[Record], after: Sequence[Record], k: int) -> Estimat
     """
     if [r["id"] for r in before] != [r["id"] for r in after]:
         raise ValueError("a paired change needs the same problems in the same order")
-    start, end = problem_scores(before, k), problem_scores(after, k)
-    found = bca(end - start)
-    if too_few(start) or too_few(end):
-        found.interval["too_few"] = True
-    return found
+    return bca(problem_scores(after, k) - problem_scores(before, k))
 
 
 def changes(

@@ -24,10 +24,10 @@ STAR = "*"
 TOO_FEW = "* Too few solved: fewer than five problems bear what was solved, or failed."
 
 
-def spread(x: Mapping[str, Any], sign: str = "") -> str:
+def spread(x: Mapping[str, Any], sign: str = "", too_few: bool = False) -> str:
     """The value with its interval, where it has one; a star where too few problems bear it."""
     ends = "" if x["low"] is None else f" [{x['low']:{sign}.3f}, {x['high']:{sign}.3f}]"
-    return f"{x['value']:{sign}.3f}{ends}{STAR if x.get('too_few') else ''}"
+    return f"{x['value']:{sign}.3f}{ends}{STAR if too_few else ''}"
 
 
 def run_table(summary: Mapping[str, Any]) -> str:
@@ -38,14 +38,9 @@ def run_table(summary: Mapping[str, Any]) -> str:
     header = ["", "before", "after", "change"]
     rows = []
     for name, change in summary["change"].items():
-        rows.append(
-            [
-                name,
-                spread(summary["before"][name]),
-                spread(summary["after"][name]),
-                spread(change, "+"),
-            ]
-        )
+        few = name in summary.get("too_few", ())
+        cells = [spread(summary[when][name]) for when in ("before", "after")]
+        rows.append([name, *cells, spread(change, "+", few)])
     if exact:
         for name in summary["change"]:
             before, after = exact["before"][name], exact["after"][name]
@@ -74,7 +69,8 @@ def score_report(summary: Mapping[str, Any]) -> str:
         summary["scores"].items(), summary["majority"].values(), strict=True
     ):
         known = [f"{exact[name]:.3f}"] if exact else []
-        rows.append([name.removeprefix("pass@"), spread(passed), *known, spread(voted)])
+        score = spread(passed, too_few=name in summary["too_few"])
+        rows.append([name.removeprefix("pass@"), score, *known, spread(voted)])
     header = ["k", "pass@k", *(["exact"] if exact else []), "maj@k"]
     lines = [_how(summary), "", table(header, rows), ""]
     error = summary["standard_error"]
@@ -126,7 +122,7 @@ def _slice_table(slices: Sequence[Mapping[str, Any]]) -> str:
         [
             part["slice"],
             str(part["problems"]),
-            *(spread(part[name]) for name in names),
+            *(spread(part[name], too_few=name in part["too_few"]) for name in names),
         ]
         for part in slices
     ]
@@ -140,7 +136,12 @@ def sweep_report(summaries: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [
             x["label"],
-            *(spread(x["scores"][name]) if name in x["scores"] else "–" for name in names),
+            *(
+                spread(x["scores"][name], too_few=name in x["too_few"])
+                if name in x["scores"]
+                else "–"
+                for name in names
+            ),
             spread(list(x["majority"].values())[-1]),
             f"{x['distinct']:.1f}",
         ]

@@ -24,6 +24,7 @@ from eval.passk import (
     majority_scores,
     scores,
     standard_error,
+    which_too_few,
 )
 from surgery.objectives import pass_at_k
 
@@ -128,6 +129,7 @@ def summarise(
         "n": n,
         "most_n": max(r["n"] for r in records),
         "problems": len(records),
+        "too_few": which_too_few(records, ks),
         "majority": majority_scores(records, ks),
         "standard_error": standard_error(records),
         "distinct": sum(len(r["wrong"]) + (r["c"] > 0) for r in records) / len(records),
@@ -144,6 +146,7 @@ def summarise(
             "problems": len(part),
             **scores(part, sorted({1, ks[-1]})),
             **majority_scores(part, [ks[-1]]),
+            "too_few": which_too_few(part, sorted({1, ks[-1]})),
         }
         for name, part in _slices(records, base)
     ]

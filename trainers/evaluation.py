@@ -6,7 +6,7 @@ from typing import Any
 from eval.files import read_lines
 from eval.flows import by_difficulty
 from eval.harness import evaluate
-from eval.passk import changes, ladder, problem_scores, scores
+from eval.passk import changes, ladder, problem_scores, scores, which_too_few
 from eval.sampling import Decoding, derive_seed
 from eval.tasks import Population
 from eval.verifier import Verifier
@@ -93,6 +93,11 @@ class Evaluation:
             "before": scores(before, self.ks),
             "after": scores(after, self.ks),
             "change": changes(before, after, self.ks),
+            "too_few": [
+                name
+                for name in (f"pass@{k}" for k in self.ks)
+                if any(name in which_too_few(x, self.ks) for x in (before, after))
+            ],
             "difficulty": by_difficulty(before, after),
         }
         if "exact/pass@1" in history[-1]:

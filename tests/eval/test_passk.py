@@ -6,7 +6,6 @@ import torch
 
 from eval.passk import (
     changes,
-    interval,
     ladder,
     majority,
     majority_scores,
@@ -14,6 +13,7 @@ from eval.passk import (
     standard_error,
     too_few,
     verdict,
+    which_too_few,
 )
 
 
@@ -97,7 +97,9 @@ def test_too_few_solved_or_failed():
     few[:4], enough[:5] = 1, 1
     assert too_few(few) and too_few(1 - few) and too_few(few / 8)
     assert not too_few(enough) and not too_few(1 - enough) and not too_few(enough / 8)
-    assert interval(few)["too_few"] and "too_few" not in interval(enough)
+    some = records([8] * 4 + [0] * 96)
+    assert which_too_few(some, [1, 8]) == ["pass@1", "pass@8"]
+    assert which_too_few([*some, *records([8])], [1, 8]) == []
 
 
 def test_pairing_removes_the_spread_between_problems():

@@ -91,7 +91,7 @@ def test_products_are_unbiased(exact, twin, base, measure):
     probe = make_probe(base, measure=measure)
     found = {name: [] for name in exact[measure]}
     agreement = []
-    for step in range(BATCHES if measure == "last_layer" else BATCHES // 2):
+    for step in range(BATCHES):
         rollout, correct = a_batch(base, twin, step)
         a_k, a_1 = loo(correct, K), rloo(correct)
         geometry, _ = probe(rollout, range(PROMPTS), a_k, a_1, correct.mean(1))
