@@ -52,6 +52,9 @@ def run_table(summary: Mapping[str, Any]) -> str:
         "",
         f"{summary['run']}, seed {summary['seed']}: {verdict(summary['change'])}.",
     ]
+    if summary.get("difficulty"):
+        parts, rows = difficulty_cells([summary])
+        lines[1:1] = ["", table(parts[1:], [row[1:] for row in rows])]
     if exact:
         share = exact["frontier_share"]
         lines.append(
