@@ -246,11 +246,10 @@ def _impossible(config: Config) -> Iterator[str]:
     if compares and estimator in set(ESTIMATORS) - OF_PASS_AT_K:
         remedy = f"rule {surgery.rule} compares weights of pass@k; use loo, or another rule"
         yield wrong("objective.estimator", remedy)
-    if surgery.rule in ("floor", "pcgrad") and (
-        config.eval.temperature != train.temperature or config.eval.top_p != 1
-    ):
-        rule = surgery.rule
-        remedy = f"rule {rule} holds training against it; use train.temperature and eval.top_p=1"
+    pushes_back = surgery.rule == "floor" or (surgery.rule == "pcgrad" and surgery.gain > 0)
+    if pushes_back and (config.eval.temperature != train.temperature or config.eval.top_p != 1):
+        remedy = f"rule {surgery.rule} holds training against it; use train.temperature and top_p=1"
+        remedy += ", or surgery.gain=0" if surgery.rule == "pcgrad" else ""
         yield wrong("eval.temperature", remedy)
     local = model.path.startswith((".", "/", "~")) or Path(model.path).exists()
     if local and not (Path(model.path) / "config.json").is_file():
