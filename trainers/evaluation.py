@@ -80,6 +80,8 @@ class Evaluation:
             read_lines(folder / "eval" / f"{name}.jsonl") for name in ("before", "after")
         )
         history = read_lines(folder / "metrics.jsonl")
+        names = [f"pass@{k}" for k in self.ks]
+        few = {name for x in (before, after) for name in which_too_few(x, self.ks)}
         measured = [x for x in history if "surgery/dot" in x]
         cosines = [x["surgery/cosine"] for x in measured if "surgery/cosine" in x]
         summary: dict[str, Any] = {
@@ -93,15 +95,10 @@ class Evaluation:
             "before": scores(before, self.ks),
             "after": scores(after, self.ks),
             "change": changes(before, after, self.ks),
-            "too_few": [
-                name
-                for name in (f"pass@{k}" for k in self.ks)
-                if any(name in which_too_few(x, self.ks) for x in (before, after))
-            ],
+            "too_few": [name for name in names if name in few],
             "difficulty": by_difficulty(before, after),
         }
         if "exact/pass@1" in history[-1]:
-            names = [f"pass@{k}" for k in self.ks]
             first, last = (
                 {name: x[f"exact/{name}"] for name in names} for x in (history[0], history[-1])
             )
