@@ -29,6 +29,7 @@ from surgery.toy import (
 PASS_1 = "pass@1"  # beside the rules: what ascends J_1 alone
 KS = range(1, 33)
 
+Points = tuple[list[float], list[float]]
 Progress = Callable[[Sequence[str]], Iterable[str]]
 
 
@@ -45,7 +46,7 @@ class Setting:
     prompts: int = 6000
     k: int = 5
     start: tuple[float, float] = (-2.0, 0.0)
-    steps: int = 400
+    steps: int = 300
     eta: float = 1.0
 
     @property
@@ -61,21 +62,26 @@ class Study:
     setting: Setting
     toy: Bandit
     paths: dict[str, Tensor]  # theta [steps + 1, 2] of pass@1 and of each rule
+    planes: dict[str, Points]  # J_1 and J_k along each path
     frontier: Tensor  # theta [points, 2], from J_k to J_1
 
-    def plane(self, theta: Tensor) -> tuple[list[float], list[float]]:
-        """(J_1, J_k) of each theta."""
-        values = [objective(theta, self.toy, k) for k in (1, self.setting.k)]
-        return values[0].tolist(), values[1].tolist()
+    def plane(self, theta: Tensor) -> Points:
+        return plane(theta, self.toy, self.setting.k)
+
+
+def plane(theta: Tensor, toy: Bandit, k: int) -> Points:
+    """J_1 and J_k of each theta [points, 2]."""
+    return objective(theta, toy, 1).tolist(), objective(theta, toy, k).tolist()
 
 
 def study(setting: Setting, progress: Progress = iter) -> Study:
     """`progress` wraps what is gone through, as tqdm does."""
-    toy, paths = setting.bandit(), {}
+    toy, paths, planes = setting.bandit(), {}, {}
     for name in progress([PASS_1, *RULES]):
         k, rule = (1, "none") if name == PASS_1 else (setting.k, name)
         paths[name] = ascend(toy, k, rule, setting.theta, setting.steps, setting.eta)
-    return Study(setting, toy, paths, frontier(toy, setting.k))
+        planes[name] = plane(paths[name], toy, setting.k)
+    return Study(setting, toy, paths, planes, frontier(toy, setting.k))
 
 
 def ends(found: Study) -> list[dict[str, Any]]:
@@ -83,7 +89,7 @@ def ends(found: Study) -> list[dict[str, Any]]:
     best = list(zip(*found.plane(found.frontier), strict=True))
     rows = []
     for name, path in found.paths.items():
-        pass_1, pass_k = found.plane(path)
+        pass_1, pass_k = found.planes[name]
         rows.append(
             {
                 "rule": name,
@@ -181,7 +187,7 @@ def report(content: dict[str, Any]) -> str:
     numbers = [[name, *(_number(x[name]) for x in (pair, all_prompts))] for name in names]
     pass_k = f"pass@{all_prompts['k']}"
     keys = ["pass@1", pass_k, "lowest_pass@1", "below_frontier"]
-    rules = [[x["rule"], *(f"{x[key]:.3f}" for key in keys)] for x in content["rules"]]
+    rules = [[x["rule"], *(_places(x[key]) for key in keys)] for x in content["rules"]]
     steps = content["parameters"]["population"]["steps"]
     parts = [
         table(["two prompts", "paper", "ours", "match"], printed),
@@ -189,6 +195,10 @@ def report(content: dict[str, Any]) -> str:
         table([f"after {steps} steps", "pass@1", pass_k, "lowest pass@1", "below frontier"], rules),
     ]
     return "\n\n".join(parts)
+
+
+def _places(x: float) -> str:
+    return f"{round(x, 3) + 0.0:.3f}"  # no -0.000
 
 
 def _number(x: float | None) -> str:

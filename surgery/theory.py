@@ -125,7 +125,7 @@ def critical_k(a: Tensor, share: Tensor, easy: Tensor, hard: Tensor) -> Tensor:
     Then W_- >= k (1-hard)^(k-1) and W_+ <= k (1-easy)^(k-1), so by Corollary 4.4 there is conflict
     where (1-hard)^(k-1) E[|a|; a < 0] > (1-easy)^(k-1) E[a; a >= 0], that is for
         k > k* = 1 + log(E[a; a >= 0] / E[|a|; a < 0]) / log((1-hard) / (1-easy)).
-    k* >= 1, for E[a] >= 0. It is the exact sign change where either group has one p only. No
+    k* >= 1, for E[a] >= 0. It is the exact sign change where each group has one p only. No
     prompt of a < 0: infinite, never conflict. easy = 1: k* = 1, for w_k(1) = 0 for all k > 1.
     """
     positive, negative = mean(a.clamp(min=0), share), mean((-a).clamp(min=0), share)
@@ -169,7 +169,7 @@ def step_limit(
     delta: Tensor, k: int | Tensor, score: Tensor, curvature: Tensor, sharp: bool = False
 ) -> Tensor:
     """min(delta / C_2, 1 / L_k), C_2 = L_1 k^2 G^2 / 2: below it, a step theta + eta grad J_k
-    lowers J_1 and raises J_k, if delta(theta) > 0 (Proposition 4.6; 17, 18).
+    lowers J_1 and raises J_k, if delta(theta) > 0 (Proposition 4.6; 18).
 
     Smoothness and Corollary 4.4: J_1(theta + eta grad J_k) <= J_1 - eta delta + eta^2 C_2, as
     |grad J_k| <= k G; less than J_1 for 0 < eta < delta / C_2. At the end point this alone gives <=

@@ -48,7 +48,7 @@ def bandit(s_easy: Tensor, s_hard: Tensor) -> Bandit:
 def two_prompts() -> Bandit:
     """One easy prompt at s = -0.1 and one hard one at s = +0.1.
 
-    The features are ours: under this policy the printed w_e and w_h fix them to within 0.001.
+    The features are ours: under this policy the printed w_e and w_h fix them to within 0.002.
     """
     return bandit(torch.tensor([-0.1]), torch.tensor([0.1]))
 
@@ -129,7 +129,7 @@ def frontier(toy: Bandit, k: int, points: int = 25) -> Tensor:
     found = []
     for t in torch.linspace(1, 0.05, points).tolist():
         search = torch.optim.LBFGS(
-            [theta], max_iter=50, tolerance_grad=1e-9, line_search_fn="strong_wolfe"
+            [theta], max_iter=50, tolerance_grad=1e-7, line_search_fn="strong_wolfe"
         )
 
         def loss(t: float = t) -> float:
