@@ -1,0 +1,72 @@
+"""The paper's toy: its printed figures, its pictures, and every rule's path.
+
+python launch/toy.py [--out DIR] [--delta X] [--hard SHARE] [--prompts N] [--k K]
+
+Leaves toy.json and PNG pictures in DIR (runs/toy). The numbers are exact: nothing is sampled.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+# a clone works without being installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="a folder of its own")
+    parser.add_argument("--delta", type=float, default=1.0, help="distance of easy and hard")
+    parser.add_argument("--hard", type=float, default=0.3, help="share of hard prompts")
+    parser.add_argument("--prompts", type=int, default=6000, help="of the population")
+    parser.add_argument("--k", type=int, default=5, help="of the population's pass@k")
+    arguments = parser.parse_args()
+    for name, value, good, needs in (
+        ("delta", arguments.delta, 0 <= arguments.delta <= 6, "must lie in 0..6"),
+        ("hard", arguments.hard, 0.05 <= arguments.hard <= 0.95, "must lie in 0.05..0.95"),
+        ("prompts", arguments.prompts, 40 <= arguments.prompts <= 10**5, "must lie in 40..100000"),
+        ("k", arguments.k, 2 <= arguments.k <= 1024, "must lie in 2..1024"),
+    ):
+        if not good:
+            print(f"--{name} = {value}: {needs}", file=sys.stderr)
+            return 2
+
+    from tqdm import tqdm
+
+    from eval import toy
+    from eval.files import write_json
+
+    setting = toy.Setting(arguments.delta, arguments.hard, arguments.prompts, arguments.k)
+    if not _free(arguments.out, toy.parameters(setting)):
+        print(f"--out = {arguments.out}: holds something else; name a new folder", file=sys.stderr)
+        return 2
+    found = toy.study(setting, lambda names: tqdm(names, desc="rules", leave=False))
+    content = toy.results(found)
+    print(toy.report(content))
+
+    from eval.toy_pictures import PICTURES, save  # matplotlib takes a while
+
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    write_json(arguments.out / "toy.json", content)
+    for name, draw in tqdm(PICTURES.items(), desc="pictures", leave=False):
+        save(draw(found), arguments.out / f"{name}.png")
+    print(f"\n{len(PICTURES)} pictures and toy.json: {arguments.out}")
+    return 0
+
+
+def _free(out: Path, parameters: dict) -> bool:
+    """A new or empty folder, or one that holds this very toy."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return True
+    before = out / "toy.json"
+    try:
+        return json.loads(before.read_text())["parameters"] == parameters
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())
