@@ -93,17 +93,21 @@ def mix(weights: Tensor, geometry: Geometry, state: State, *, mix: float = 0.5) 
     return with_pass_1(weights, mix)
 
 
-def gap_to_base(geometry: Geometry, state: State, tolerance: float, rate_ema: float) -> float:
-    """Pass@1 of the base - tolerance - the moving average of the batches' pass@1.
+def gap_to_base(
+    geometry: Geometry, state: State, tolerance: float, rate_ema: float, lead: float = 0.0
+) -> float:
+    """Pass@1 of the base - tolerance - the moving average of the batches' pass@1, `lead` steps on.
 
     The base's pass@1 is ``state["base_pass@1"]``, or else the first batch's; the average starts
-    there, so that the first batch's noise is no gap.
+    there, so that the first batch's noise is no gap. Its last change is taken to go on for `lead`
+    steps.
     """
     now = float(geometry.rate.mean())
     base = state.setdefault("base_pass@1", now)
-    average = rate_ema * state.get("average_pass@1", base) + (1 - rate_ema) * now
+    before = state.get("average_pass@1", base)
+    average = rate_ema * before + (1 - rate_ema) * now
     state["average_pass@1"] = average
-    return base - tolerance - average
+    return base - tolerance - (average + lead * (average - before))
 
 
 @rule()
@@ -171,6 +175,7 @@ def pcgrad(
     margin: float = 0.0,
     tolerance: float = 0.0,
     gain: float = 20.0,
+    lead: float = 2.0,
     cap: float = 10.0,
     rate_ema: float = 0.8,
 ) -> Decision:
@@ -180,9 +185,10 @@ def pcgrad(
     that J_1 itself stays untouched, with the restoring force of a control barrier (arXiv
     1609.06408): the descent that is allowed is proportional to what is left above the floor. The
     projection alone forgets: what noise and curvature take from pass@1 never comes back. gap is
-    `gap_to_base`; gain = 0 is the plain projection. |J_1|^2 = 0: the cap on conflict, else 0.
+    `gap_to_base`, read ahead because averages lag and the optimiser's momentum goes on; gain = 0 is
+    the plain projection. |J_1|^2 = 0: the cap on conflict, else 0.
     """
-    force = margin + gain * gap_to_base(geometry, state, tolerance, rate_ema)
+    force = margin + gain * gap_to_base(geometry, state, tolerance, rate_ema, lead)
 
     def coefficient(x: Products, *, cap: float) -> float:
         return force - x.dot / x.norm_1

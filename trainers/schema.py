@@ -79,6 +79,7 @@ class SurgeryConfig:
     gain: float = at_least(0, 20.0)  # floor, pcgrad: weight of pass@1 for each unit of the gap
     rate_ema: float = between(0, 0.999, 0.8)  # floor, pcgrad: smoothing of the batch's pass@1
     start: float = at_least(0, 2.0)  # floor: weight of pass@1 to begin with
+    lead: float = at_least(0, 2.0)  # pcgrad: steps ahead at which the gap is read
     integral_gain: float = at_least(0, 1.0)  # floor
     options: dict[str, Any] = field(default_factory=dict)  # of a rule of your own
 

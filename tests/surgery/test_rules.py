@@ -172,18 +172,21 @@ def test_floor_starts_before_the_loss():
     assert beta.tolist() == pytest.approx([2.0 + 0.05 + 20 * 0.05] * 3)
 
 
-def test_pcgrad_pushes_back_and_lets_go():
+@pytest.mark.parametrize(("lead", "falling", "rising"), [(0.0, 0.12, -0.08), (0.25, 0.145, -0.13)])
+def test_pcgrad_pushes_back_and_lets_go(lead, falling, rising):
     state = {"base_pass@1": 0.6}
-    rule = RULES["pcgrad"].bind({"rate_ema": 0.5, "gain": 10.0, "tolerance": -0.02})
+    settings = {"rate_ema": 0.5, "gain": 10.0, "tolerance": -0.02, "lead": lead}
+    rule = RULES["pcgrad"].bind(settings)
 
     def step(rate, dot):
         found = Geometry(torch.full((3,), rate, dtype=torch.float64), Products(dot, 2.0, 9.0))
         return float(rule(torch.ones(3).double(), found, state)[1][0])
 
-    # the average starts at the base: 0.6, then 0.5 (0.6 + 0.4), then 0.5 (0.5 + 0.9)
+    # the average starts at the base: 0.6, then 0.5 (0.6 + 0.4), then 0.5 (0.5 + 0.9); its change
+    # goes on for `lead` steps
     assert step(0.6, -3.0) == pytest.approx(1.5 + 10 * 0.02)
-    assert step(0.4, -3.0) == pytest.approx(1.5 + 10 * 0.12)
-    assert step(0.9, -3.0) == pytest.approx(1.5 - 10 * 0.08)
+    assert step(0.4, -3.0) == pytest.approx(1.5 + 10 * falling)
+    assert step(0.9, -3.0) == pytest.approx(1.5 + 10 * rising)
     assert step(0.9, 3.0) == 0
 
 
