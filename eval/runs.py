@@ -1,6 +1,7 @@
 """Finished runs on disk, and what they say step by step."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -68,8 +69,12 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
     ]
     places = {(run.folder.parent, run.group) for run in runs}
     twice = {name for name, n in Counter(name for _, name in places).items() if n > 1}
+    if not twice:
+        return runs
+    top = os.path.commonpath([run.folder.parent for run in runs])  # what tells them apart is below
     return [
-        replace(run, group=str(run.folder.parent)) if run.group in twice else run for run in runs
+        replace(run, group=os.path.relpath(run.folder.parent, top)) if run.group in twice else run
+        for run in runs
     ]
 
 
