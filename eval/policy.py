@@ -141,9 +141,9 @@ def log_softmax(
 ) -> Tensor:
     """log pi over the vocabulary at a temperature, in float32 at least.
 
-    Below top_p = 1 it is that of the distribution that is sampled: the smallest set of the likeliest
-    tokens that reaches top_p, renormalised; -inf outside. Its gradient takes the set as given, as it
-    is almost everywhere. A `drawn` token counts as inside: rounding may move the edge of the set.
+    Below top_p = 1 it is that of the distribution that is sampled: the smallest set of the
+    likeliest tokens that reaches top_p, renormalised; -inf outside. Its gradient takes the set as
+    given, as it is almost everywhere. A `drawn` token counts as inside: rounding may move the edge.
     """
     wide = logits if logits.dtype == torch.float64 else logits.float()
     logp = torch.log_softmax(wide / temperature, dim=-1)
@@ -159,7 +159,7 @@ def log_softmax(
 def completion_logprobs(
     model, batch: Batch, temperature: float = 1.0, top_p: float = 1.0
 ) -> Tensor:
-    """[rows, completion columns] log pi(token | all before) under the distribution that was sampled;
+    """[rows, completion columns] log pi(token | all before) under the distribution that is sampled;
     0 at padding.
     """
     columns = batch.completion_mask.shape[1]
