@@ -20,7 +20,7 @@ from surgery.estimators import ESTIMATORS
 
 Level = tuple[str, float]  # an estimator and its k; `plugin` takes any real k >= 1
 Group = frozenset[int]  # shells
-PASS_1: Level = ("rloo", 1)
+PASS_1: Level = ("plugin", 1)  # which is rloo
 
 EASY = (0.80, 0.85, 0.90)  # delta_1
 HARD = (0.05, 0.10, 0.15)  # delta_2
@@ -176,13 +176,17 @@ def separation_k(positive: float, negative: float, delta_1: float, delta_2: floa
 
 
 def most_negative(g_a: Tensor, g_b: Tensor, count: int) -> list[tuple[int, int, float]]:
-    """The `count` smallest <g_a,i, g_b,j>, i != j, smallest first; some rows at a time."""
+    """(i, j, <g_a,i, g_b,j>) for the `count` most negative j != i of every i, smallest first; some
+    rows at a time.
+    """
     found = list[tuple[int, int, float]]()
     for start in range(0, len(g_a), 256):
         block = g_a[start : start + 256] @ g_b.T
         rows = torch.arange(len(block))
         block[rows, rows + start] = torch.inf
-        values, places = block.flatten().topk(min(count, block.numel()), largest=False)
-        for value, place in zip(values.tolist(), places.tolist(), strict=True):
-            found.append((start + place // len(g_b), place % len(g_b), value))
-    return [x for x in sorted(found, key=lambda x: x[2]) if x[2] < 0][:count]
+        values, places = block.topk(min(count, len(g_b)), largest=False)
+        for row in rows.tolist():
+            for value, j in zip(values[row].tolist(), places[row].tolist(), strict=True):
+                if value < 0:
+                    found.append((start + row, j, value))
+    return sorted(found, key=lambda x: x[2])

@@ -36,6 +36,7 @@ from surgery.interference import (
     FeatureSums,
     Group,
     Level,
+    Measured,
     ProbeSums,
     advantage_table,
     product,
@@ -62,7 +63,8 @@ class Folder:
         self.path = path
         if config:
             begun = any(path.glob("parts/*.json"))
-            self._lock = claim(path, _settings(config), begun)
+            self.settings = _settings(config)
+            self._lock = claim(path, self.settings, begun)
             for name in ("parts", "probes"):
                 (path / name).mkdir(exist_ok=True)
 
@@ -141,12 +143,16 @@ class Diagnosis:
                 check_coverage(self._policy.model, self.config.surgery)
         return self._policy
 
-    def run(self) -> tuple[FeatureSums, ProbeSums | None]:
-        """Whatever is not on disk yet, then all of it."""
+    def run(self) -> dict[str, Measured]:
+        """Measure whatever is not on disk yet; all of it by its name, the decisive one last."""
         features = self._sample_all()
         if self.options.measure == "last_layer":
-            return features, None
-        return features, self._probe_all(features)
+            return {"last_layer": features}
+        return {"last_layer": features, "ghost": self._probe_all(features)}
+
+    def records(self) -> list[dict[str, Any]]:
+        """One a prompt, in order."""
+        return [r for start in self.parts for r in self.folder.records(start)]
 
     def _mine(self, start: int) -> list[int]:
         """This rank's prompts of a part."""
@@ -184,7 +190,7 @@ class Diagnosis:
                 bar.set_postfix(_figures(torch.tensor(counts), n), refresh=False)
                 bar.update(len(rows))
         self.ranks.barrier()
-        whole = [r["c"] for i in self.parts for r in self.folder.records(i)]
+        whole = [r["c"] for r in self.records()]
         sums = torch.cat([self.folder.sums(i) for i in self.parts])
         return FeatureSums(torch.tensor(whole), n, sums)
 
@@ -294,8 +300,8 @@ class Diagnosis:
                 yield i, torch.stack([s[ok].sum(), s[~ok].sum()])
 
     def _rollouts(self, chosen: Tensor) -> Iterator[tuple[list[int], Rollout, Tensor]]:
-        """(prompts, their rollout, [prompts, n] verdicts) of this rank, as many prompts at a time as
-        fill a micro-batch with distinct completions.
+        """(prompts, their rollout, [prompts, n] verdicts) of this rank, as many prompts at a time
+        as fill a micro-batch with distinct completions.
         """
         mine, records, size = list[int](), list[dict[str, Any]](), 0
         for start in self.parts:
