@@ -5,6 +5,7 @@ Functions of several products, such as cosines, are percentiles over common resa
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -119,24 +120,26 @@ def interval(phi: Tensor) -> Interval:
     value, scale = float(phi.mean()) / 2, float(phi.std())
     if not scale > 0:
         return {"value": value, "low": None, "high": None}
-    found = bca(phi / scale).interval  # which rounds to absolute digits
+    drawn = _draws(len(phi)) @ (phi / scale)
+    found = bca(phi / scale, drawn_means=drawn).interval  # which rounds to absolute digits
     low, high = found["low"], found["high"]
     if low is None or high is None:
         return {"value": value, "low": None, "high": None}
     return {"value": value, "low": low * scale - value, "high": high * scale - value}
 
 
-def resampled(phi: Tensor, seed: int = 0) -> Tensor:
+@lru_cache(2)
+def _draws(size: int) -> Tensor:
+    """[RESAMPLES, size] how often each prompt is drawn, as a share: rows times values are means."""
+    drawn = torch.randint(size, (RESAMPLES, size), generator=torch.Generator().manual_seed(0))
+    shares = torch.zeros(RESAMPLES, size, dtype=torch.float64)
+    return shares.scatter_add_(1, drawn, torch.full((1, 1), 1 / size).double().expand_as(drawn))
+
+
+def resampled(phi: Tensor) -> Tensor:
     """[RESAMPLES, ...] products under resamples of the prompts [N, ...], common to all columns."""
-    size = len(phi)
-    generator = torch.Generator().manual_seed(seed)
-    means = []
-    for _ in range(0, RESAMPLES, 250):  # bounded memory
-        drawn = torch.randint(size, (250, size), generator=generator)
-        counts = torch.zeros(250, size, dtype=torch.float64)
-        counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
-        means.append(counts @ phi.flatten(1) / size)
-    return (torch.cat(means) - phi.flatten(1).mean(0) / 2).view(-1, *phi.shape[1:])
+    means = _draws(len(phi)) @ phi.flatten(1)
+    return (means - phi.flatten(1).mean(0) / 2).view(-1, *phi.shape[1:])
 
 
 def cosines(x: Measured, levels: Sequence[Level], group: Group) -> dict[str, Any]:

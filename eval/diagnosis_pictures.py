@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -73,16 +74,15 @@ def agreement(x: Measured, measure: str, k: int) -> Figure:
     left.axvline(before, color="0.1", linewidth=1.6, label=f"mean {before:+.2g}")
     left.set_xlabel(f"agreement $a_i$ with $\\nabla J_1$ ({_named(measure)})")
     for name, part in groups.items():
-        middle.scatter(
-            rate[part], w[part].clamp(min=1e-30), s=26, alpha=0.7, **_marks(name), label=name
-        )
+        shown = part & (w > 0)
+        middle.scatter(rate[shown], w[shown], s=26, alpha=0.7, **_marks(name), label=name)
     grid = torch.linspace(0, 1, 400, dtype=torch.float64)[:-1]
     middle.plot(
         grid, pass_at_k_weight(grid, k), color="0.5", linewidth=0.9, label=f"$w_{{{k}}}(p)$"
     )
     middle.set_yscale("log")
-    middle.set_ylim(max(1e-24, float(w[w > 0].min()) / 10), 10 * k)
-    middle.set_xlabel("sampled success rate $\\hat p$ (1 has weight 0, below the axis)")
+    middle.set_ylim(float(w[w > 0].min()) / 100, 100 * k)
+    middle.set_xlabel("sampled success rate $\\hat p$ (weight 0 at 1 not shown)")
     middle.set_ylabel(f"pass@{k} weight")
     _spread(right, shifted, groups, rate)
     right.axvline(
@@ -104,9 +104,9 @@ def _spread(axes: Axes, values: Tensor, groups: Mapping[str, Tensor], rate: Tens
         label = f"{name} ({100 * share:.0f} % below 0)"
         axes.scatter(values[part], rate[part], s=24, alpha=0.55, **_marks(name), label=label)
     largest = float(values.abs().max()) or 1.0
-    axes.set_xscale("symlog", linthresh=largest / 30)
+    axes.set_xscale("symlog", linthresh=largest / 100)
     axes.set_ylabel("sampled success rate $\\hat p$")
-    _few_ticks(axes, largest)
+    _few_ticks(axes.xaxis, largest)
 
 
 def weight_against_agreement(x: Measured, measure: str, k: int) -> Figure:
@@ -126,8 +126,8 @@ def weight_against_agreement(x: Measured, measure: str, k: int) -> Figure:
     axes.set_yscale("symlog", linthresh=1e-2)
     axes.set_ylim(-2e-3, None)
     largest = float(a.abs().max()) or 1.0
-    axes.set_xscale("symlog", linthresh=largest / 30)
-    _few_ticks(axes, largest)
+    axes.set_xscale("symlog", linthresh=largest / 100)
+    _few_ticks(axes.xaxis, largest)
     axes.set_xlabel(f"agreement $a_i$ with $\\nabla J_1$ ({_named(measure)})")
     axes.set_ylabel(f"pass@{k} weight")
     _plain(axes)
@@ -264,12 +264,14 @@ def proxy(features: FeatureSums, ghost: Measured, found: Mapping[str, Any]) -> F
     axes.axvline(0, color="0.7", linewidth=0.8)
     for name, part in groups.items():
         axes.scatter(a[part], b[part], s=26, alpha=0.6, **_marks(name), label=name)
-    for set_scale, values in ((axes.set_xscale, a), (axes.set_yscale, b)):
-        set_scale("symlog", linthresh=(float(values.abs().max()) or 1.0) / 30)
-    _few_ticks(axes, float(a.abs().max()) or 1.0)
+    for axis, values in ((axes.xaxis, a), (axes.yaxis, b)):
+        largest = float(values.abs().max()) or 1.0
+        scale = axes.set_xscale if axis is axes.xaxis else axes.set_yscale
+        scale("symlog", linthresh=largest / 100)
+        _few_ticks(axis, largest)
     whole = found["proxy"][0] if found["proxy"] else {"spearman": None}
     if whole["spearman"] is not None:
-        axes.set_title(f"all prompts: Spearman {whole['spearman']:.2f}", fontsize=10)
+        axes.plot([], [], " ", label=f"Spearman {whole['spearman']:.2f} over all prompts")
     axes.set(xlabel="agreement by the last layer", ylabel="agreement over all parameters (ghost)")
     _plain(axes)
     _below(axes)
@@ -284,12 +286,12 @@ def _named(measure: str) -> str:
     return {"ghost": "all parameters", "last_layer": "last layer"}[measure]
 
 
-def _few_ticks(axes: Axes, largest: float) -> None:
+def _few_ticks(axis: Axis, largest: float) -> None:
     """A symmetric logarithmic axis labels every decade, of which there is no room."""
     step = 10.0 ** float(torch.tensor(largest).log10().floor())
-    axes.set_xticks([-step, -step / 10, 0, step / 10, step])
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_formatter(lambda value, _: "")
+    axis.set_ticks([-step, -step / 10, 0, step / 10, step])
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(lambda value, _: "")
 
 
 def _plain(axes: Axes) -> None:
