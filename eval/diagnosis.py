@@ -25,13 +25,13 @@ from surgery.interference import (
     Group,
     Level,
     Measured,
-    balanced_mean,
+    cross,
     filtered,
     influence,
     measurable,
     members,
     most_negative,
-    product,
+    products,
     separation_k,
     shells,
 )
@@ -100,7 +100,7 @@ def _theory(
     x: Measured, group: Group, k: int, pair: tuple[float, float], kind: Tensor
 ) -> dict[str, Any]:
     """k* of the theory beside the sign change that was measured, both by the plug-in."""
-    agreement = x.cross(PASS_1, PASS_1, group)
+    agreement = cross(x, PASS_1, PASS_1, group)
     positive, negative = (float(part.clamp(min=0).mean()) for part in (agreement, -agreement))
     easy = kind > MIDDLE
     outside = agreement.where(easy, -agreement) < 0  # easy and negative, or hard and positive
@@ -172,9 +172,7 @@ def _or_none(x: float) -> float | None:
 def curve(x: Measured, group: Group, k: int) -> tuple[list[float], list[float]]:
     """<J_m, J_1> by the plug-in for real m from 1 to k."""
     grid = torch.logspace(0, float(torch.tensor(float(k)).log2()), 121, base=2.0).double().tolist()
-    halves = x.halves[members(x, group)]
-    values = [float(balanced_mean(x.cross(("plugin", m), PASS_1, group), halves)) for m in grid]
-    return grid, values
+    return grid, products(x, [("plugin", m) for m in grid], PASS_1, group)
 
 
 def against_k(x: Measured, k: int) -> dict[str, Any]:
@@ -190,7 +188,7 @@ def against_k(x: Measured, k: int) -> dict[str, Any]:
     return {
         "k": ks,
         "plugin": plugin,
-        "loo": [product(x, ("loo", m), PASS_1, WIDEST) for m in ks],
+        "loo": products(x, [("loo", m) for m in ks], PASS_1, WIDEST),
         "loo_at_k": interval(influence(x, ("loo", k), PASS_1, WIDEST)),
         "grid": grid,
         "curve": values,
@@ -211,7 +209,7 @@ def sign_change(ks: Sequence[float], values: Sequence[float]) -> float | None:
 def proxy(features: FeatureSums, ghost: Measured) -> list[dict[str, Any]]:
     """How well agreements of the last layer predict the exact ones, where there is a gradient."""
     kind = shells(features.counts, features.n)
-    a, b = (x.cross(PASS_1, PASS_1, EVERYTHING) for x in (features, ghost))
+    a, b = (cross(x, PASS_1, PASS_1, EVERYTHING) for x in (features, ghost))
     known = (features.counts > 0) & (features.counts < features.n)
     parts = {"all": known, "easy": known & (kind > MIDDLE), "hard": known & (kind < MIDDLE)}
     return [
@@ -277,7 +275,7 @@ def per_prompt(
     features = next(iter(measures.values()))
     weights = pass_at_k_weight(features.counts / features.n, k)
     unbiased = prompt_weight(features.n, features.counts, k)
-    agreements = {name: x.cross(PASS_1, PASS_1, EVERYTHING) for name, x in measures.items()}
+    agreements = {name: cross(x, PASS_1, PASS_1, EVERYTHING) for name, x in measures.items()}
     return [
         {
             **{name: value for name, value in record.items() if name != "tokens"},

@@ -15,6 +15,7 @@ from surgery.interference import (
     WIDEST,
     FeatureSums,
     Measured,
+    cross,
     members,
     shells,
 )
@@ -64,7 +65,7 @@ def agreement(x: Measured, measure: str, k: int) -> Figure:
     a_i / E[w], whose mean is what pass@k makes of it.
     """
     rate, groups = _groups(x)
-    a = x.cross(PASS_1, PASS_1, WIDEST)
+    a = cross(x, PASS_1, PASS_1, WIDEST)
     w = pass_at_k_weight(rate, k)
     shifted = w * a / w.mean()
     figure = Figure(figsize=(13, 4.2), layout="constrained")
@@ -112,7 +113,7 @@ def _spread(axes: Axes, values: Tensor, groups: Mapping[str, Tensor], rate: Tens
 def weight_against_agreement(x: Measured, measure: str, k: int) -> Figure:
     """What lies left of 0 and high up is the interference."""
     rate, groups = _groups(x)
-    a, w = x.cross(PASS_1, PASS_1, WIDEST), pass_at_k_weight(rate, k)
+    a, w = cross(x, PASS_1, PASS_1, WIDEST), pass_at_k_weight(rate, k)
     figure = Figure(figsize=(7.6, 5), layout="constrained")
     axes = figure.subplots()
     axes.axvline(0, color="0.6", linewidth=1)
@@ -257,7 +258,7 @@ def against_k(result: Mapping[str, Any], measure: str) -> Figure:
 def proxy(features: FeatureSums, ghost: Measured, found: Mapping[str, Any]) -> Figure:
     """Each prompt's agreement by the last layer against the exact one."""
     _, groups = _groups(features)
-    a, b = (x.cross(PASS_1, PASS_1, WIDEST) for x in (features, ghost))
+    a, b = (cross(x, PASS_1, PASS_1, WIDEST) for x in (features, ghost))
     figure = Figure(figsize=(6.4, 5), layout="constrained")
     axes = figure.subplots()
     axes.axhline(0, color="0.7", linewidth=0.8)

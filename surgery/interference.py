@@ -9,7 +9,7 @@ Prompts are filtered by their sampled success rate c/n, as in arXiv 2602.21189: 
 hard below delta_2. The thresholds cut the rates into shells, and every filter is a set of shells.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -71,8 +71,8 @@ class Measured(Protocol):
         """[N] the half of each prompt; all 0 where there are none."""
         ...
 
-    def cross(self, a: Level, b: Level, group: Group) -> Tensor:
-        """[members] <g_a,i, J_b>, J_b the mean of g_b over members that i has no part in."""
+    def received(self, b: Level, group: Group) -> Tensor:
+        """[members, 2] <u+-_i, J_b>, J_b the mean of g_b over members that i has no part in."""
         ...
 
 
@@ -104,10 +104,10 @@ class FeatureSums:
         table = advantage_table(level, self.n)[self.counts]
         return torch.einsum("is,isd->id", table, self.sums.double())
 
-    def cross(self, a: Level, b: Level, group: Group) -> Tensor:
+    def received(self, b: Level, group: Group) -> Tensor:
         chosen = members(self, group)
-        g_a, g_b = (self.gradients(x)[chosen] for x in (a, b))
-        return (g_a @ g_b.sum(0) - (g_a * g_b).sum(1)) / (len(g_a) - 1)
+        u, g = self.sums[chosen].double(), self.gradients(b)[chosen]
+        return (u @ g.sum(0) - torch.einsum("isd,id->is", u, g)) / (len(g) - 1)
 
     def naive(self, a: Level, b: Level, group: Group) -> float:
         """<J_a, J_b> with each prompt's product with itself, as means of one batch have it."""
@@ -126,7 +126,7 @@ class ProbeSums:
     halves: Tensor
     probes: Mapping[tuple[Level, Group], Tensor]
 
-    def cross(self, a: Level, b: Level, group: Group) -> Tensor:
+    def received(self, b: Level, group: Group) -> Tensor:
         parts = {block: x for (level, block), x in self.probes.items() if level == b}
         parts = parts if group in parts else {g: x for g, x in parts.items() if len(g) == 1}
         used = {group} if group in parts else {g for g in parts if g <= group}
@@ -135,8 +135,18 @@ class ProbeSums:
         chosen = members(self, group)
         total = torch.stack([parts[g] for g in used]).sum(0)[chosen].double()
         sizes = torch.bincount(self.halves[chosen], minlength=2)
-        others = sizes[1 - self.halves[chosen]]
-        return (advantage_table(a, self.n)[self.counts[chosen]] * total).sum(1) / others
+        return total / sizes[1 - self.halves[chosen]][:, None]
+
+
+def cross(x: Measured, a: Level, b: Level, group: Group) -> Tensor:
+    """[members] <g_a,i, J_b>, J_b the mean over members that i has no part in. With a = b = pass@1
+    these are the agreements.
+    """
+    return _against(x, a, x.received(b, group), group)
+
+
+def _against(x: Measured, a: Level, received: Tensor, group: Group) -> Tensor:
+    return (advantage_table(a, x.n)[x.counts[members(x, group)]] * received).sum(1)
 
 
 def balanced_mean(values: Tensor, halves: Tensor) -> Tensor:
@@ -146,7 +156,13 @@ def balanced_mean(values: Tensor, halves: Tensor) -> Tensor:
 
 def product(x: Measured, a: Level, b: Level, group: Group) -> float:
     """<J_a, J_b> without any prompt's product with itself: unbiased if a and b are."""
-    return float(balanced_mean(x.cross(a, b, group), x.halves[members(x, group)]))
+    return products(x, [a], b, group)[0]
+
+
+def products(x: Measured, levels: Sequence[Level], b: Level, group: Group) -> list[float]:
+    """The same for many a at the cost of one."""
+    received, halves = x.received(b, group), x.halves[members(x, group)]
+    return [float(balanced_mean(_against(x, a, received, group), halves)) for a in levels]
 
 
 def influence(x: Measured, a: Level, b: Level, group: Group) -> Tensor:
@@ -156,7 +172,7 @@ def influence(x: Measured, a: Level, b: Level, group: Group) -> Tensor:
     as it moves this mean (Hoeffding's projection), and a prompt that is drawn twice never meets
     itself: no pair is formed anew.
     """
-    return x.cross(a, b, group) + x.cross(b, a, group)
+    return cross(x, a, b, group) + cross(x, b, a, group)
 
 
 def separation_k(positive: float, negative: float, delta_1: float, delta_2: float) -> float:
