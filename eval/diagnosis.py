@@ -138,8 +138,9 @@ def _draws(size: int) -> Tensor:
 
 def resampled(phi: Tensor) -> Tensor:
     """[RESAMPLES, ...] products under resamples of the prompts [N, ...], common to all columns."""
-    means = _draws(len(phi)) @ phi.flatten(1)
-    return (means - phi.flatten(1).mean(0) / 2).view(-1, *phi.shape[1:])
+    columns = phi.reshape(len(phi), -1)
+    means = _draws(len(phi)) @ columns
+    return (means - columns.mean(0) / 2).view(-1, *phi.shape[1:])
 
 
 def cosines(x: Measured, levels: Sequence[Level], group: Group) -> dict[str, Any]:

@@ -32,12 +32,13 @@ KERNEL_PROMPTS = {"easy": 120, "hard": 80}  # as figure 2 of arXiv 2602.21189
 def pictures(
     found: Mapping[str, Any], measures: Mapping[str, Measured]
 ) -> dict[str, tuple[str, Figure]]:
-    """{file: (caption, figure)}; none where no easy and hard prompts can be held together."""
+    """{file: (caption, figure)}; none where no prompts with a gradient can be held together."""
     measure = list(measures)[-1]
     x, result = measures[measure], found["measures"][measure]
     features = measures["last_layer"]
     assert isinstance(features, FeatureSums)
-    if "cosines" not in result:
+    mixed = (x.counts > 0) & (x.counts < x.n) & members(x, WIDEST)
+    if "cosines" not in result or not mixed.any():
         return {}
     k = found["k"]
     made = {
@@ -186,7 +187,9 @@ def kernel(features: FeatureSums) -> Figure:
     unit = torch.nn.functional.normalize(g[order], dim=1)
     figure = Figure(figsize=(6.4, 5.4), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(unit @ unit.T, cmap="PuOr_r", vmin=-1, vmax=1, interpolation="nearest")
+    image = axes.imshow(
+        (unit @ unit.T).tolist(), cmap="PuOr_r", vmin=-1, vmax=1, interpolation="nearest"
+    )
     for line in (axes.axhline, axes.axvline):
         line(easy - 0.5, color="0.1", linewidth=1)
     figure.colorbar(image, label="cosine of the prompts' gradients (last layer)", shrink=0.85)
@@ -205,7 +208,7 @@ def cosine_map(found: Mapping[str, Any], measure: str) -> Figure:
     values = torch.tensor([[float("nan") if c is None else c for c in r] for r in found["value"]])
     figure = Figure(figsize=(6.2, 5), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(values, cmap="PuOr_r", vmin=-1, vmax=1)
+    image = axes.imshow(values.tolist(), cmap="PuOr_r", vmin=-1, vmax=1)
     for i, row in enumerate(values.tolist()):
         for j, c in enumerate(row):
             colour = "white" if abs(c) > 0.6 else "black"

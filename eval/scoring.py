@@ -83,12 +83,14 @@ def claim(path: Path, settings: Mapping[str, Any], begun: bool) -> TextIO:
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / ".lock").open("a")
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise BadFolder(f"--out = {path}: another process writes it; wait") from None
     except OSError as error:
         why = f"cannot be written ({error.strerror}); choose another"
         raise BadFolder(f"--out = {path}: {why}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise BadFolder(f"--out = {path}: another process writes it; wait") from None
     write_json(saved, settings)
     return lock
 

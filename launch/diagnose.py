@@ -60,6 +60,9 @@ def main() -> int:
     try:
         diagnosis = Diagnosis(config, out, folder)
         measures = diagnosis.run()
+        if folder:
+            text = write(out, measures, diagnosis.records(), diagnosis.k, folder.settings)
+            print(f"{text.split('## Agreement, weight')[0].strip()}\n\nPictures and tables: {out}")
     except (ConfigError, ModelError, Unsupported) as error:  # what only the model could tell
         if folder:
             unsupported = isinstance(error, Unsupported)
@@ -73,10 +76,9 @@ def main() -> int:
     except VerifierFailed as error:
         print(f"{out}: {error}", file=sys.stderr)
         return 1
-    if folder:
-        assert config.diagnose.k is not None
-        text = write(out, measures, diagnosis.records(), config.diagnose.k, folder.settings)
-        print(f"{text.split('## Agreement, weight')[0].strip()}\n\nPictures and tables: {out}")
+    finally:
+        if folder:
+            folder.close()
     return 0
 
 

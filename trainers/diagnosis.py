@@ -68,6 +68,10 @@ class Folder:
             for name in ("parts", "probes"):
                 (path / name).mkdir(exist_ok=True)
 
+    def close(self) -> None:
+        """Others may write it from now on."""
+        self._lock.close()
+
     def has_part(self, start: int) -> bool:
         return self._place("parts", start, "json").exists()
 
@@ -127,6 +131,7 @@ class Diagnosis:
         self.problems: list[Problem] = self.task.training(
             self.options.seed, 0, self.options.prompts
         )
+        self.k = self.options.k or self.options.samples
         self.parts = range(0, len(self.problems), PART)
         self._policy: Policy | None = None
 
@@ -229,10 +234,10 @@ class Diagnosis:
     def _probe_all(self, features: FeatureSums) -> ProbeSums:
         counts, n = features.counts, features.n
         halves = torch.arange(len(counts)) % 2
-        wanted = requests(int(self.options.k or n), n)
+        wanted = requests(self.k, n)
         done = [self.folder.probe(x) for x in wanted]
         known = share([x is not None for x in done])
-        cosine = _cosine(features, self.options.k or n)
+        cosine = _cosine(features, self.k)
         probes = {}
         with self._progress(len(wanted), sum(known), "ghost") as bar:
             for request, found, is_known in zip(wanted, done, known, strict=True):
