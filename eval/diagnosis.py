@@ -35,6 +35,7 @@ from surgery.interference import (
     separation_k,
     shells,
 )
+from surgery.objectives import pass_at_k_weight, prompt_weight
 
 Record = Mapping[str, Any]
 PAIRS = [(delta_1, delta_2) for delta_1 in EASY for delta_2 in HARD]
@@ -271,8 +272,6 @@ def per_prompt(
     measures: Mapping[str, Measured], records: Sequence[Record], k: int
 ) -> list[dict[str, Any]]:
     """One line a prompt: what it was, its answers, its weights and agreements over all prompts."""
-    from surgery.objectives import pass_at_k_weight, prompt_weight
-
     features = next(iter(measures.values()))
     weights = pass_at_k_weight(features.counts / features.n, k)
     unbiased = prompt_weight(features.n, features.counts, k)

@@ -54,7 +54,9 @@ def markdown(found: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         f" ones (< 0.15), {found['no_gradient']} always or never solved and so without a gradient.",
     ]
     for name, result in reversed(found["measures"].items()):
-        lines += ["", f"## {NAMES[name]}", "", *_groups(result["groups"], k)]
+        only = settings["surgery.modules"] if name == "ghost" else None
+        title = f"parameters that match {only} (ghost)" if only else NAMES[name]
+        lines += ["", f"## {title}", "", *_groups(result["groups"], k)]
         if "cosines" in result:
             lines += ["", *_cosines(result["cosines"]), "", _sign_change(result)]
     if found["proxy"]:

@@ -48,6 +48,15 @@ SMALL = ["diagnose.prompts=100", "diagnose.samples=6"]
 N = 12
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Batches are small: a second thread mostly waits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 # -- algebra ------------------------------------------------------------------------------------
 
 
@@ -365,7 +374,7 @@ def exact(twin, path, k, temperature=1.0, top_p=1.0):
     return float(g[0].double() @ g[1].double())
 
 
-DOCUMENTED = ["diagnose.k=8", "diagnose.temperature=1", "diagnose.top_p=1"]
+DOCUMENTED = ["diagnose.k=8", "diagnose.prompts=1600", "diagnose.temperature=1", "diagnose.top_p=1"]
 
 
 @pytest.mark.slow
@@ -373,24 +382,24 @@ DOCUMENTED = ["diagnose.k=8", "diagnose.temperature=1", "diagnose.top_p=1"]
 def test_the_exact_product_lies_inside_the_interval(
     tmp_path, alone, monkeypatch, twin, base_path, cut
 ):
-    """Over 20 seeds of prompts and answers, at the settings that the README documents: at most four
-    intervals miss (95 %: one is expected, five have a chance of .003).
+    """Over 12 seeds of prompts and answers, at the settings that the README documents, and at those
+    of the paper: at most three intervals miss (at 95 %, four have a chance of .002).
     """
     whole = [(level, EVERYTHING) for level in (PASS_1, ("loo", 8))]
     monkeypatch.setattr(diagnosis, "requests", lambda k, n: whole)
-    decoding = ["diagnose.temperature=0.7", "diagnose.top_p=0.95"] if cut else DOCUMENTED[1:]
+    decoding = ["diagnose.temperature=0.7", "diagnose.top_p=0.95"] if cut else DOCUMENTED[2:]
     truth = exact(twin, base_path, 8, *((0.7, 0.95) if cut else ()))
     held, widths = 0, []
-    for seed in range(20):
-        options = [f"diagnose.seed={seed}", "diagnose.prompts=2000", "diagnose.k=8", *decoding]
+    for seed in range(12):
+        options = [f"diagnose.seed={seed}", *DOCUMENTED[:2], *decoding]
         _, measures = measured(tmp_path / f"{seed}", *options)
         found = interval(influence(measures["ghost"], ("loo", 8), PASS_1, EVERYTHING))
         held += found["low"] < truth < found["high"]
         widths.append((found["high"] - found["low"]) / 2 / abs(truth))
         print(seed, truth, found, flush=True)
         shutil.rmtree(tmp_path / f"{seed}")
-    print(f"held {held} of 20, half-widths {min(widths):.3f} to {max(widths):.3f}")
-    assert truth < 0 and held >= 16
+    print(f"held {held} of 12, half-widths {min(widths):.3f} to {max(widths):.3f}")
+    assert truth < 0 and held >= 9
     if not cut:
         assert max(widths) < 0.2
 

@@ -10,23 +10,19 @@ sampled, at its temperature and cut at its top_p. Only so does the score have me
 baseline rests on, and only so does g_i estimate the gradient of the success rate that is reported.
 """
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from eval.files import write_json
 from eval.harness import record
 from eval.passk import ladder
 from eval.policy import Policy, load_policy
 from eval.sampling import Rollout, derive_seed, sample
-from eval.scoring import claim, fingerprint
 from eval.tasks import Problem, build_task
 from eval.verifier import Verifier
 from surgery.interference import (
@@ -44,82 +40,14 @@ from surgery.interference import (
 )
 from trainers import ghost
 from trainers.batches import merged, micro_batches
+from trainers.diagnosis_folder import Folder, Request
 from trainers.engine import Ranks, make_differentiable, share
 from trainers.evaluation import decoding
 from trainers.probe import check_coverage
 from trainers.schema import Config
 
 PART = 64  # prompts between two writes
-FREE = ("k", "measure")
 NEGLIGIBLE = 1e-9
-Request = tuple[Level, Group]
-
-
-class Folder:
-    """What has been measured, on disk. Rank 0 owns it; the other ranks read their prompts."""
-
-    def __init__(self, path: Path, config: Config | None = None):
-        """With a `config`: claim it, refusing one that other settings began."""
-        self.path = path
-        if config:
-            begun = any(path.glob("parts/*.json"))
-            self.settings = _settings(config)
-            self._lock = claim(path, self.settings, begun)
-            for name in ("parts", "probes"):
-                (path / name).mkdir(exist_ok=True)
-
-    def close(self) -> None:
-        """Others may write it from now on."""
-        self._lock.close()
-
-    def has_part(self, start: int) -> bool:
-        return self._place("parts", start, "json").exists()
-
-    def write_part(self, start: int, records: list[dict[str, Any]], sums: Tensor) -> None:
-        """The features first: the records say that the part is whole."""
-        save_file({"sums": sums}, self._place("parts", start, "safetensors"))
-        write_json(self._place("parts", start, "json"), records)
-
-    def records(self, start: int) -> list[dict[str, Any]]:
-        return json.loads(self._place("parts", start, "json").read_text())
-
-    def sums(self, start: int) -> Tensor:
-        return load_file(self._place("parts", start, "safetensors"))["sums"]
-
-    def probe(self, request: Request) -> dict[str, Tensor] | None:
-        place = self._place("probes", _name(request), "safetensors")
-        return load_file(place) if place.exists() else None
-
-    def write_probe(self, request: Request, found: dict[str, Tensor]) -> None:
-        place = self._place("probes", _name(request), "safetensors")
-        part = place.with_suffix(".part")
-        save_file(found, part)
-        part.replace(place)
-
-    def _place(self, kind: str, name: int | str, ending: str) -> Path:
-        return self.path / kind / f"{name:0>6}.{ending}"
-
-
-def _name(request: Request) -> str:
-    (estimator, k), group = request
-    return f"{estimator}_{k:g}_{''.join(map(str, sorted(group)))}"
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    """All that was sampled depends on, by the names of the keys. Another k, and another measure, go
-    on from the same samples.
-    """
-    task = build_task({**vars(config.task), **config.task.options})
-    path = task.base_model() if config.model.path == "base" else config.model.path
-    return {
-        **{f"diagnose.{x}": y for x, y in vars(config.diagnose).items() if x not in FREE},
-        "model.path": config.model.path,
-        "model.dtype": config.model.dtype,
-        "weights": fingerprint(path),
-        **{f"task.{key}": x for key, x in vars(config.task).items()},
-        "train.max_new_tokens": config.train.max_new_tokens or task.max_new_tokens,
-        "surgery.modules": config.surgery.modules,
-    }
 
 
 class Diagnosis:
@@ -195,7 +123,7 @@ class Diagnosis:
                 bar.set_postfix(_figures(torch.tensor(counts), n), refresh=False)
                 bar.update(len(rows))
         self.ranks.barrier()
-        whole = [r["c"] for r in self.records()]
+        whole = [r["c"] for start in self.parts for r in self.folder.records(start)]
         sums = torch.cat([self.folder.sums(i) for i in self.parts])
         return FeatureSums(torch.tensor(whole), n, sums)
 
