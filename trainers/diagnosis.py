@@ -88,9 +88,9 @@ class Diagnosis:
         return [r for start in self.parts for r in self.folder.records(start)]
 
     def _mine(self, start: int) -> list[int]:
-        """This rank's prompts of a part."""
+        """This rank's prompts of a part: by pairs, so that each rank has as many of either half."""
         stop = min(start + PART, len(self.problems))
-        return [i for i in range(start, stop) if i % self.ranks.world == self.ranks.rank]
+        return [i for i in range(start, stop) if i // 2 % self.ranks.world == self.ranks.rank]
 
     def _progress(self, total: int, done: int, name: str) -> tqdm:
         return tqdm(
