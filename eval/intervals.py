@@ -35,7 +35,7 @@ def unknown(value: float) -> Estimate:
     return Estimate({"value": value, "low": None, "high": None}, lambda x: 0.5)
 
 
-def bca(sample: Tensor, resamples: int = RESAMPLES) -> Estimate:
+def bca(sample: Tensor, resamples: int = RESAMPLES, drawn_means: Tensor | None = None) -> Estimate:
     """Mean over problems by the bias-corrected, accelerated bootstrap (Efron 1987, eq. 2.3, 6.5).
 
     The endpoint of level a is the quantile Phi(z0 + (z0+z_a)/(1 - s (z0+z_a))) of the resampled
@@ -43,6 +43,7 @@ def bca(sample: Tensor, resamples: int = RESAMPLES) -> Estimate:
     (c of n), so quantiles are those of the mid-distribution, interpolated: an endpoint that falls
     on a step would cover too much or too little. The seed is fixed: the same sample gives the
     same interval. Without spread between problems there is nothing to resample: `unknown`.
+    `drawn_means` are those of resamples that have been drawn already.
     """
     values, counts = _rounded(sample.double()).unique(return_counts=True)
     mean = float(sample.double().mean())
@@ -51,8 +52,10 @@ def bca(sample: Tensor, resamples: int = RESAMPLES) -> Estimate:
     centred = values - mean
     square, cube = (float(counts.double() @ centred**power) for power in (2, 3))
     skew = cube / (6 * square**1.5)
-    steps, mass = _rounded(_resampled_means(values, counts, resamples)).unique(return_counts=True)
-    middle = (mass.cumsum(0) - mass / 2) / resamples
+    if drawn_means is None:
+        drawn_means = _resampled_means(values, counts, resamples)
+    steps, mass = _rounded(drawn_means).unique(return_counts=True)
+    middle = (mass.cumsum(0) - mass / 2) / len(drawn_means)
     bias = _normal_quantile(_interpolate(mean, steps, middle))
 
     def endpoint(level: float) -> float:

@@ -136,15 +136,31 @@ def pad_batch(
     return Batch(ids, mask, positions, mask[:, left:].bool())
 
 
-def log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    """log pi over the vocabulary at a temperature, in float32 at least."""
+def log_softmax(
+    logits: Tensor, temperature: float, top_p: float = 1.0, drawn: Tensor | None = None
+) -> Tensor:
+    """log pi over the vocabulary at a temperature, in float32 at least.
+
+    Below top_p = 1 it is that of the distribution that is sampled: the smallest set of the
+    likeliest tokens that reaches top_p, renormalised; -inf outside. Its gradient takes the set as
+    given, as it is almost everywhere. A `drawn` token counts as inside: rounding may move the edge.
+    """
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    return torch.log_softmax(wide / temperature, dim=-1)
+    logp = torch.log_softmax(wide / temperature, dim=-1)
+    if top_p == 1:
+        return logp
+    ordered, order = logp.detach().double().exp().sort(dim=-1, descending=True)
+    outside = (ordered.cumsum(-1) - ordered >= top_p).gather(-1, order.argsort(-1))
+    if drawn is not None:
+        outside = outside.scatter(-1, drawn[..., None], False)
+    return torch.log_softmax(logp.masked_fill(outside, -torch.inf), dim=-1)
 
 
-def completion_logprobs(model, batch: Batch, temperature: float = 1.0) -> Tensor:
-    """[rows, completion columns] log pi(token | all before), at the sampling temperature; 0 at
-    padding.
+def completion_logprobs(
+    model, batch: Batch, temperature: float = 1.0, top_p: float = 1.0
+) -> Tensor:
+    """[rows, completion columns] log pi(token | all before) under the distribution that is sampled;
+    0 at padding.
     """
     columns = batch.completion_mask.shape[1]
     logits = model(
@@ -154,8 +170,9 @@ def completion_logprobs(model, batch: Batch, temperature: float = 1.0) -> Tensor
         logits_to_keep=columns + 1,
         use_cache=False,
     ).logits[:, :-1]
-    logp = log_softmax(logits, temperature)
-    chosen = logp.gather(-1, batch.input_ids[:, batch.prompt_width :, None]).squeeze(-1)
+    tokens = batch.input_ids[:, batch.prompt_width :]
+    logp = log_softmax(logits, temperature, top_p, tokens)
+    chosen = logp.gather(-1, tokens[..., None]).squeeze(-1)
     return chosen.where(batch.completion_mask, 0.0)
 
 

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from eval.files import leaves, read_lines
 
-FREE = ("seed", "run.", "logging.", "eval.every")  # no part of what a run is
+FREE = ("seed", "run.", "logging.", "diagnose.", "eval.every")  # no part of what a run is
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class Rollout:
     completions: list[list[int]]  # token ids, with the end-of-text token where there is one
     texts: list[str]  # without it
     truncated: Tensor  # [rows] bool: no end of text within the limit
-    logprobs: Tensor  # [rows] log pi of the whole completion, at the sampling temperature
+    logprobs: Tensor  # [rows] log-probability of the completion under the distribution sampled
     entropy: Tensor  # [rows] mean entropy over the completion's tokens
     features: Tensor | None  # [rows, width] d logprobs / d last hidden states, summed over tokens
     n: int
@@ -162,7 +162,7 @@ def _decode(
                     use_cache=True,
                     logits_to_keep=1,
                 ).logits[:, -1]
-            logp = log_softmax(logits, decoding.temperature or 1.0)
+            logp = log_softmax(logits, decoding.temperature or 1.0, decoding.top_p)
             token = _draw(logp.detach(), decoding, uniform(seed, names[live], t))
             chosen = logp.gather(1, token[:, None]).squeeze(1)
             if features:
@@ -194,14 +194,9 @@ def _draw(logp: Tensor, decoding: Decoding, u: Tensor) -> Tensor:
     """One token a row, by inversion of the cumulative distribution at u."""
     if decoding.temperature == 0:
         return logp.argmax(1)
-    p = logp.double().exp()
-    if decoding.top_p < 1:  # the smallest set of the likeliest tokens that reaches top_p
-        ordered, order = p.sort(1, descending=True)
-        outside = ordered.cumsum(1) - ordered >= decoding.top_p
-        p = p.masked_fill(outside.gather(1, order.argsort(1)), 0.0)
-    levels = p.cumsum(1)
+    levels = logp.double().exp().cumsum(1)
     token = torch.searchsorted(levels, u[:, None] * levels[:, -1:], right=True).squeeze(1)
-    return token.clamp(max=p.shape[1] - 1)
+    return token.clamp(max=levels.shape[1] - 1)
 
 
 class _Tap:

@@ -5,12 +5,14 @@ summary.json the scores. Other settings are refused: nothing is overwritten.
 """
 
 import fcntl
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from tqdm import tqdm
@@ -46,24 +48,7 @@ class Scoring:
 class ScoreFolder:
     def __init__(self, path: Path, settings: Mapping[str, Any]):
         self.path = path
-        saved = path / "settings.json"
-        begun = bool(whole_lines(path / "problems.jsonl"))  # a failed start occupies nothing
-        if saved.exists():
-            was = json.loads(saved.read_text()) if begun else settings
-            for key in {**was, **settings}:
-                if was.get(key) != settings.get(key):
-                    values = f"{key} = {settings.get(key)} (was {was.get(key)})"
-                    remedy = f"{path} holds another evaluation; choose another --out"
-                    raise BadFolder(f"{values}: {remedy}")
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise BadFolder(f"--out = {path}: holds files already; name a new folder")
-        path.mkdir(parents=True, exist_ok=True)
-        self._lock = (path / ".lock").open("a")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BadFolder(f"--out = {path}: another process writes it; wait") from None
-        write_json(saved, settings)
+        self._lock = claim(path, settings, bool(whole_lines(path / "problems.jsonl")))
         self.records = whole_lines(path / "problems.jsonl")
         self.finished = (path / "summary.json").exists()
         write_lines(path / "problems.jsonl", self.records)  # a half-written last line goes
@@ -74,6 +59,51 @@ class ScoreFolder:
     def close(self, summary: Mapping[str, Any]) -> None:
         write_json(self.path / "summary.json", summary)
         self._lock.close()
+
+
+def claim(path: Path, settings: Mapping[str, Any], begun: bool) -> TextIO:
+    """Make the folder that of `settings`, and lock it as long as the result is open.
+
+    Where something was `begun` under other settings it is refused, naming every key that differs; a
+    failed start occupies nothing.
+    """
+    saved = path / "settings.json"
+    if saved.exists():
+        was = json.loads(saved.read_text()) if begun else settings
+        remedy = f"{path} holds another evaluation; choose another --out"
+        different = [
+            f"{key} = {settings.get(key)} (was {was.get(key)}): {remedy}"
+            for key in {**was, **settings}
+            if was.get(key) != settings.get(key)
+        ]
+        if different:
+            raise BadFolder("\n".join(different))
+    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise BadFolder(f"--out = {path}: holds files already; name a new folder")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / ".lock").open("a")
+    except OSError as error:
+        why = f"cannot be written ({error.strerror}); choose another"
+        raise BadFolder(f"--out = {path}: {why}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise BadFolder(f"--out = {path}: another process writes it; wait") from None
+    write_json(saved, settings)
+    return lock
+
+
+@cache
+def fingerprint(path: str) -> str | None:
+    """Tells the weights of a local folder from others under the same name; a hub id has none."""
+    digest = hashlib.sha256()
+    files = sorted(Path(path).glob("*.safetensors"))
+    for file in files:
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()[:16] if files else None
 
 
 def check_sweep(out: Path) -> None:

@@ -16,7 +16,6 @@ import itertools
 import math
 import sys
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval.policy import ModelError
 from eval.responses import BadResponses
-from eval.scoring import BadFolder, ScoreFolder, Scoring, check_sweep, run, summarise
+from eval.scoring import (
+    BadFolder,
+    ScoreFolder,
+    Scoring,
+    check_sweep,
+    fingerprint,
+    run,
+    summarise,
+)
 from eval.verifier import VerifierFailed
 from surgery.binding import load_function
 from trainers.config import ConfigError, load_config
@@ -216,9 +223,9 @@ def _of_model(arguments: argparse.Namespace) -> list[Scoring]:
         parts += [f"T {chosen:g}"] if temperature is not None else []
         settings = {
             "model": config.model.path,
-            "weights": _fingerprint(path),
+            "weights": fingerprint(path),
             **({} if by is None else {"toward": arguments.toward, "by": by}),
-            **({} if by is None else {"toward_weights": _fingerprint(toward)}),
+            **({} if by is None else {"toward_weights": fingerprint(toward)}),
             "dtype": config.model.dtype,
             "task": vars(config.task),
             "problems": options.problems,
@@ -250,17 +257,6 @@ def _of_model(arguments: argparse.Namespace) -> list[Scoring]:
 
     variants = itertools.product(arguments.by or [None], arguments.temperatures or [None])
     return [scoring(by, temperature) for by, temperature in variants]
-
-
-@cache
-def _fingerprint(path: str) -> str | None:
-    """Tells the weights of a local folder from others under the same name; a hub id has none."""
-    digest = hashlib.sha256()
-    files = sorted(Path(path).glob("*.safetensors"))
-    for file in files:
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()[:16] if files else None
 
 
 def _base(path: Path) -> dict[str, Any]:

@@ -42,6 +42,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         config.run.dir = f"runs/{Path(path).stem}/seed{config.seed}"
     if config.eval.k is None:
         config.eval.k = config.objective.k
+    if config.diagnose.k is None:
+        config.diagnose.k = config.diagnose.samples
     mistakes += [*_out_of_range(config), *_impossible(config)]
     if mistakes:
         raise ConfigError("\n".join(mistakes))
@@ -66,7 +68,7 @@ def save_config(config: Config, path: Path) -> None:
     replace_text(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
-FREE = ("train.steps", "run.", "logging.")  # what a resumed run may change
+FREE = ("train.steps", "run.", "logging.", "diagnose.")  # what a resumed run may change
 OF_BASE = (  # all that the evaluation before training depends on
     *("model.", "task.", "train.max_new_tokens", "eval.problems", "eval.samples"),
     *("eval.temperature", "eval.top_p", "eval.seed"),
@@ -262,6 +264,10 @@ def _impossible(config: Config) -> Iterator[str]:
     if config.eval.k > config.eval.samples:
         most = f"needs eval.samples >= eval.k, which is {config.eval.samples}"
         yield wrong("eval.k", f"{most}; lower it or raise eval.samples")
+    assert config.diagnose.k is not None
+    if config.diagnose.k > config.diagnose.samples:
+        most = f"needs as many answers, and diagnose.samples = {config.diagnose.samples}"
+        yield wrong("diagnose.k", f"{most}; lower it or raise diagnose.samples")
     if ":" in task.name:
         yield from not_a_function("task.name")
     elif task.name not in TASKS:

@@ -65,24 +65,49 @@ def share(item: Any) -> Any:
     return items[0]
 
 
-class Engine:
-    """A policy under training, spread over the ranks."""
+class Ranks:
+    """Who works beside whom, and on which device."""
 
-    def __init__(self, policy: Policy, config: Config):
-        import deepspeed
-
+    def __init__(self) -> None:
         self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        self.train, self.stage = config.train, config.train.zero_stage
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self.device = (
             torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
         )
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        if config.model.gradient_checkpointing:
-            policy.model.gradient_checkpointing_enable({"use_reentrant": False})
-        _disable_dropout(policy.model)
-        policy.model.train()
+
+    def reduce(self, x: Tensor, how: str = "sum") -> Tensor:
+        """The sum or maximum over ranks."""
+        x = x.to(self.device)
+        op = {"sum": torch.distributed.ReduceOp.SUM, "max": torch.distributed.ReduceOp.MAX}[how]
+        torch.distributed.all_reduce(x, op)
+        return x.cpu()
+
+    def barrier(self) -> None:
+        torch.distributed.barrier()
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum over ranks, in place and on the device."""
+        torch.distributed.all_reduce(x)
+        return x
+
+    def gather(self, item: Any) -> list[Any]:
+        """Everybody's item, in the order of the ranks, on every rank."""
+        items: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(items, item)
+        return items
+
+
+class Engine(Ranks):
+    """A policy under training, spread over the ranks."""
+
+    def __init__(self, policy: Policy, config: Config):
+        import deepspeed
+
+        super().__init__()
+        self.train, self.stage = config.train, config.train.zero_stage
+        make_differentiable(policy, config)
         # ZeRO-3 leaves no rank a whole model to sample from, so it keeps one more, filled at each
         # rollout
         self._whole = copy.deepcopy(policy.model).to(self.device) if self.stage == 3 else None
@@ -151,27 +176,6 @@ class Engine:
         if not self._engine.was_step_applied():
             return None
         return float(self._engine.get_global_grad_norm()) if norm is None else norm
-
-    def reduce(self, x: Tensor, how: str = "sum") -> Tensor:
-        """The sum or maximum over ranks."""
-        x = x.to(self.device)
-        op = {"sum": torch.distributed.ReduceOp.SUM, "max": torch.distributed.ReduceOp.MAX}[how]
-        torch.distributed.all_reduce(x, op)
-        return x.cpu()
-
-    def barrier(self) -> None:
-        torch.distributed.barrier()
-
-    def total(self, x: Tensor) -> Tensor:
-        """The sum over ranks, in place and on the device."""
-        torch.distributed.all_reduce(x)
-        return x
-
-    def gather(self, item: Any) -> list[Any]:
-        """Everybody's item, in the order of the ranks, on every rank."""
-        items: list[Any] = [None] * self.world
-        torch.distributed.all_gather_object(items, item)
-        return items
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """{"parameters" | "exp_avg" | "exp_avg_sq": {name: whole fp32 tensor}}. All ranks must call
@@ -270,6 +274,14 @@ class Engine:
 
     def _trainable(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         return ((name, p) for name, p in self._engine.module.named_parameters() if p.requires_grad)
+
+
+def make_differentiable(policy: Policy, config: Config) -> None:
+    """Ready for backward: checkpointing as configured, and no dropout."""
+    if config.model.gradient_checkpointing:
+        policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+    _disable_dropout(policy.model)
+    policy.model.train()
 
 
 def _disable_dropout(model: torch.nn.Module) -> None:

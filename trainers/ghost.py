@@ -48,6 +48,7 @@ def gradient(
     weights: Sequence[Tensor],
     temperature: float,
     pattern: str | None = None,
+    top_p: float = 1.0,
 ) -> dict[str, Tensor]:
     """sum over rows of weight * grad log pi, by ordinary backward; nothing is left in `.grad`."""
     parameters = chosen(model, pattern)
@@ -56,7 +57,7 @@ def gradient(
         for name, p in parameters.items()
     }
     for batch, weight in zip(batches, weights, strict=True):
-        logp = completion_logprobs(model, batch, temperature).sum(1)
+        logp = completion_logprobs(model, batch, temperature, top_p).sum(1)
         parts = torch.autograd.grad(
             logp @ weight.to(logp), list(parameters.values()), allow_unused=True
         )
@@ -66,12 +67,14 @@ def gradient(
     return total
 
 
-def probe(model: nn.Module, batch: Batch, v: Direction, temperature: float) -> Tensor:
+def probe(
+    model: nn.Module, batch: Batch, v: Direction, temperature: float, top_p: float = 1.0
+) -> Tensor:
     """[rows] <grad log pi(row), v>, in float64."""
     rows = len(batch.input_ids)
     shares = torch.zeros(rows, dtype=torch.float64, device=batch.input_ids.device)
     with _taps(model, v, rows, shares) as (sites, triggers), torch.enable_grad():
-        logp = completion_logprobs(model, batch, temperature).sum(1)
+        logp = completion_logprobs(model, batch, temperature, top_p).sum(1)
         for site in sites:
             if not site.called and any(x.any() for x in site.v.values()):
                 raise Unsupported(f"{site.label}: holds parameters, but is never called itself")

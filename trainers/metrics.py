@@ -64,7 +64,7 @@ class Metrics:
         settings = {
             key: value if isinstance(value, bool | int | float) else str(value)
             for key, value in flatten(config).items()
-            if not key.startswith(("run.", "logging."))  # they change nothing
+            if not key.startswith(("run.", "logging.", "diagnose."))  # they change nothing
         }
         # without an experiment's record TensorBoard itself finds in what the runs differ
         _, *records = hparams(settings, results)

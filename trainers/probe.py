@@ -30,7 +30,7 @@ from trainers import ghost
 from trainers.batches import merged, micro_batches
 from trainers.config import ConfigError
 from trainers.engine import Engine
-from trainers.schema import Config
+from trainers.schema import Config, SurgeryConfig
 
 Direction = dict[str, Tensor]
 WATCH_EVERY = 10  # ghost measurements between looks at |J_k| that no rule has asked for
@@ -43,7 +43,10 @@ class Probe:
         self.smooth: Products | None = None
         self.measured, self.degenerate = 0, 0
         self.moved: Direction | None = None  # the last step really taken, where it is watched
-        self.coverage = self._check_coverage() if self.surgery.measure == "ghost" else None
+        self.coverage: float | None = None
+        if self.surgery.measure == "ghost":
+            with engine.policy() as policy:
+                self.coverage = check_coverage(policy.model, self.surgery)
 
     def __call__(
         self, rollout: Rollout, mine: Sequence[int], a_k: Tensor, a_1: Tensor, rate: Tensor
@@ -174,16 +177,6 @@ class Probe:
         inner = torch.tensor(_dot(local, moved), dtype=torch.float64)
         return float(self.engine.reduce(inner))
 
-    def _check_coverage(self) -> float:
-        with self.engine.policy() as policy:
-            covered = ghost.coverage(policy.model, self.surgery.modules)
-        if covered < self.surgery.min_coverage:
-            raise ConfigError(
-                f"surgery.modules = {self.surgery.modules}: leaves in {covered:.3f} of the "
-                f"parameters; widen it, or allow that by surgery.min_coverage={covered:.3f}"
-            )
-        return covered
-
     def state(self) -> tuple[dict[str, Any], dict[str, Direction]]:
         """(numbers, tensors by kind and name) for a checkpoint."""
         numbers = {
@@ -198,6 +191,17 @@ class Probe:
         self.measured, self.degenerate = numbers["measured"], numbers["degenerate"]
         moved = tensors.get("moved")
         self.moved = {n: x.to(self.engine.device) for n, x in moved.items()} if moved else None
+
+
+def check_coverage(model: Any, surgery: SurgeryConfig) -> float:
+    """The share of the parameters that surgery.modules leaves in, where that is enough."""
+    covered = ghost.coverage(model, surgery.modules)
+    if covered < surgery.min_coverage:
+        raise ConfigError(
+            f"surgery.modules = {surgery.modules}: leaves in {covered:.3f} of the "
+            f"parameters; widen it, or allow that by surgery.min_coverage={covered:.3f}"
+        )
+    return covered
 
 
 def _mean(parts: Sequence[Direction]) -> Direction:

@@ -127,6 +127,19 @@ class EvalConfig:
 
 
 @dataclass
+class DiagnoseConfig:
+    """Of launch/diagnose.py; the defaults are those of arXiv 2602.21189."""
+
+    prompts: int = at_least(4, 500)  # drawn as in training
+    samples: int = at_least(2, 32)  # completions per prompt
+    k: int | None = at_least(2, None)  # null: diagnose.samples
+    temperature: float = above(0, 0.7)
+    top_p: float = field(default=0.95, metadata={"above": 0, "at most": 1})
+    measure: str = one_of("ghost", "last_layer")  # ghost measures both, and compares them
+    seed: int = at_least(0, 0)  # of the prompts and of the answers
+
+
+@dataclass
 class RunConfig:
     dir: str | None = None  # null: runs/<name of the configuration>/seed<seed>
     base: str | None = None  # folder of a run from the same base, whose eval/before.jsonl is taken
@@ -152,5 +165,6 @@ class Config:
     surgery: SurgeryConfig = field(default_factory=SurgeryConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    diagnose: DiagnoseConfig = field(default_factory=DiagnoseConfig)
     run: RunConfig = field(default_factory=RunConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)

@@ -1,0 +1,86 @@
+"""Diagnose the interference of pass@k with pass@1: any model, any task.
+
+python    launch/diagnose.py --config FILE [--out DIR] [key=value ...]
+deepspeed launch/diagnose.py --config FILE [--out DIR] [key=value ...]      several ranks
+
+The `diagnose` section says how: n answers to each of the prompts, at a temperature and a top_p.
+Gradients are those of the distribution that is so sampled, top_p included. DIR gets diagnosis.md
+and .json, prompts.jsonl, pictures, TensorBoard; the same command goes on where it was interrupted.
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+# a clone works without being installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from eval.scoring import BadFolder
+from trainers.config import ConfigError, load_config
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="a YAML file, see configs/")
+    parser.add_argument("--out", type=Path, help="default: runs/diagnosis/<name of the file>")
+    parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="such as diagnose.measure=last_layer"
+    )
+    arguments = parser.parse_intermixed_args()
+    out = arguments.out or Path("runs/diagnosis") / Path(arguments.config).stem
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+        from trainers.diagnosis import Diagnosis, Folder
+
+        folder = Folder(out, config) if int(os.environ.get("RANK", "0")) == 0 else None
+    except (ConfigError, BadFolder) as error:
+        if arguments.local_rank > 0:
+            # the launcher ends all ranks when one stops: the one that speaks goes first
+            time.sleep(60)
+        else:
+            print(error, file=sys.stderr)
+        return 2
+
+    import transformers
+
+    from eval.diagnosis_report import write
+    from eval.policy import ModelError
+    from eval.verifier import VerifierFailed
+    from trainers.engine import start_ranks
+    from trainers.ghost import Unsupported
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    start_ranks(config.run.threads)
+    try:
+        diagnosis = Diagnosis(config, out, folder)
+        measures = diagnosis.run()
+        if folder:
+            text = write(out, measures, diagnosis.records(), diagnosis.k, folder.settings)
+            print(f"{text.split('## Agreement, weight')[0].strip()}\n\nPictures and tables: {out}")
+    except (ConfigError, ModelError, Unsupported) as error:  # what only the model could tell
+        if folder:
+            unsupported = isinstance(error, Unsupported)
+            start = "diagnose.measure = ghost: " if unsupported else ""
+            end = "; set diagnose.measure=last_layer" if unsupported else ""
+            print(f"{start}{error}{end}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{out}: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    except VerifierFailed as error:
+        print(f"{out}: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if folder:
+            folder.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
