@@ -32,10 +32,10 @@ from surgery.interference import (
     members,
     most_negative,
     products,
-    separation_k,
     shells,
 )
 from surgery.objectives import pass_at_k_weight, prompt_weight
+from surgery.theory import critical_k
 
 Record = Mapping[str, Any]
 PAIRS = [(delta_1, delta_2) for delta_1 in EASY for delta_2 in HARD]
@@ -103,13 +103,14 @@ def _theory(
     """k* of the theory beside the sign change that was measured, both by the plug-in."""
     agreement = cross(x, PASS_1, PASS_1, group)
     positive, negative = (float(part.clamp(min=0).mean()) for part in (agreement, -agreement))
+    share = torch.full_like(agreement, 1 / len(agreement))
     easy = kind > MIDDLE
     outside = agreement.where(easy, -agreement) < 0  # easy and negative, or hard and positive
     return {
         "positive_mass": positive,
         "negative_mass": negative,
         "outside_share": float(agreement.abs() @ outside.double() / agreement.abs().sum()),
-        "k_star": separation_k(positive, negative, *pair),
+        "k_star": float(critical_k(agreement, share, *agreement.new_tensor(pair))),
         "sign_change": sign_change(*curve(x, group, k)),
     }
 

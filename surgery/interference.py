@@ -175,22 +175,6 @@ def influence(x: Measured, a: Level, b: Level, group: Group) -> Tensor:
     return cross(x, a, b, group) + cross(x, b, a, group)
 
 
-def separation_k(positive: float, negative: float, delta_1: float, delta_2: float) -> float:
-    """k* = 1 + log(E[a+]/E[a-]) / log((1-delta_2)/(1-delta_1)) (arXiv 2602.21189, prop. 4.5).
-
-    If all prompts of positive agreement have p >= delta_1 and all of negative p <= delta_2, then
-    <J_k, J_1> < 0 for every k > k*. `positive` and `negative` are the masses E[a+] and E[a-]; inf
-    where no agreement is negative, and 1 where the negative ones outweigh from the start.
-    """
-    if negative <= 0:
-        return float("inf")
-    if positive <= negative:
-        return 1.0
-    ratio = torch.tensor([positive / negative, (1 - delta_2) / (1 - delta_1)], dtype=torch.float64)
-    logs = ratio.log()
-    return 1 + float(logs[0] / logs[1])
-
-
 def most_negative(g_a: Tensor, g_b: Tensor, count: int) -> list[tuple[int, int, float]]:
     """(i, j, <g_a,i, g_b,j>) for the `count` most negative j != i of every i, smallest first; some
     rows at a time.
