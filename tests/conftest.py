@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 _cache = tempfile.TemporaryDirectory(prefix="passk-surgery-")
 os.environ.setdefault("PASSK_SURGERY_CACHE", _cache.name)
 os.environ["HF_HUB_OFFLINE"] = "1"
-torch.set_num_threads(2)
+torch.set_num_threads(max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
 
 @pytest.fixture(scope="session")
