@@ -48,5 +48,5 @@ def test_the_file_tree():
 
 
 def test_every_configuration_is_listed():
-    for path in (ROOT / "configs").glob("*.yaml"):
+    for path in (ROOT / "configs").rglob("*.yaml"):
         assert f"`{path.name}`" in TEXT or path.name == "base.yaml", path.name
