@@ -1,5 +1,6 @@
 """Everything that a comparison of runs leaves behind: tables, pictures, one HTML page."""
 
+import difflib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +10,15 @@ from eval.compare import Row, as_csv, cells, compare, header, notes, render
 from eval.curve import curves
 from eval.files import replace_text, write_json
 from eval.report import difficulty_cells
-from eval.runs import Run, grouped
+from eval.runs import BadRuns, Run, grouped
 
 
-def write(runs: Sequence[Run], out: Path, margin: float) -> list[Row]:
-    """compare.md, .csv, .json, .html and the pictures, in `out`. Returns the rows."""
+def write(runs: Sequence[Run], out: Path, margin: float, scalars: Sequence[str] = ()) -> list[Row]:
+    """compare.md, .csv, .json, .html and the pictures, in `out`, with one of the `scalars` over
+    training. Returns the rows.
+    """
     rows = compare(runs, margin)
+    _check(scalars, runs)
     out.mkdir(parents=True, exist_ok=True)
     replace_text(
         out / "compare.md", "\n".join([render(rows, markdown=True), "", *notes(rows, margin)])
@@ -23,7 +27,7 @@ def write(runs: Sequence[Run], out: Path, margin: float) -> list[Row]:
     write_json(out / "compare.json", rows)
     parts = [html.grid(header(k), [cells(r) for r in rows if r["k"] == k]) for k in _ks(rows)]
     parts += [html.paragraph(note) for note in notes(rows, margin)]
-    for name, title, caption, png in _pictures(rows, runs):
+    for name, title, caption, png in [*_pictures(rows, runs), *_curves(scalars, runs)]:
         (out / f"{name}.png").write_bytes(png)
         parts += [html.heading(title), html.picture(png, caption)]
     parts += [html.heading("Problems gained and lost")]
@@ -78,6 +82,24 @@ def _pictures(rows: Sequence[Row], runs: Sequence[Run]) -> list[tuple[str, str, 
         )
         found.append((f"flows{end}", "Where problems went", caption, _png(pictures.flows(groups))))
     return found
+
+
+def _check(scalars: Sequence[str], runs: Sequence[Run]) -> None:
+    for name in scalars:
+        if not any(run.scalar(name) for run in runs):
+            known = sorted({key for run in runs for line in run.history for key in line})
+            near = difflib.get_close_matches(name, known, 1, 0.0)
+            raise BadRuns(f"--curves = {name}: in no run's metrics.jsonl; the nearest is {near[0]}")
+
+
+def _curves(scalars: Sequence[str], runs: Sequence[Run]) -> list[tuple[str, str, str, bytes]]:
+    from eval import pictures
+
+    if not scalars:
+        return []
+    caption = "Means over seeds, with the range of the seeds."
+    figure = pictures.of_scalars(scalars, grouped(runs))
+    return [("curves", ", ".join(scalars), caption, _png(figure))]
 
 
 def _png(figure) -> bytes:

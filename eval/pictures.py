@@ -117,20 +117,48 @@ def over_steps(rows: Sequence[Row], groups: dict[str, list[Run]], k: int) -> Fig
     for axes, metric in zip(panels, ("pass@1", f"pass@{k}"), strict=True):
         for i, row in enumerate(rows):
             paths = [dict(run.path(metric, row["exact"])) for run in groups[row["run"]]]
-            steps = sorted(set(paths[0]).intersection(*paths))
-            values = [[path[step] for path in paths] for step in steps]
-            low, high = [min(x) for x in values], [max(x) for x in values]
-            mean = [math.fsum(x) / len(x) for x in values]
-            axes.fill_between(steps, low, high, color=style(i)["color"], alpha=0.12, linewidth=0)
-            every = max(1, len(steps) // 8)
-            axes.plot(
-                steps, mean, **style(i), marker=marker(i), markevery=every, markersize=4,
-                label=row["run"],
-            )  # fmt: skip
+            _over_seeds(axes, i, row["run"], paths)
         axes.axhline(rows[0][metric]["before"], color="0.2", linewidth=1, linestyle=(0, (2, 2)))
         axes.set(xlabel="step", ylabel=metric)
         _plain(axes)
     _legend(panels[-1])
+    return figure
+
+
+def _over_seeds(axes: Axes, i: int, label: str, paths: Sequence[dict[int, float]]) -> None:
+    """Line i: the mean over seeds at the steps that all have, and the range of the seeds."""
+    steps = sorted(set(paths[0]).intersection(*paths))
+    values = [[path[step] for path in paths] for step in steps]
+    low, high = [min(x) for x in values], [max(x) for x in values]
+    mean = [math.fsum(x) / len(x) for x in values]
+    axes.fill_between(steps, low, high, color=style(i)["color"], alpha=0.12, linewidth=0)
+    every = max(1, len(steps) // 8)
+    axes.plot(steps, mean, **style(i), marker=marker(i), markevery=every, markersize=4, label=label)
+
+
+def of_scalars(names: Sequence[str], groups: dict[str, list[Run]]) -> Figure:
+    """Any scalars of metrics.jsonl over training, a panel each, of the runs that have them."""
+    columns = min(3, len(names))
+    lines = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(3.6 * columns, 2.9 * lines + 0.5), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axes in panels[len(names) :]:
+        axes.set_visible(False)
+    known: dict[str, Any] = {}
+    for axes, name in zip(panels, names, strict=False):
+        for i, (group, runs) in enumerate(groups.items()):
+            paths = [dict(run.scalar(name)) for run in runs]
+            if all(paths):
+                _over_seeds(axes, i, group, paths)
+        axes.set_title(name.replace("-", "\n− "), fontsize=9)
+        axes.set_xlabel("step")
+        _plain(axes)
+        known |= {line.get_label(): line for line in axes.lines}
+    order = [group for group in groups if group in known]
+    figure.legend(
+        [known[x] for x in order], order, loc="outside lower center", ncols=3, fontsize=8,
+        frameon=False,
+    )  # fmt: skip
     return figure
 
 

@@ -54,6 +54,15 @@ class Run:
         name = f"{'exact' if exact else 'eval'}/{metric}"
         return [(x["step"], x[name]) for x in self.history if name in x]
 
+    def scalar(self, name: str) -> list[tuple[int, float]]:
+        """(step, value) of a scalar of metrics.jsonl, or of "a-b", one less another."""
+        first, *others = name.split("-")
+        return [
+            (x["step"], x[first] - sum(x[other] for other in others))
+            for x in self.history
+            if x.keys() >= {first, *others}
+        ]
+
 
 def find_runs(folders: Iterable[Path]) -> list[Run]:
     """Every finished run at or below the folders.

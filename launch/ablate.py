@@ -1,6 +1,7 @@
 """Run many configurations on many seeds, then compare them.
 
 python launch/ablate.py --configs configs/*.yaml --seeds 0 1 2 [--jobs N] [--out DIR] [key=a,b ...]
+                        [--curves NAME,NAME-NAME,...]
 
 Every combination becomes one run in DIR/<configuration>[,key=value]/seed<seed>. What is finished is
 skipped, what was interrupted is resumed, and what fails is told and does not stop the others. The
@@ -29,6 +30,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--out", type=Path, default=Path("runs"))
     parser.add_argument("--margin", type=float, default=0.0, help="as of compare.py")
+    parser.add_argument("--curves", default="", help="as of compare.py")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
     parser.add_argument("sweeps", nargs="*", metavar="key=a,b", help="one run for each value")
     arguments = parser.parse_intermixed_args()
@@ -62,7 +64,9 @@ def main() -> int:
     finished = find_runs([arguments.out])
     try:
         if finished:
-            print(f"\n{render(page.write(finished, arguments.out, arguments.margin))}")
+            scalars = [x for x in arguments.curves.split(",") if x]
+            rows = page.write(finished, arguments.out, arguments.margin, scalars)
+            print(f"\n{render(rows)}")
             print(f"\nPictures and more: {arguments.out / 'compare.html'}")
     except BadRuns as error:
         print(error, file=sys.stderr)

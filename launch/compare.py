@@ -1,8 +1,9 @@
 """Runs side by side, grouped over seeds.
 
-python launch/compare.py RUN [RUN ...] [--out DIR] [--margin 0.005]
+python launch/compare.py RUN [RUN ...] [--out DIR] [--margin 0.005] [--curves NAME,NAME-NAME,...]
 
-DIR gets compare.md, compare.csv, compare.json, the pictures, and compare.html with all of it.
+DIR gets compare.md, compare.csv, compare.json, the pictures, and compare.html with all of it. With
+--curves also curves.png: any scalars of metrics.jsonl, or differences of two, over training.
 """
 
 import argparse
@@ -24,6 +25,9 @@ def main() -> int:
     parser.add_argument(
         "--margin", type=float, default=0.0, help="a change within it is no change (default 0)"
     )
+    parser.add_argument(
+        "--curves", default="", help="scalars to draw over training, with commas between"
+    )
     arguments = parser.parse_args()
 
     from eval.compare import compare, notes, render
@@ -36,12 +40,16 @@ def main() -> int:
     if not arguments.margin >= 0:
         print(f"--margin = {arguments.margin}: must be at least 0", file=sys.stderr)
         return 2
+    if arguments.curves and not arguments.out:
+        print(f"--curves = {arguments.curves}: is a picture; add --out DIR", file=sys.stderr)
+        return 2
     runs = find_runs(arguments.runs)
     try:
         if arguments.out:
             from eval import page
 
-            rows = page.write(runs, arguments.out, arguments.margin)
+            scalars = [x for x in arguments.curves.split(",") if x]
+            rows = page.write(runs, arguments.out, arguments.margin, scalars)
         else:
             rows = compare(runs, arguments.margin)
     except BadRuns as error:

@@ -11,18 +11,22 @@ from surgery.rules import Decision
 
 
 def of_decision(weights: Tensor, decision: Decision) -> dict[str, float]:
-    """The rule's lambda, mean beta over mean alpha, and how evenly the weights are spread."""
+    """The rule's lambda, mean beta over mean alpha; E[w], the mean weight of pass@k before the
+    rule; and how evenly the applied weights are spread.
+    """
     alpha, beta = decision
     applied = alpha * weights + beta
     on_k, on_1 = float(alpha.mean()), float(beta.mean())
     total, squares = float(applied.sum()), float(applied.square().sum())
     size = total**2 / (squares * len(weights)) if squares > 0 else 0.0
     found = {"effective_sample_size": size}  # as a share of the prompts
+    found["mean_weight"] = float(weights.mean())
     return found | {"lambda": on_1 / on_k} if on_k > 0 else found
 
 
 def of_products(now: Products, naive: Products | None, decisive: Products) -> dict[str, float]:
-    """Cosine and ratio of J_k to J_1: of this batch, naive, and smoothed as the rule sees them.
+    """Cosine and ratio of J_k to J_1: of this batch, naive, and smoothed as the rule sees them; and
+    the smoothed lengths of both.
 
     An unbiased Gram of one batch need not be PSD: its cosine is clipped, and 0 where a norm is not
     positive. What was not measured is left out.
@@ -32,8 +36,11 @@ def of_products(now: Products, naive: Products | None, decisive: Products) -> di
         if x is not None:
             found[f"cosine{name}"] = x.cosine
             found[f"ratio{name}"] = x.dot / x.norm_1 if x.norm_1 > 0 else math.nan
-    if decisive.norm_1 > 0 and decisive.norm_k >= 0:
-        found["length_ratio"] = math.sqrt(decisive.norm_k / decisive.norm_1)
+    found["length_1"] = math.sqrt(max(decisive.norm_1, 0.0))
+    if decisive.norm_k >= 0:  # it was measured
+        found["length_k"] = math.sqrt(decisive.norm_k)
+        if decisive.norm_1 > 0:
+            found["length_ratio"] = found["length_k"] / found["length_1"]
     return {name: x for name, x in found.items() if not math.isnan(x)}
 
 

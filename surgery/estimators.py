@@ -140,6 +140,24 @@ def power(verdicts: Tensor, k: int = 1, *, alpha: float = 0.5) -> Tensor:
     return weighted(verdicts, lambda others, n: alpha * ((others + 1) / n) ** (alpha - 1))
 
 
+def entropy(logprobs: Tensor) -> Tensor:
+    """Advantages from log pi(y_i) [N, n] instead of verdicts, (mean of the others' - own)/n:
+    unbiased for the gradient of the entropy H(pi(.|x)) of whole completions.
+
+    grad H = -E[log pi(y) grad log pi(y)], since E[grad log pi] = 0, which also makes any baseline
+    of the other answers free. It holds what a token's choice does to the entropy of all that
+    follows it; the entropies of the positions met, differentiated alone, would not. Where all n
+    answers are equal the advantages are exactly 0.
+    """
+    if logprobs.ndim != 2 or logprobs.shape[1] < 2:
+        raise ValueError(
+            f"log-probabilities must be [prompts, n >= 2], got {tuple(logprobs.shape)}"
+        )
+    n = logprobs.shape[1]
+    apart = logprobs.double() - logprobs[:, :1].double()  # equal answers cancel without rounding
+    return (apart.sum(1, keepdim=True) - n * apart) / (n * (n - 1))
+
+
 ESTIMATORS: dict[str, Estimator] = {
     fn.__name__: fn
     for fn in (rloo, plugin, loo, pkpo, pkpo_loo, pkpo_loo1, passk_training, grpo, risk, log, power)

@@ -48,5 +48,6 @@ def test_the_file_tree():
 
 
 def test_every_configuration_is_listed():
-    for path in (ROOT / "configs").glob("*.yaml"):
-        assert f"`{path.name}`" in TEXT or path.name == "base.yaml", path.name
+    for path in (ROOT / "configs").rglob("*.yaml"):
+        name = path.relative_to(ROOT / "configs")
+        assert f"`{name}`" in TEXT or path.name == "base.yaml", name

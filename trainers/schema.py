@@ -92,6 +92,7 @@ class TrainConfig:
     temperature: float = above(
         0, 1.0
     )  # scales the logits in sampling and in log-probabilities alike
+    entropy_coef: float = at_least(0, 0.0)  # weight of the completions' entropy beside the rewards
     top_p: float = 1.0
     max_new_tokens: int | None = at_least(1, None)  # null: what the task needs
     lr: float = above(0, 6e-4)

@@ -16,7 +16,7 @@ from eval.tasks import Problem, build_task
 from eval.verifier import Verifier
 from surgery import diagnostics
 from surgery.binding import own_settings
-from surgery.estimators import ESTIMATORS, OF_PASS_AT_K, rloo
+from surgery.estimators import ESTIMATORS, OF_PASS_AT_K, entropy, rloo
 from surgery.gram import Geometry
 from surgery.objectives import prompt_weight, rho
 from surgery.rules import Decision, State, apply, find_rule
@@ -133,11 +133,13 @@ class Trainer:
                 geometry, measured = self.probe(rollout, mine, a_k, a_1, geometry.rate)
         decision = self.rule(weights, geometry, self.rule_state)
         advantages = apply(decision, a_k, a_1)
+        # after the decision: a rule weighs J_k against J_1 and promises nothing of their entropy
+        applied = advantages + train.entropy_coef * entropy(seen["logprob"])
 
         with clock("update"):
             before = self.engine.snapshot() if due(step, surgery.realised_every) else None
             lr = learning_rate(self.config, step)
-            loss, norm = self._update(rollout, advantages[list(mine)], lr)
+            loss, norm = self._update(rollout, applied[list(mine)], lr)
             if before:
                 self.probe.watch(before, self.engine.snapshot())
 
@@ -172,9 +174,11 @@ class Trainer:
         return {
             **{f"train/{x}": float(rho(n, counts, j).mean()) for x, j in self._shown().items()},
             "train/entropy": float(seen["entropy"].mean()),
+            "train/sequence_entropy": -float(seen["logprob"].mean()),
             "train/length": float(seen["length"].mean()),
             "train/truncated_share": float(seen["truncated"].mean()),
             "train/undecided_share": float((seen["verdict"] < 0).double().mean()),
+            "train/unsolved_share": float((counts == 0).double().mean()),
             "train/no_signal_share": float((advantages == 0).all(1).double().mean()),
             "train/mean_weight": float(applied.mean()),
             "train/largest_weight_share": float(applied.max() / applied.sum().clamp(min=1e-300)),
@@ -231,6 +235,7 @@ class Trainer:
         local = {
             "verdict": torch.tensor([-1.0 if v is None else float(v) for v in verdicts]),
             "entropy": rollout.entropy.cpu(),
+            "logprob": rollout.logprobs.cpu(),
             "length": rollout.lengths,
             "truncated": rollout.truncated,
         }

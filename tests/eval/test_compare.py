@@ -8,7 +8,7 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
-from eval import page
+from eval import page, pictures
 from eval.compare import as_csv, compare, render
 from eval.curve import above, curves, height
 from eval.files import write_lines
@@ -202,3 +202,23 @@ def test_the_page_holds_everything_and_asks_for_nothing(tmp_path):
     assert json.loads((tmp_path / "out" / "compare.json").read_text()) == json.loads(
         json.dumps(rows)
     )
+
+
+def test_scalars_over_training(tmp_path):
+    """A difference of two scalars over seeds; a run without it is left out, a misspelt one told."""
+    for seed in range(2):
+        make(tmp_path / "x" / f"seed{seed}", (0.6, 0.9 + 0.02 * seed), seed)
+    make(tmp_path / "y" / "seed0", (0.4, 0.9))
+    with (tmp_path / "y" / "seed0" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 11, "surgery/length_k": 3.0}\n')
+    runs, gap = find_runs([tmp_path]), "exact/pass@8-exact/pass@1"
+    steps, values = zip(*runs[0].scalar(gap), strict=True)
+    assert steps == (0, 5, 10) and values == pytest.approx((0.3, 0.35, 0.3))
+    gaps, lengths = pictures.of_scalars([gap, "surgery/length_k"], grouped(runs)).axes
+    assert [x.get_label() for x in gaps.lines] == ["x", "y"]
+    assert gaps.lines[0].get_ydata()[2] == pytest.approx(0.31)  # .30 and .32
+    assert [list(x.get_ydata()) for x in lengths.lines] == [[3.0]]
+    page.write(runs, tmp_path / "out", 0.0, [gap])
+    assert (tmp_path / "out" / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(BadRuns, match=r"pass1: in no run.*nearest is exact/pass@1"):
+        page.write(runs, tmp_path / "out", 0.0, ["exact/pass1"])

@@ -1,3 +1,6 @@
+import math
+
+import pytest
 import torch
 
 from eval.sampling import Decoding, sample
@@ -97,3 +100,37 @@ def test_two_runs_may_want_the_base_at_once(tmp_path, monkeypatch):
     assert len(folders) == 1 and [x.name for x in tmp_path.iterdir()] == [
         f.split("/")[-1] for f in folders
     ]
+
+
+def test_where_the_entropy_bonus_ends(twin):
+    """pi ~ exp(P(right | cue)/c) maximises J_1 + c H over policies of the cue; the README's values.
+
+    Of the 23 tokens that do not end a text, up to four make 292,561 completions: they share what
+    the two answers leave.
+    """
+    joint = twin.cue_and_group
+    right = joint / joint.sum(0)
+    others = sum(23**length for length in range(5)) - 2
+
+    def optimum(c, others):
+        nonsense = torch.full((1, right.shape[1]), math.log(others) if others else -math.inf)
+        return torch.cat([right / c, nonsense]).softmax(0)
+
+    def value(q, c):
+        entropy = -(q * q.log()).sum(0) + q[2] * math.log(others)
+        return joint.sum(0) @ ((q[:2] * right).sum(0) + c * entropy)
+
+    def ends(q):
+        miss = 1 - q[:2]
+        return float((joint * q[:2]).sum()), float((joint * (1 - miss**8)).sum())
+
+    best = optimum(0.05, others)
+    for seed in range(20):
+        step = torch.randn(best.shape, generator=torch.Generator().manual_seed(seed)).double()
+        nearby = (best.log() + 0.01 * step).softmax(0)
+        assert value(nearby, 0.05) < value(best, 0.05)
+    assert ends(best) == pytest.approx((0.788, 0.861), abs=5e-4)
+    assert ends(optimum(0.1, others)) == pytest.approx((0.031, 0.208), abs=5e-4)
+    assert ends(optimum(0.15, others)) == pytest.approx((0.001, 0.011), abs=5e-4)
+    # over the two answers alone
+    assert ends(optimum(0.3, 0)) == pytest.approx((0.808, 0.966), abs=5e-4)

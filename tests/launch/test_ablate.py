@@ -23,6 +23,7 @@ def configs(*names):
 def test_runs_sweeps_skips_and_compares(tmp_path, base_path):
     command = [ABLATE, "--configs", *configs("mix"), "--seeds", "0", "1", "--jobs", "2"]
     command += ["--out", "out", *SMALL.split(), "eval.samples=8", "surgery.mix=0.1,0.5"]
+    command += ["--curves", "train/entropy,exact/pass@4-exact/pass@1"]
     first = run(*command, cwd=tmp_path)
     assert first.returncode == 0, first.stdout + first.stderr
     assert first.stdout.count(": done in") == 4
@@ -30,6 +31,7 @@ def test_runs_sweeps_skips_and_compares(tmp_path, base_path):
     assert len(runs) == 4 and {x.summary["seed"] for x in runs} == {0, 1}
     assert len({x.group for x in runs}) == 2  # the values of the sweep
     assert (tmp_path / "out" / "compare.md").read_text().count("\n| ") == 3
+    assert (tmp_path / "out" / "curves.png").exists()
     own = [x for x in runs if x.config["run.base"] is None]  # the base is evaluated once
     assert len(own) == 1
     assert len({(x.folder / "eval" / "before.jsonl").read_bytes() for x in runs}) == 1

@@ -8,7 +8,8 @@ from itertools import product
 import pytest
 import torch
 
-from surgery.estimators import ESTIMATORS, largest_k
+from surgery.estimators import ESTIMATORS, OF_PASS_AT_K, entropy, largest_k
+from surgery.objectives import prompt_weight
 
 RATES = (0.05, 0.3, 0.8)
 
@@ -145,3 +146,20 @@ def test_too_few_samples_for_k(name):
         ESTIMATORS[name](torch.ones(1, 4), int(largest_k(name, 4)) + 1)
     with pytest.raises(ValueError, match="n"):
         ESTIMATORS[name](torch.ones(1, 1), 1)
+
+
+def test_entropy_by_hand():
+    """(mean of the others' - own)/n: own -1, -2, -6, the others' means -4, -3.5, -1.5."""
+    found = entropy(torch.tensor([[-1.0, -2.0, -6.0], [-0.1, -0.1, -0.1]]))
+    assert found[0].tolist() == pytest.approx([-1.0, -0.5, 1.5])
+    assert found[1].tolist() == [0, 0, 0]  # exactly: such prompts cost no row
+    with pytest.raises(ValueError, match="n >= 2"):
+        entropy(torch.zeros(3, 1))
+
+
+@pytest.mark.parametrize("name", sorted(OF_PASS_AT_K))
+def test_no_right_sample_no_update_whatever_the_weight(name):
+    """A prompt without a right sample has the largest weight of all, k, and moves nothing."""
+    nothing = torch.zeros(1, 16)
+    assert prompt_weight(16, nothing.sum(1), 8).tolist() == [8.0]
+    assert ESTIMATORS[name](nothing, 8).tolist() == [[0.0] * 16]

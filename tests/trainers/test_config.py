@@ -8,7 +8,7 @@ from tests.conftest import ROOT
 from trainers.config import ConfigError, check_ranks, differences, flatten, load_config, save_config
 from trainers.schema import Config
 
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 
 def refusal(*overrides, path=ROOT / "configs" / "passk.yaml"):
@@ -58,6 +58,7 @@ def test_base_yaml_states_the_defaults():
         ("objective.k=17", ["objective.k = 17", "k <= 16", "train.samples"]),
         ("objective.estimator=pkpo_loo objective.k=16", ["objective.k = 16", "k <= 15"]),
         ("objective.estimator=lo", ["objective.estimator = lo", "loo"]),
+        ("train.entropy_coef=-0.1", ["train.entropy_coef = -0.1", "at least 0"]),
         ("train.top_p=0.9", ["train.top_p = 0.9", "must be 1", "eval.top_p"]),
         ("train.temperature=0", ["train.temperature = 0", "above 0"]),
         ("eval.k=64", ["eval.k = 64", "eval.samples"]),
