@@ -11,14 +11,13 @@ and .json, prompts.jsonl, pictures, TensorBoard; the same command goes on where 
 import argparse
 import os
 import sys
-import time
 from pathlib import Path
 
 # a clone works without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval.scoring import BadFolder
-from trainers.config import ConfigError, load_config
+from trainers.config import ConfigError, load_config, refuse
 
 
 def main() -> int:
@@ -39,12 +38,7 @@ def main() -> int:
 
         folder = Folder(out, config) if int(os.environ.get("RANK", "0")) == 0 else None
     except (ConfigError, BadFolder) as error:
-        if arguments.local_rank > 0:
-            # the launcher ends all ranks when one stops: the one that speaks goes first
-            time.sleep(60)
-        else:
-            print(error, file=sys.stderr)
-        return 2
+        return refuse(error, arguments.local_rank)
 
     import transformers
 

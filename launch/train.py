@@ -7,13 +7,12 @@ python    launch/train.py --config configs/pcgrad.yaml [key=value ...]      one 
 import argparse
 import os
 import sys
-import time
 from pathlib import Path
 
 # a clone works without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from trainers.config import ConfigError, check_ranks, load_config
+from trainers.config import ConfigError, check_ranks, load_config, refuse
 
 
 def main() -> int:
@@ -36,12 +35,7 @@ def main() -> int:
 
         folder = RunFolder(config) if int(os.environ.get("RANK", "0")) == 0 else None
     except ConfigError as error:
-        if arguments.local_rank > 0:
-            # the launcher ends all ranks when one stops: the one that speaks goes first
-            time.sleep(60)
-        else:
-            print(error, file=sys.stderr)
-        return 2
+        return refuse(error, arguments.local_rank)
 
     import transformers
 

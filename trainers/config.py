@@ -7,6 +7,8 @@ model.
 import difflib
 import math
 import re
+import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -23,6 +25,17 @@ OPTIONS = ("task.options", "surgery.options")  # the user's own settings: any ke
 
 class ConfigError(Exception):
     """One line a mistake."""
+
+
+def refuse(error: Exception, local_rank: int) -> int:
+    """Say what is wrong, once; the exit code. The launcher ends all ranks when one stops, so the
+    one that speaks goes first.
+    """
+    if local_rank > 0:
+        time.sleep(60)
+    else:
+        print(error, file=sys.stderr)
+    return 2
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
