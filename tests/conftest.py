@@ -8,6 +8,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+
+# tests run side by side: threads that spin while they wait would starve the others' processes
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
