@@ -1,6 +1,7 @@
 """Shared by all tests: a cache of their own, and the base policy of `twin` trained once."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +13,9 @@ import pytest
 # tests run side by side: threads that spin while they wait would starve the others' processes
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
+
+# workers ignore Ctrl-C, and the commands that they start would inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 _cache = tempfile.TemporaryDirectory(prefix="passk-surgery-")
