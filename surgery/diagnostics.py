@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from surgery.gram import Products
-from surgery.rules import Decision
+from surgery.rules import Decision, per_prompt
 
 
 def of_decision(weights: Tensor, decision: Decision) -> dict[str, float]:
     """The rule's lambda, mean beta over mean alpha; E[w], the mean weight of pass@k before the
     rule; and how evenly the applied weights are spread.
     """
-    alpha, beta = decision
+    alpha, beta = per_prompt(decision)
     applied = alpha * weights + beta
     on_k, on_1 = float(alpha.mean()), float(beta.mean())
     total, squares = float(applied.sum()), float(applied.square().sum())

@@ -13,10 +13,13 @@ i != j from features, or over pairs from different halves of the batch from prob
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
+
+from surgery.objectives import prompt_weight
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,14 @@ class Products:
 
 
 @dataclass(frozen=True)
+class Others:
+    """What the other completions of its prompt say of each completion's prompt, [N, n] each."""
+
+    weights: Tensor  # unbiased estimates of w_k
+    agreement: Tensor  # a_i
+
+
+@dataclass(frozen=True)
 class Geometry:
     """What a rule may know of a batch beside the weights. What was not measured is None."""
 
@@ -44,6 +55,7 @@ class Geometry:
     products: Products | None = None  # by the chosen statistic, smoothed, made PSD
     agreement: Tensor | None = None  # [N] a_i = <g_i, J_1>
     gram: Tensor | None = None  # [N, N] <g_i, g_j> of the pass@1 gradients
+    others: Others | None = None  # by what is decided where prompts are told apart
 
     @property
     def degenerate(self) -> bool:
@@ -80,6 +92,36 @@ def agreements(g_1: Tensor, statistic: str = "loo") -> Tensor:
     if statistic == "naive":
         return g_1 @ total / len(g_1)
     return (g_1 @ total - g_1.square().sum(1)) / (len(g_1) - 1)
+
+
+def probes_of(g_1: Tensor, features: Tensor, prompts: Sequence[int] | None = None) -> Tensor:
+    """[prompts, n] s_ij = <u_ij, J_1>, J_1 the mean over all prompts but i.
+
+    `features` are those of the named `prompts` only, by default of all.
+    """
+    prompts = range(len(g_1)) if prompts is None else prompts
+    others = (g_1.sum(0) - g_1[list(prompts)]) / (len(g_1) - 1)
+    return torch.einsum("ijd,id->ij", features.double().view(len(others), -1, g_1.shape[1]), others)
+
+
+def by_others(correct: Tensor, k: int, probes: Tensor) -> Others:
+    """Weights and agreements of each completion's prompt, without that completion; needs n >= 3.
+
+    a_ij = sum over l != j of A_il s_il, A the `rloo` advantages among those n-1; so it is 0 where
+    the others are all right or all wrong.
+
+    Why: a completion that helps to decide about its own prompt bends the prompt's gradient. Kept
+    where its sample happens to agree and left out where not, the mean of alpha_i g_i is no multiple
+    of g_i. Decided by the others, alpha_ij is independent of y_ij, and with the estimators of the
+    form h(others) (f_ij - baseline), such as `loo` and `rloo`, the update is exactly a re-weighting
+    of prompts.
+    """
+    f, s, n = correct.double(), probes.double(), correct.shape[1]
+    right = f.sum(1, keepdim=True) - f  # of the others
+    solved = (f * s).sum(1, keepdim=True) - f * s
+    total = s.sum(1, keepdim=True) - s
+    agreement = (solved - right / (n - 1) * total) / (n - 2)
+    return Others(prompt_weight(n - 1, right, k), agreement)
 
 
 def probed(a_k: Tensor, a_1: Tensor, probes: Tensor, halves: Tensor) -> tuple[Products, Tensor]:

@@ -1,12 +1,11 @@
 """Rules: from weights and geometry to how much pass@k and pass@1 each prompt gets.
 
 A rule is ``rule(weights[N], geometry, state, *, settings) -> (alpha[N], beta[N])``; the advantages
-that are applied are alpha_i A^k_ij + beta_i A^1_ij. Keyword-only arguments are its settings, read
-from
-the `surgery` section of the configuration by name. `state` is a dict of numbers that a rule may
-keep;
-checkpoints carry it. Weights are the unbiased estimates of w_k, c the coefficient of J_1 beside
-J_k.
+that are applied are alpha_i A^k_ij + beta_i A^1_ij. A rule that tells prompts apart may return
+[N, n], decided for each completion by the others of its prompt. Keyword-only arguments are its
+settings, read from the `surgery` section of the configuration by name. `state` is a dict of
+numbers that a rule may keep; checkpoints carry it. Weights are the unbiased estimates of w_k, c the
+coefficient of J_1 beside J_k.
 """
 
 import math
@@ -38,7 +37,7 @@ class Rule:
 
         def bound(weights: Tensor, geometry: Geometry, state: State) -> Decision:
             decision = self.function(weights, geometry, state, **own)
-            if [getattr(x, "shape", None) for x in decision] != [weights.shape] * 2:
+            if [getattr(x, "shape", (0,))[0] for x in decision] != [len(weights)] * 2:
                 name, size = self.function.__name__, len(weights)
                 raise ValueError(f"rule {name} must return two tensors of {size} prompts each")
             return decision
@@ -68,8 +67,14 @@ def find_rule(name: str) -> Rule:
 
 def apply(decision: Decision, a_k: Tensor, a_1: Tensor) -> Tensor:
     """The advantages [N, n] of a decision."""
-    alpha, beta = decision
-    return alpha[:, None] * a_k + beta[:, None] * a_1
+    alpha, beta = (x if x.ndim == 2 else x[:, None] for x in decision)
+    return alpha * a_k + beta * a_1
+
+
+def per_prompt(decision: Decision) -> Decision:
+    """(alpha[N], beta[N]), means over the completions where these were decided one by one."""
+    alpha, beta = (x.mean(1) if x.ndim == 2 else x for x in decision)
+    return alpha, beta
 
 
 def with_pass_1(weights: Tensor, c: float) -> Decision:
@@ -278,9 +283,14 @@ def from_weighting(weighting: Callable[[Tensor], Tensor]) -> Callable[..., Decis
 # --- a choice for each prompt, from its agreement a_i = <g_i, J_1>
 
 
-def agreed(geometry: Geometry) -> Tensor:
+def told_apart(weights: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """(w, a) of the prompts: [N, n] as the other completions say, or [N] by all where nothing else
+    is known, for which see `by_others`.
+    """
+    if geometry.others is not None:
+        return geometry.others.weights, geometry.others.agreement
     assert geometry.agreement is not None, "this rule needs agreements, measured in every step"
-    return geometry.agreement
+    return weights, geometry.agreement
 
 
 def clipped(weights: Tensor, clip: Tensor, tau: float) -> Decision:
@@ -299,8 +309,8 @@ def agreement_clip(
     w~_i a_i >= tau a_i for every prompt, so <update, J_1> >= tau mean a_i = tau |J_1|^2 for the
     agreements used and exact weights; what is applied is A^k, which has that weight in expectation.
     """
-    a = agreed(geometry)
-    return clipped(weights, torch.where(a < 0, weights > tau, weights < tau), tau)
+    w, a = told_apart(weights, geometry)
+    return clipped(w, torch.where(a < 0, w > tau, w < tau), tau)
 
 
 @rule(AGREEMENT)
@@ -311,7 +321,8 @@ def agreement_clip_one_sided(
 
     For comparison: agreeing easy prompts keep a weight near 0, and Adam rescales what is left.
     """
-    return clipped(weights, (agreed(geometry) < 0) & (weights > tau), tau)
+    w, a = told_apart(weights, geometry)
+    return clipped(w, (a < 0) & (w > tau), tau)
 
 
 @rule(AGREEMENT, PRODUCTS)
@@ -329,7 +340,7 @@ def agreement_soft(
     the
     agreements used. |J_1|^2 = 0 is taken as the limit T to 0.
     """
-    a, scale = agreed(geometry), softness * measured(geometry).norm_1
-    signed = torch.sign(weights - tau) * a
-    s = torch.sigmoid(signed / scale) if scale > 0 else (signed >= 0).to(weights)
+    (w, a), scale = told_apart(weights, geometry), softness * measured(geometry).norm_1
+    signed = torch.sign(w - tau) * a
+    s = torch.sigmoid(signed / scale) if scale > 0 else (signed >= 0).to(w)
     return s, tau * (1 - s)

@@ -19,13 +19,15 @@ from surgery.gram import (
     Geometry,
     Products,
     agreements,
+    by_others,
     probed,
+    probes_of,
     products,
     prompt_gradients,
     psd,
     smoothed,
 )
-from surgery.rules import NORM_K
+from surgery.rules import AGREEMENT, NORM_K
 from trainers import ghost
 from trainers.batches import merged, micro_batches
 from trainers.config import ConfigError
@@ -40,6 +42,10 @@ class Probe:
     def __init__(self, config: Config, engine: Engine, needs: frozenset[str]):
         self.config, self.surgery, self.engine = config, config.surgery, engine
         self.with_norm_k = NORM_K in needs
+        # from two completions no other two are left to decide by
+        self.by_others = (
+            AGREEMENT in needs and config.surgery.statistic == "loo" and config.train.samples > 2
+        )
         self.smooth: Products | None = None
         self.measured, self.degenerate = 0, 0
         self.moved: Direction | None = None  # the last step really taken, where it is watched
@@ -49,21 +55,31 @@ class Probe:
                 self.coverage = check_coverage(policy.model, self.surgery)
 
     def __call__(
-        self, rollout: Rollout, mine: Sequence[int], a_k: Tensor, a_1: Tensor, rate: Tensor
+        self,
+        rollout: Rollout,
+        mine: Sequence[int],
+        a_k: Tensor,
+        a_1: Tensor,
+        correct: Tensor,
+        k: int,
     ) -> tuple[Geometry, dict[str, float]]:
         """The geometry of the whole batch and its scalars; `mine` are this rank's prompts."""
-        gram = None
+        gram = probes = None
         if self.surgery.measure == "ghost":
-            now, naive, agreement = self._by_ghost(rollout, mine, a_k, a_1)
+            now, naive, agreement, probes = self._by_ghost(rollout, mine, a_k, a_1)
         else:
             g_k, g_1 = self._last_layer(rollout, mine, a_k, a_1)
             now, naive = (products(g_k, g_1, x) for x in (self.surgery.statistic, "naive"))
             agreement, gram = agreements(g_1, self.surgery.statistic), g_1 @ g_1.T
+            if self.by_others:
+                assert rollout.features is not None
+                probes = self._whole(mine, probes_of(g_1, rollout.features.cpu(), mine))
         now_and_then = self.surgery.measure == "ghost" and not self.with_norm_k
         used = replace(now, norm_k=math.nan) if now_and_then else now
         self.smooth = smoothed(used, self.smooth, self.surgery.ema, self.measured)
         decisive = psd(self.smooth)
-        geometry = Geometry(rate, decisive, agreement, gram)
+        others = by_others(correct, k, probes) if self.by_others and probes is not None else None
+        geometry = Geometry(correct.mean(1), decisive, agreement, gram, others)
         self.measured, self.degenerate = self.measured + 1, self.degenerate + geometry.degenerate
         scalars = diagnostics.of_products(now, naive, decisive)
         scalars["degenerate_share"] = self.degenerate / self.measured
@@ -91,8 +107,8 @@ class Probe:
 
     def _by_ghost(
         self, rollout: Rollout, mine: Sequence[int], a_k: Tensor, a_1: Tensor
-    ) -> tuple[Products, Products | None, Tensor]:
-        """(products, naive products, agreements); |J_k| only if needed, or now and then."""
+    ) -> tuple[Products, Products | None, Tensor, Tensor]:
+        """(products, naive products, agreements, probes); |J_k| only if needed, or now and then."""
         prompts = torch.arange(len(a_1))
         sides = prompts % 2 if self.surgery.statistic == "loo" else torch.zeros_like(prompts)
         names = list(range(int(sides.max()) + 1))
@@ -111,19 +127,25 @@ class Probe:
                 local += self._probe(policy.model, rollout, wanted, metric(j_1[s]))
             watched = self.with_norm_k or self.measured % WATCH_EVERY == 0
             j_k = means(a_k) if watched else None
-        probes = torch.zeros_like(a_1)
-        for places, part in self.engine.gather((list(mine), local)):
-            probes[places] = part
+        probes = self._whole(mine, local)
         now, agreement = probed(a_k, a_1, probes, sides)
         if j_k is None:
-            return now, None, agreement
+            return now, None, agreement, probes
 
         whole_k, whole_1 = _mean(j_k), _mean(j_1)
         in_metric = metric(whole_1), metric(whole_k)
         naive = Products(
             _dot(whole_k, in_metric[0]), _dot(whole_1, in_metric[0]), _dot(whole_k, in_metric[1])
         )
-        return replace(now, norm_k=_dot(j_k[0], metric(j_k[-1]))), naive, agreement
+        return replace(now, norm_k=_dot(j_k[0], metric(j_k[-1]))), naive, agreement, probes
+
+    def _whole(self, mine: Sequence[int], part: Tensor) -> Tensor:
+        """[N, n] of everybody's [mine, n]."""
+        parts = self.engine.gather((list(mine), part))
+        whole = part.new_zeros(sum(len(prompts) for prompts, _ in parts), part.shape[1])
+        for prompts, values in parts:
+            whole[prompts] = values
+        return whole
 
     def _metric(self, j_1: list[Direction]) -> Callable[[Direction], Direction]:
         """Scaling by the inverse of Adam's preconditioner, or nothing in the Euclidean metric."""

@@ -19,7 +19,7 @@ from surgery.binding import own_settings
 from surgery.estimators import ESTIMATORS, OF_PASS_AT_K, entropy, rloo
 from surgery.gram import Geometry
 from surgery.objectives import prompt_weight, rho
-from surgery.rules import Decision, State, apply, find_rule
+from surgery.rules import Decision, State, apply, find_rule, per_prompt
 from trainers import checkpoint
 from trainers.batches import micro_batches
 from trainers.config import parse_constraint
@@ -123,14 +123,14 @@ class Trainer:
         options = own_settings(self.estimator, vars(self.config.objective))
         a_k, a_1 = self.estimator(correct, k, **options), rloo(correct)
         # an estimator with an objective of its own re-weights nothing that is known here
-        of_k = self.config.objective.estimator in OF_PASS_AT_K
-        weights = prompt_weight(train.samples, correct.sum(1), k if of_k else 1)
+        of_k = k if self.config.objective.estimator in OF_PASS_AT_K else 1
+        weights = prompt_weight(train.samples, correct.sum(1), of_k)
 
         geometry, measured = Geometry(correct.mean(1), self.probe.products), dict[str, float]()
         with clock("measure"):
             realised = self.probe.realised(rollout, mine, a_1)
             if surgery.measure != "none" and (step - 1) % surgery.every == 0:
-                geometry, measured = self.probe(rollout, mine, a_k, a_1, geometry.rate)
+                geometry, measured = self.probe(rollout, mine, a_k, a_1, correct, of_k)
         decision = self.rule(weights, geometry, self.rule_state)
         advantages = apply(decision, a_k, a_1)
         # after the decision: a rule weighs J_k against J_1 and promises nothing of their entropy
@@ -169,7 +169,8 @@ class Trainer:
         self, seen: dict[str, Tensor], advantages: Tensor, weights: Tensor, decision: Decision
     ) -> dict[str, float]:
         counts = (seen["verdict"] == 1).double().sum(1)
-        applied = decision[0] * weights + decision[1]
+        alpha, beta = per_prompt(decision)
+        applied = alpha * weights + beta
         n = self.config.train.samples
         return {
             **{f"train/{x}": float(rho(n, counts, j).mean()) for x, j in self._shown().items()},

@@ -6,8 +6,16 @@ import math
 import pytest
 import torch
 
-from surgery.gram import Geometry, Products, agreements, products, psd
-from surgery.rules import AGREEMENT, PRODUCTS, RULES, apply, find_rule, from_weighting
+from surgery.gram import Geometry, Others, Products, agreements, products, psd
+from surgery.rules import (
+    AGREEMENT,
+    PRODUCTS,
+    RULES,
+    apply,
+    find_rule,
+    from_weighting,
+    per_prompt,
+)
 
 
 def gradients(seed, prompts=12, width=5):
@@ -146,6 +154,25 @@ def test_agreement_clip_by_hand():
     assert (two[0].tolist(), two[1].tolist()) == ([0, 1, 1, 0], [0.5, 0, 0, 0.5])
     one = RULES["agreement_clip_one_sided"].bind({"tau": 0.5})(weights, found, {})
     assert (one[0].tolist(), one[1].tolist()) == ([1, 1, 1, 0], [0, 0, 0, 0.5])
+
+
+@pytest.mark.parametrize("name", [x for x, r in RULES.items() if AGREEMENT in r.needs])
+def test_prompts_are_told_apart_by_others(name):
+    """Each column as the rule would decide by what the others of that column say."""
+    generator = torch.Generator().manual_seed(0)
+    weights = 3 * torch.rand(5, 4, generator=generator).double()
+    agreement = torch.randn(5, 4, generator=generator).double()
+    found = Geometry(torch.ones(5).double() / 2, Products(-0.1, 0.2, 1.0), agreement.mean(1))
+    rule = RULES[name].bind({})
+    others = dataclasses.replace(found, others=Others(weights, agreement))
+    decision = rule(weights.mean(1), others, {})
+    for j in range(4):
+        column = dataclasses.replace(found, agreement=agreement[:, j])
+        expected = rule(weights[:, j], column, {})
+        assert all(torch.equal(x[:, j], y) for x, y in zip(decision, expected, strict=True))
+    assert torch.equal(per_prompt(decision)[0], decision[0].mean(1))
+    advantages = apply(decision, torch.ones(5, 4), torch.full((5, 4), 10.0))
+    assert torch.equal(advantages, decision[0] + 10 * decision[1])
 
 
 def test_floor_pushes_back_and_lets_go():

@@ -49,14 +49,17 @@ def check(stage, twin):
     for statistic in ("loo", "naive"):
         for measure in ("last_layer", "ghost"):
             config.surgery.measure, config.surgery.statistic = measure, statistic
-            needs = RULES["nash"].needs
+            needs = RULES["nash"].needs | RULES["agreement_clip"].needs
             one, many = Probe(config, Alone(alone), needs), Probe(config, engine, needs)
-            expected, _ = one(whole, range(PROMPTS), a_k, a_1, correct.mean(1))
-            got, _ = many(part, mine, a_k, a_1, correct.mean(1))
+            expected, _ = one(whole, range(PROMPTS), a_k, a_1, correct, K)
+            got, _ = many(part, mine, a_k, a_1, correct, K)
             scale = float(expected.agreement.abs().max())
             gap = float((got.agreement - expected.agreement).abs().max()) / scale
             key = f"{measure} agreement error"
             found[key] = max(gap, found.get(key, 0.0))
+            if statistic == "loo":
+                apart = (got.others.agreement - expected.others.agreement).abs().max()
+                found[key] = max(float(apart) / scale, found[key])
             x, y = (vars(probe.smooth) for probe in (one, many))
             key = f"{measure} products error"
             gap = max(abs(x[name] - y[name]) for name in x) / max(map(abs, x.values()))

@@ -94,7 +94,7 @@ def test_products_are_unbiased(exact, twin, base, measure):
     for step in range(BATCHES):
         rollout, correct = a_batch(base, twin, step)
         a_k, a_1 = loo(correct, K), rloo(correct)
-        geometry, _ = probe(rollout, range(PROMPTS), a_k, a_1, correct.mean(1))
+        geometry, _ = probe(rollout, range(PROMPTS), a_k, a_1, correct, K)
         agreement.append(float(geometry.agreement.mean()))
         for name in found:
             found[name].append(getattr(probe.smooth, name))
@@ -111,7 +111,7 @@ def test_naive_products_are_biased(exact, twin, base):
     values = []
     for step in range(40):
         rollout, correct = a_batch(base, twin, step)
-        probe(rollout, range(PROMPTS), loo(correct, K), rloo(correct), correct.mean(1))
+        probe(rollout, range(PROMPTS), loo(correct, K), rloo(correct), correct, K)
         values.append(probe.smooth.norm_1)
     assert sum(values) / len(values) > 1.5 * exact["last_layer"]["norm_1"]
 
@@ -122,7 +122,7 @@ def test_ghost_products_against_gradients(base, twin, statistic):
     rollout, correct = a_batch(base, twin, 0)
     a_k, a_1 = loo(correct, K), rloo(correct)
     probe = make_probe(base, measure="ghost", statistic=statistic)
-    geometry, scalars = probe(rollout, range(PROMPTS), a_k, a_1, correct.mean(1))
+    geometry, scalars = probe(rollout, range(PROMPTS), a_k, a_1, correct, K)
 
     def prompt_gradient(a, i):
         weights = torch.zeros_like(a)
@@ -154,7 +154,7 @@ def test_the_metric_of_adam(base, twin):
     scale = {name: torch.rand_like(p) for name, p in base.model.named_parameters()}
     seen = []
     probe.engine.inverse_preconditioner = lambda g: seen.append(g) or scale
-    probe(rollout, range(PROMPTS), a_k, a_1, correct.mean(1))
+    probe(rollout, range(PROMPTS), a_k, a_1, correct, K)
     j_1, j_k = (probe._gradient(base.model, rollout, range(PROMPTS), a) for a in (a_1, a_k))
 
     def product(a, b):
