@@ -121,6 +121,13 @@ class Batch:
     def prompt_width(self) -> int:
         return self.input_ids.shape[1] - self.completion_mask.shape[1]
 
+    def pieces(self, chunk: int) -> int:
+        """Into how many runs of columns of at most `chunk` positions (at least one column) the
+        completions fall; 1 where chunk is 0.
+        """
+        rows, columns = self.completion_mask.shape
+        return -(-columns // max(1, chunk // rows)) if chunk else 1
+
 
 def pad_batch(
     prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int, device
@@ -159,14 +166,15 @@ def log_softmax(
 
 
 def completion_logprobs(
-    model, batch: Batch, temperature: float = 1.0, top_p: float = 1.0, chunk: int = 0
+    model, batch: Batch, temperature: float = 1.0, top_p: float = 1.0, pieces: int = 1
 ) -> Tensor:
     """[rows, completion columns] log pi(token | all before) under the distribution that is sampled;
     0 at padding.
 
-    Logits of a large vocabulary outweigh the model. With `chunk` > 0 those of at most so many
-    positions (or of one column of the batch) exist at once, in backward as well, which makes
-    them again from the last hidden states. 0 makes all of them at once.
+    Logits of a large vocabulary outweigh the model. In several `pieces` (see `Batch.pieces`) only
+    those of one piece exist at once, in backward as well, which makes them again from the last
+    hidden states. The head is called once for each piece, more pieces than columns included:
+    under ZeRO-3 all ranks must call it equally often.
     """
     columns = batch.completion_mask.shape[1]
     tokens = batch.input_ids[:, batch.prompt_width :]
@@ -181,7 +189,7 @@ def completion_logprobs(
         logp = log_softmax(logits, temperature, top_p, tokens)
         return logp.gather(-1, tokens[..., None]).squeeze(-1)
 
-    if chunk == 0:
+    if pieces == 1:
         logp = of_tokens(model(**inputs, logits_to_keep=columns + 1).logits[:, :-1], tokens)
         return logp.where(batch.completion_mask, 0.0)
 
@@ -193,8 +201,7 @@ def completion_logprobs(
             # not model(...), whose hooks are those of a whole forward
             return of_tokens(model.forward(use_cache=False).logits, tokens)
 
-    wide = max(1, chunk // len(tokens))
-    parts = zip(hidden.split(wide, 1), tokens.split(wide, 1), strict=True)
+    parts = zip(*(x.tensor_split(pieces, 1) for x in (hidden, tokens)), strict=True)
     logp = torch.cat(
         [checkpoint(of_hidden, *x, use_reentrant=False, preserve_rng_state=False) for x in parts], 1
     )
@@ -237,7 +244,7 @@ def check_chunks(policy: Policy) -> None:
         why = "has no body apart from its head"
     else:
         try:
-            whole, parts = (completion_logprobs(model, batch, chunk=x) for x in (0, 1))
+            whole, parts = (completion_logprobs(model, batch, pieces=x) for x in (1, 2))
             rounding = 16 * torch.finfo(model.dtype).eps * (1 + whole.abs())
             if not ((parts - whole).abs() <= rounding).all():
                 why = "computes its logits in another way than position by position"

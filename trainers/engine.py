@@ -104,12 +104,12 @@ class Ranks:
 class LogProbs(torch.nn.Module):
     """A model as DeepSpeed runs it: what goes into a backward must come out of its forward."""
 
-    def __init__(self, model: torch.nn.Module, temperature: float, chunk: int):
+    def __init__(self, model: torch.nn.Module, temperature: float):
         super().__init__()
-        self.model, self.temperature, self.chunk = model, temperature, chunk
+        self.model, self.temperature = model, temperature
 
-    def forward(self, batch: Batch) -> Tensor:
-        return completion_logprobs(self.model, batch, self.temperature, chunk=self.chunk)
+    def forward(self, batch: Batch, pieces: int) -> Tensor:
+        return completion_logprobs(self.model, batch, self.temperature, pieces=pieces)
 
 
 class Engine(Ranks):
@@ -126,7 +126,7 @@ class Engine(Ranks):
         # rollout
         self._whole = copy.deepcopy(policy.model).to(self.device) if self.stage == 3 else None
         self._engine, *_ = deepspeed.initialize(
-            model=LogProbs(self.model, self.train.temperature, self.train.logprob_chunk),
+            model=LogProbs(self.model, self.train.temperature),
             model_parameters=[p for _, p in self._trainable()],
             config=_deepspeed_config(config),
         )
@@ -168,12 +168,18 @@ class Engine(Ranks):
         ZeRO 1 and 2 lose gradients otherwise.
         """
         rounds = int(self.reduce(torch.tensor(float(len(batches))), "max")) or 1
+        cuts = torch.ones(rounds)
+        for i, batch in enumerate(batches):
+            cuts[i] = batch.pieces(self.train.logprob_chunk)
+        pieces = (
+            self.reduce(cuts, "max").int().tolist() if self.train.logprob_chunk else [1] * rounds
+        )
         total, logprobs = 0.0, []
         for i in range(rounds):
             real = i < len(batches)
             batch, weight = (batches[i], weights[i]) if real else (idle, torch.zeros(1))
             self._engine.set_gradient_accumulation_boundary(i == rounds - 1)
-            logp = self._engine(batch)
+            logp = self._engine(batch, pieces[i])
             if real:
                 logprobs.append(logp.detach())
             before = old[i] if real and old else None
@@ -210,17 +216,16 @@ class Engine(Ranks):
     def _whole_fp32(self, kind: str) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+        if kind in MOMENTS and self.steps_taken == 0:
+            return {name: torch.zeros(_shape(p)) for name, p in self._trainable()}
         whole = {}
         for name, p in self._trainable():
             if self.stage == 0:
-                moments = self._engine.optimizer.state[p]
-                value = p if kind == "parameters" else moments.get(kind, torch.zeros_like(p))
+                value = p if kind == "parameters" else self._engine.optimizer.state[p][kind]
             elif kind == "parameters":
                 value = safe_get_full_fp32_param(p)
             else:
                 value = safe_get_full_optimizer_state(p, kind)
-            if value is None:  # no step has been taken yet
-                value = torch.zeros(_shape(p))
             whole[name] = value.detach().float().cpu().reshape(_shape(p)).clone()
         return whole
 

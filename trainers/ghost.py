@@ -58,7 +58,8 @@ def gradient(
         for name, p in parameters.items()
     }
     for batch, weight in zip(batches, weights, strict=True):
-        logp = completion_logprobs(model, batch, temperature, top_p, chunk).sum(1)
+        pieces = batch.pieces(chunk)
+        logp = completion_logprobs(model, batch, temperature, top_p, pieces).sum(1)
         parts = torch.autograd.grad(
             logp @ weight.to(logp), list(parameters.values()), allow_unused=True
         )
@@ -80,7 +81,8 @@ def probe(
     rows = len(batch.input_ids)
     shares = torch.zeros(rows, dtype=torch.float64, device=batch.input_ids.device)
     with _taps(model, v, rows, shares) as (sites, triggers), torch.enable_grad():
-        logp = completion_logprobs(model, batch, temperature, top_p, chunk).sum(1)
+        pieces = batch.pieces(chunk)
+        logp = completion_logprobs(model, batch, temperature, top_p, pieces).sum(1)
         for site in sites:
             if not site.called and any(x.any() for x in site.v.values()):
                 raise Unsupported(f"{site.label}: holds parameters, but is never called itself")

@@ -31,8 +31,15 @@ def _add_adapter(model: Any, config: Config) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     options = config.model
-    targets = options.lora_targets.split(",") if options.lora_targets else "all-linear"
-    adapter = LoraConfig(r=options.lora_rank, lora_alpha=options.lora_alpha, target_modules=targets)
+    targets = options.lora_targets.split(",") if options.lora_targets else []
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = {name.rpartition(".")[2] for name, x in model.named_modules() if x in ends}
+    if model.config.tie_word_embeddings and names & set(targets):
+        why = "embeddings and head are one matrix in this model, an adapter would part them"
+        raise ModelError(f"model.lora_targets = {options.lora_targets}: {why}; leave them out")
+    adapter = LoraConfig(
+        r=options.lora_rank, lora_alpha=options.lora_alpha, target_modules=targets or "all-linear"
+    )
     try:
         with torch.random.fork_rng(devices=[]):  # A is random, and the same on all ranks
             torch.manual_seed(derive_seed(config.seed, "adapter"))
@@ -42,10 +49,6 @@ def _add_adapter(model: Any, config: Config) -> None:
         raise ModelError(
             f"model.lora_targets = {options.lora_targets}: {why}; name layers of this model"
         ) from None
-    ends = {model.get_input_embeddings(), model.get_output_embeddings()}
-    if model.config.tie_word_embeddings and ends & set(_adapted(model)):
-        why = "embeddings and head are one matrix in this model, an adapter would part them"
-        raise ModelError(f"model.lora_targets = {options.lora_targets}: {why}; leave them out")
 
 
 def _adapted(model: nn.Module) -> list[Any]:

@@ -50,9 +50,8 @@ class Reference:
         everything, pad = torch.ones(len(lengths)), self.engine.pad_id
         budget, device = train.micro_batch_tokens, self.engine.device
         for batch, places in merged(rollout, everything, budget, pad, device):
-            logp = completion_logprobs(
-                policy.model, batch, train.temperature, chunk=train.logprob_chunk
-            )
+            pieces = batch.pieces(train.logprob_chunk)
+            logp = completion_logprobs(policy.model, batch, train.temperature, pieces=pieces)
             for row, where in zip(logp.cpu().double(), places, strict=True):
                 found[where, : len(row)] = row
         return found.view(-1, rollout.n, found.shape[1])
