@@ -2,12 +2,14 @@
 under it.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 class ModelError(Exception):
@@ -119,6 +121,13 @@ class Batch:
     def prompt_width(self) -> int:
         return self.input_ids.shape[1] - self.completion_mask.shape[1]
 
+    def pieces(self, chunk: int) -> int:
+        """Into how many runs of columns of at most `chunk` positions (at least one column) the
+        completions fall; 1 where chunk is 0.
+        """
+        rows, columns = self.completion_mask.shape
+        return -(-columns // max(1, chunk // rows)) if chunk else 1
+
 
 def pad_batch(
     prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int, device
@@ -157,23 +166,92 @@ def log_softmax(
 
 
 def completion_logprobs(
-    model, batch: Batch, temperature: float = 1.0, top_p: float = 1.0
+    model, batch: Batch, temperature: float = 1.0, top_p: float = 1.0, pieces: int = 1
 ) -> Tensor:
     """[rows, completion columns] log pi(token | all before) under the distribution that is sampled;
     0 at padding.
+
+    Logits of a large vocabulary outweigh the model. In several `pieces` (see `Batch.pieces`) only
+    those of one piece exist at once, in backward as well, which makes them again from the last
+    hidden states. The head is called once for each piece, more pieces than columns included:
+    under ZeRO-3 all ranks must call it equally often.
     """
     columns = batch.completion_mask.shape[1]
-    logits = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        logits_to_keep=columns + 1,
-        use_cache=False,
-    ).logits[:, :-1]
     tokens = batch.input_ids[:, batch.prompt_width :]
-    logp = log_softmax(logits, temperature, top_p, tokens)
-    chosen = logp.gather(-1, tokens[..., None]).squeeze(-1)
-    return chosen.where(batch.completion_mask, 0.0)
+    inputs = {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+        "position_ids": batch.position_ids,
+        "use_cache": False,
+    }
+
+    def of_tokens(logits: Tensor, tokens: Tensor) -> Tensor:
+        logp = log_softmax(logits, temperature, top_p, tokens)
+        return logp.gather(-1, tokens[..., None]).squeeze(-1)
+
+    if pieces == 1:
+        logp = of_tokens(model(**inputs, logits_to_keep=columns + 1).logits[:, :-1], tokens)
+        return logp.where(batch.completion_mask, 0.0)
+
+    output = model.base_model(**inputs)
+    hidden = output.last_hidden_state[:, -columns - 1 : -1]
+
+    def of_hidden(hidden: Tensor, tokens: Tensor) -> Tensor:
+        with _given(model, replace(output, last_hidden_state=hidden)):
+            # not model(...), whose hooks are those of a whole forward
+            return of_tokens(model.forward(use_cache=False).logits, tokens)
+
+    parts = zip(*(x.tensor_split(pieces, 1) for x in (hidden, tokens)), strict=True)
+    logp = torch.cat(
+        [checkpoint(of_hidden, *x, use_reentrant=False, preserve_rng_state=False) for x in parts], 1
+    )
+    return logp.where(batch.completion_mask, 0.0)
+
+
+class _Given(torch.nn.Module):
+    """Stands for a model's body and gives what that is known to give."""
+
+    def __init__(self, output: Any):
+        super().__init__()
+        self.output = output
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        return self.output
+
+
+@contextmanager
+def _given(model, output: Any) -> Iterator[None]:
+    """The model with its body replaced: its forward then runs only what comes after the last hidden
+    state, as it is, with whatever scaling or soft-capping.
+    """
+    body = model.base_model
+    setattr(model, model.base_model_prefix, _Given(output))
+    try:
+        yield
+    finally:
+        setattr(model, model.base_model_prefix, body)
+
+
+@torch.no_grad()
+def check_chunks(policy: Policy) -> None:
+    """Refuse a model whose logits are not made position by position from its body's last hidden
+    states: those of two positions are made at once and one by one.
+    """
+    model, ids = policy.model, policy.end_ids[:1] * 2
+    batch = pad_batch([ids], [ids], policy.pad_id, policy.device)
+    why = None
+    if model.base_model is model:
+        why = "has no body apart from its head"
+    else:
+        try:
+            whole, parts = (completion_logprobs(model, batch, pieces=x) for x in (1, 2))
+            rounding = 16 * torch.finfo(model.dtype).eps * (1 + whole.abs())
+            if not ((parts - whole).abs() <= rounding).all():
+                why = "computes its logits in another way than position by position"
+        except (AttributeError, TypeError) as error:
+            why = f"cannot be taken apart ({error})"
+    if why:
+        raise ModelError(f"train.logprob_chunk: {type(model).__name__} {why}; set it to 0")
 
 
 def answer_batch(policy: Policy, prompts: Sequence[str], answers: Sequence[str]) -> Batch:

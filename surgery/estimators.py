@@ -153,8 +153,13 @@ def entropy(logprobs: Tensor) -> Tensor:
         raise ValueError(
             f"log-probabilities must be [prompts, n >= 2], got {tuple(logprobs.shape)}"
         )
-    n = logprobs.shape[1]
-    apart = logprobs.double() - logprobs[:, :1].double()  # equal answers cancel without rounding
+    return below_the_others(logprobs)
+
+
+def below_the_others(x: Tensor) -> Tensor:
+    """(mean of the others' - own)/n over the second axis."""
+    n = x.shape[1]
+    apart = x.double() - x[:, :1].double()  # equal answers cancel without rounding
     return (apart.sum(1, keepdim=True) - n * apart) / (n * (n - 1))
 
 

@@ -1,9 +1,8 @@
 """From completions to the fewest rows that do the same work.
 
 Gradients are linear in the rows: equal completions of equal prompts become one row, and rows that
-are
-not wanted, or of weight 0, are left out. The longest rows come first, so that rows of a batch are
-alike.
+are not wanted, or of weight 0, are left out. The longest rows come first, so that rows of a batch
+are alike.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,16 +13,24 @@ from torch import Tensor
 from eval.policy import Batch, pad_batch
 from eval.sampling import Rollout
 
-Row = tuple[tuple[int, ...], tuple[int, ...]]  # prompt, completion
+Row = tuple[tuple[int, ...], tuple[int, ...], int]  # prompt, completion, 0 or what tells it apart
 
 
 def merged(
-    rollout: Rollout, wanted: Tensor, budget: int, pad_id: int, device: torch.device
+    rollout: Rollout,
+    wanted: Tensor,
+    budget: int,
+    pad_id: int,
+    device: torch.device,
+    linear: bool = True,
 ) -> Iterator[tuple[Batch, list[list[int]]]]:
-    """Batches within `budget` tokens, and which completions each of their rows stands for."""
+    """Batches within `budget` tokens, and which completions each of their rows stands for; where
+    the work is not `linear` in the rows, of one each.
+    """
     places: dict[Row, list[int]] = {}
     for i in wanted.flatten().nonzero().squeeze(1).tolist():
-        row = (tuple(rollout.prompts[i // rollout.n]), tuple(rollout.completions[i]))
+        tokens = tuple(rollout.prompts[i // rollout.n]), tuple(rollout.completions[i])
+        row = (*tokens, 0 if linear else i)
         places.setdefault(row, []).append(i)
     rows = sorted(places, key=lambda row: -len(row[0]) - len(row[1]))
     for chunk in _fitting(rows, budget):
@@ -32,14 +39,23 @@ def merged(
 
 
 def micro_batches(
-    rollout: Rollout, weights: Tensor, budget: int, pad_id: int, device: torch.device
+    rollout: Rollout,
+    weights: Tensor,
+    budget: int,
+    pad_id: int,
+    device: torch.device,
+    linear: bool = True,
 ) -> tuple[list[Batch], list[Tensor]]:
-    """Batches with one weight a row: the sum over the completions that it stands for."""
-    flat = weights.flatten()
+    """Batches with one weight a row, or one a token: the sum over the completions that the row
+    stands for. `weights` are [prompts, n] or [prompts, n, columns of the longest completion].
+    """
+    flat = weights.reshape(len(rollout.completions), *weights.shape[2:])
+    wanted = (flat != 0).reshape(len(flat), -1).any(1)
     batches, sums = [], []
-    for batch, places in merged(rollout, flat != 0, budget, pad_id, device):
+    for batch, places in merged(rollout, wanted, budget, pad_id, device, linear):
         batches.append(batch)
-        sums.append(torch.stack([flat[x].sum() for x in places]).float().to(device))
+        whole = torch.stack([flat[x].sum(0) for x in places]).float().to(device)
+        sums.append(whole[:, : batch.completion_mask.shape[1]] if whole.dim() > 1 else whole)
     return batches, sums
 
 

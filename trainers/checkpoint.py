@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainers.engine import Engine
+from trainers.model import merged_weights
 
 
 def folder_of(run: Path, step: int) -> Path:
@@ -42,7 +43,8 @@ def save(
             place = folder_of(run, step)
             work = place.with_name(f".{place.name}.part")
             shutil.rmtree(work, ignore_errors=True)
-            policy.model.save_pretrained(work / "model")
+            merged = merged_weights(policy.model)
+            policy.model.save_pretrained(work / "model", state_dict=merged)
             policy.tokenizer.save_pretrained(work / "model")
             flat = {f"{kind}/{name}": x for kind, by in whole.items() for name, x in by.items()}
             save_file(flat, work / "optimizer.safetensors")

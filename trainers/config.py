@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,19 @@ def _impossible(config: Config) -> Iterator[str]:
         yield wrong("model.path", "no model folder (no config.json in it); name one, or a hub id")
     if model.dtype != "float32" and train.zero_stage == 0:
         yield wrong("model.dtype", "needs the fp32 weights that ZeRO keeps; set train.zero_stage=1")
+    flash = model.attention == "flash_attention_2"
+    if flash and find_spec("flash_attn") is None:
+        remedy = "needs flash-attn, which is not installed; install it, or set model.attention=sdpa"
+        yield wrong("model.attention", remedy)
+    elif flash and model.dtype != "bfloat16":
+        yield wrong("model.attention", "computes in 16 bits; set model.dtype=bfloat16")
+    if model.lora_rank and find_spec("peft") is None:
+        remedy = "needs peft, which is not installed; install '.[lora]', or set it to 0"
+        yield wrong("model.lora_rank", remedy)
+    if train.offload == "all" and train.zero_stage < 3:
+        yield wrong("train.offload", "only ZeRO-3 parts with the weights; set train.zero_stage=3")
+    elif train.offload != "none" and train.zero_stage == 0:
+        yield wrong("train.offload", "needs the optimiser that ZeRO splits; set train.zero_stage=1")
     if train.top_p != 1:
         why = "must be 1, or the samples would not come from the policy that is trained"
         yield wrong("train.top_p", f"{why}; eval.top_p is free")

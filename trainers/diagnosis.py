@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from eval.harness import record
 from eval.passk import ladder
-from eval.policy import Policy, load_policy
+from eval.policy import Policy, check_chunks, load_policy
 from eval.sampling import Rollout, derive_seed, sample
 from eval.tasks import Problem, build_task
 from eval.verifier import Verifier
@@ -41,8 +41,9 @@ from surgery.interference import (
 from trainers import ghost
 from trainers.batches import merged, micro_batches
 from trainers.diagnosis_folder import Folder, Request
-from trainers.engine import Ranks, make_differentiable, share
+from trainers.engine import Ranks, share
 from trainers.evaluation import decoding
+from trainers.model import make_trainable
 from trainers.probe import check_coverage
 from trainers.schema import Config
 
@@ -70,8 +71,10 @@ class Diagnosis:
             model = self.config.model
             path = self.task.base_model() if model.path == "base" else model.path
             self._policy = load_policy(path, model.dtype, model.attention)
+            make_trainable(self._policy, self.config)
             self._policy.model.to(self.ranks.device)
-            make_differentiable(self._policy, self.config)
+            if self.config.train.logprob_chunk:
+                check_chunks(self._policy)
             if self.options.measure == "ghost":  # what is wrong with it is told before the sampling
                 check_coverage(self._policy.model, self.config.surgery)
         return self._policy
@@ -211,9 +214,8 @@ class Diagnosis:
         for mine, rollout, right in self._rollouts(chosen):
             a = table[counts[mine]].gather(1, (~right).long())  # [prompts, n]
             batches, sums = micro_batches(rollout, a, train.micro_batch_tokens, pad, device)
-            found = ghost.gradient(
-                model, batches, sums, options.temperature, pattern, options.top_p
-            )
+            how = options.temperature, pattern, options.top_p, train.logprob_chunk
+            found = ghost.gradient(model, batches, sums, *how)
             for name, x in found.items():
                 total[name] += x
         return {name: self.ranks.total(x) for name, x in total.items()}
@@ -221,12 +223,13 @@ class Diagnosis:
     def _products(self, v: dict[str, Tensor], chosen: Tensor) -> Iterator[tuple[int, Tensor]]:
         """(prompt, [2] its sums of products with v over right and wrong answers), of this rank."""
         options, model, pad = self.options, self.policy.model, self.policy.pad_id
-        budget = self.config.train.micro_batch_tokens
+        budget, chunk = self.config.train.micro_batch_tokens, self.config.train.logprob_chunk
+        how = options.temperature, options.top_p, chunk
         for mine, rollout, right in self._rollouts(chosen):
             values = torch.zeros(right.numel(), dtype=torch.float64)
             everything = torch.ones_like(right)
             for batch, rows in merged(rollout, everything, budget, pad, self.ranks.device):
-                found = ghost.probe(model, batch, v, options.temperature, options.top_p).cpu()
+                found = ghost.probe(model, batch, v, *how).cpu()
                 for value, places in zip(found, rows, strict=True):
                     values[places] = value
             for i, s, ok in zip(mine, values.view(right.shape), right, strict=True):

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from eval.policy import Batch, Policy, completion_logprobs
+from surgery.tokens import surrogate
+from trainers.model import make_trainable
 from trainers.schema import Config
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -99,6 +101,17 @@ class Ranks:
         return items
 
 
+class LogProbs(torch.nn.Module):
+    """A model as DeepSpeed runs it: what goes into a backward must come out of its forward."""
+
+    def __init__(self, model: torch.nn.Module, temperature: float):
+        super().__init__()
+        self.model, self.temperature = model, temperature
+
+    def forward(self, batch: Batch, pieces: int) -> Tensor:
+        return completion_logprobs(self.model, batch, self.temperature, pieces=pieces)
+
+
 class Engine(Ranks):
     """A policy under training, spread over the ranks."""
 
@@ -107,13 +120,14 @@ class Engine(Ranks):
 
         super().__init__()
         self.train, self.stage = config.train, config.train.zero_stage
-        make_differentiable(policy, config)
+        self.model = policy.model
+        make_trainable(policy, config)
         # ZeRO-3 leaves no rank a whole model to sample from, so it keeps one more, filled at each
         # rollout
         self._whole = copy.deepcopy(policy.model).to(self.device) if self.stage == 3 else None
         self._engine, *_ = deepspeed.initialize(
-            model=policy.model,
-            model_parameters=[p for p in policy.model.parameters() if p.requires_grad],
+            model=LogProbs(self.model, self.train.temperature),
+            model_parameters=[p for _, p in self._trainable()],
             config=_deepspeed_config(config),
         )
         self.tokenizer, self.pad_id = policy.tokenizer, policy.pad_id
@@ -122,11 +136,11 @@ class Engine(Ranks):
     def policy(self) -> Iterator[Policy]:
         """The policy with whole weights on every rank, for sampling and measuring."""
         if self._whole is None:
-            yield Policy(self._engine.module, self.tokenizer)
+            yield Policy(self.model, self.tokenizer)
             return
         from deepspeed.runtime.zero import GatheredParameters
 
-        sharded = dict(self._engine.module.named_parameters())
+        sharded = dict(self.model.named_parameters())
         for name, parameter in self._whole.named_parameters():
             with GatheredParameters([sharded[name]]):
                 parameter.data = sharded[name].data.clone()
@@ -137,27 +151,43 @@ class Engine(Ranks):
                 parameter.data = parameter.data.new_empty(0)
 
     def backward(
-        self, batches: Sequence[Batch], weights: Sequence[Tensor], scale: float, idle: Batch
-    ) -> float:
+        self,
+        batches: Sequence[Batch],
+        weights: Sequence[Tensor],
+        scale: float,
+        idle: Batch,
+        old: Sequence[Tensor] = (),
+    ) -> tuple[float, list[Tensor]]:
         """Accumulate the gradient of -scale * sum over all ranks of weight * log pi. Returns this
-        rank's part.
+        rank's part, and the log-probabilities of each batch.
 
-        `weights[i]` holds one number for each row of `batches[i]`. Every rank must run as many
-        backwards as the busiest; those short of batches run `idle` with weight 0. One backward
-        follows each forward, and only the last of a step is the accumulation boundary: ZeRO 1 and 2
-        lose gradients otherwise.
+        `weights[i]` holds one number for each row of `batches[i]`, or one for each token; `old`, if
+        given, its log-probabilities under the policy that sampled it (see `surrogate`). Every rank
+        must run as many backwards as the busiest; those short of batches run `idle` with weight 0.
+        One backward follows each forward, and only the last of a step is the accumulation boundary:
+        ZeRO 1 and 2 lose gradients otherwise.
         """
         rounds = int(self.reduce(torch.tensor(float(len(batches))), "max")) or 1
-        total = 0.0
+        cuts = torch.ones(rounds)
+        for i, batch in enumerate(batches):
+            cuts[i] = batch.pieces(self.train.logprob_chunk)
+        pieces = (
+            self.reduce(cuts, "max").int().tolist() if self.train.logprob_chunk else [1] * rounds
+        )
+        total, logprobs = 0.0, []
         for i in range(rounds):
-            batch, weight = (batches[i], weights[i]) if i < len(batches) else (idle, torch.zeros(1))
+            real = i < len(batches)
+            batch, weight = (batches[i], weights[i]) if real else (idle, torch.zeros(1))
             self._engine.set_gradient_accumulation_boundary(i == rounds - 1)
-            logp = completion_logprobs(self._engine, batch, self.train.temperature).sum(1)
-            loss = -(logp * weight.to(logp)).sum() * scale
+            logp = self._engine(batch, pieces[i])
+            if real:
+                logprobs.append(logp.detach())
+            before = old[i] if real and old else None
+            loss = -surrogate(logp, weight.to(logp), before, self.train.ratio_clip) * scale
             # the ranks' gradients are averaged, so that a sum over ranks needs their number
             self._engine.backward(loss * self.world, scale_wrt_gas=False)
             total += float(loss.detach())
-        return total
+        return total, logprobs
 
     def step(self, lr: float) -> float | None:
         """One optimiser step. Returns the gradient's norm before clipping; None if it was not
@@ -167,7 +197,7 @@ class Engine(Ranks):
             group["lr"] = lr
         norm = None
         if self.stage == 0:  # under ZeRO, DeepSpeed itself refuses a step of non-finite norm
-            grads = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+            grads = [p.grad for p in self.model.parameters() if p.grad is not None]
             norm = float(torch.nn.utils.get_total_norm(grads))
             if not math.isfinite(norm):
                 self._engine.zero_grad()
@@ -186,24 +216,24 @@ class Engine(Ranks):
     def _whole_fp32(self, kind: str) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+        if kind in MOMENTS and self.steps_taken == 0:
+            return {name: torch.zeros(_shape(p)) for name, p in self._trainable()}
         whole = {}
         for name, p in self._trainable():
             if self.stage == 0:
-                moments = self._engine.optimizer.state[p]
-                value = p if kind == "parameters" else moments.get(kind, torch.zeros_like(p))
+                value = p if kind == "parameters" else self._engine.optimizer.state[p][kind]
             elif kind == "parameters":
                 value = safe_get_full_fp32_param(p)
             else:
                 value = safe_get_full_optimizer_state(p, kind)
-            if value is None:  # no step has been taken yet
-                value = torch.zeros(_shape(p))
             whole[name] = value.detach().float().cpu().reshape(_shape(p)).clone()
         return whole
 
     def snapshot(self) -> dict[str, Tensor]:
-        """A copy of the whole weights as the model uses them, by name."""
+        """A copy of the whole trainable weights as the model uses them, by name."""
         with self.policy() as policy:
-            return {name: p.detach().clone() for name, p in policy.model.named_parameters()}
+            named = policy.model.named_parameters()
+            return {name: p.detach().clone() for name, p in named if p.requires_grad}
 
     def inverse_preconditioner(self, gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """1/(sqrt(v) + epsilon) by name, as Adam would have it if the coming gradient were this."""
@@ -273,24 +303,7 @@ class Engine(Ranks):
             utils.safe_set_full_optimizer_state(p, value, key)
 
     def _trainable(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        return ((name, p) for name, p in self._engine.module.named_parameters() if p.requires_grad)
-
-
-def make_differentiable(policy: Policy, config: Config) -> None:
-    """Ready for backward: checkpointing as configured, and no dropout."""
-    if config.model.gradient_checkpointing:
-        policy.model.gradient_checkpointing_enable({"use_reentrant": False})
-    _disable_dropout(policy.model)
-    policy.model.train()
-
-
-def _disable_dropout(model: torch.nn.Module) -> None:
-    """Samples and log-probabilities must come from one distribution."""
-    for module in model.modules():
-        for name, value in list(vars(module).items()):
-            rate = name == "p" and isinstance(module, torch.nn.modules.dropout._DropoutNd)
-            if isinstance(value, float) and (rate or "drop" in name):
-                setattr(module, name, 0.0)
+        return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
 
 
 def _shape(p: torch.nn.Parameter) -> torch.Size:
@@ -299,11 +312,18 @@ def _shape(p: torch.nn.Parameter) -> torch.Size:
 
 def _deepspeed_config(config: Config) -> dict[str, Any]:
     train = config.train
+    to_cpu = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    zero: dict[str, Any] = {"stage": train.zero_stage}
+    if train.offload != "none":
+        zero["offload_optimizer"] = to_cpu
+    if train.offload == "all":
+        zero["offload_param"] = to_cpu
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": train.grad_clip,
-        "zero_optimization": {"stage": train.zero_stage},
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,  # it would be compiled too
         "bf16": {"enabled": config.model.dtype == "bfloat16"},
         "optimizer": {
             "type": "AdamW",

@@ -49,6 +49,7 @@ def gradient(
     temperature: float,
     pattern: str | None = None,
     top_p: float = 1.0,
+    chunk: int = 0,
 ) -> dict[str, Tensor]:
     """sum over rows of weight * grad log pi, by ordinary backward; nothing is left in `.grad`."""
     parameters = chosen(model, pattern)
@@ -57,7 +58,8 @@ def gradient(
         for name, p in parameters.items()
     }
     for batch, weight in zip(batches, weights, strict=True):
-        logp = completion_logprobs(model, batch, temperature, top_p).sum(1)
+        pieces = batch.pieces(chunk)
+        logp = completion_logprobs(model, batch, temperature, top_p, pieces).sum(1)
         parts = torch.autograd.grad(
             logp @ weight.to(logp), list(parameters.values()), allow_unused=True
         )
@@ -68,13 +70,19 @@ def gradient(
 
 
 def probe(
-    model: nn.Module, batch: Batch, v: Direction, temperature: float, top_p: float = 1.0
+    model: nn.Module,
+    batch: Batch,
+    v: Direction,
+    temperature: float,
+    top_p: float = 1.0,
+    chunk: int = 0,
 ) -> Tensor:
     """[rows] <grad log pi(row), v>, in float64."""
     rows = len(batch.input_ids)
     shares = torch.zeros(rows, dtype=torch.float64, device=batch.input_ids.device)
     with _taps(model, v, rows, shares) as (sites, triggers), torch.enable_grad():
-        logp = completion_logprobs(model, batch, temperature, top_p).sum(1)
+        pieces = batch.pieces(chunk)
+        logp = completion_logprobs(model, batch, temperature, top_p, pieces).sum(1)
         for site in sites:
             if not site.called and any(x.any() for x in site.v.values()):
                 raise Unsupported(f"{site.label}: holds parameters, but is never called itself")

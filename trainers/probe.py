@@ -170,7 +170,8 @@ class Probe:
         budget, pad, device = train.micro_batch_tokens, engine.pad_id, engine.device
         batches, sums = micro_batches(rollout, weights, budget, pad, device)
         pattern = None if everything else self.surgery.modules
-        return ghost.gradient(model, batches, sums, train.temperature, pattern)
+        chunk = train.logprob_chunk
+        return ghost.gradient(model, batches, sums, train.temperature, pattern, chunk=chunk)
 
     def _probe(
         self, model: Any, rollout: Rollout, wanted: Tensor, direction: Mapping[str, Tensor]
@@ -180,7 +181,9 @@ class Probe:
         budget = train.micro_batch_tokens
         probes = torch.zeros(wanted.numel(), dtype=torch.float64)
         for batch, rows in merged(rollout, wanted, budget, engine.pad_id, engine.device):
-            values = ghost.probe(model, batch, direction, train.temperature).cpu()
+            values = ghost.probe(
+                model, batch, direction, train.temperature, chunk=train.logprob_chunk
+            ).cpu()
             for value, places in zip(values, rows, strict=True):
                 probes[places] = value
         return probes.view(wanted.shape)

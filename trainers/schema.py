@@ -27,6 +27,9 @@ class ModelConfig:
     dtype: str = one_of("float32", "bfloat16")
     attention: str = one_of("sdpa", "eager", "flash_attention_2")
     gradient_checkpointing: bool = False
+    lora_rank: int = at_least(0, 0)  # of an adapter that is trained instead of the model; 0: none
+    lora_alpha: int = at_least(1, 16)  # the adapter's part is scaled by lora_alpha / lora_rank
+    lora_targets: str | None = None  # names of layers, such as q_proj,v_proj; null: all linear ones
 
 
 @dataclass
@@ -93,6 +96,9 @@ class TrainConfig:
         0, 1.0
     )  # scales the logits in sampling and in log-probabilities alike
     entropy_coef: float = at_least(0, 0.0)  # weight of the completions' entropy beside the rewards
+    kl_coef: float = at_least(0, 0.0)  # weight of the completions' KL to the base
+    updates: int = at_least(1, 1)  # optimiser steps for each batch of rollouts
+    ratio_clip: float = above(0, 0.2)  # PPO's, of all updates but the first
     top_p: float = 1.0
     max_new_tokens: int | None = at_least(1, None)  # null: what the task needs
     lr: float = above(0, 6e-4)
@@ -106,6 +112,8 @@ class TrainConfig:
     weight_decay: float = at_least(0, 0.0)
     grad_clip: float = at_least(0, 1.0)  # largest gradient norm; 0 is no clipping
     zero_stage: int = between(0, 3, 0)
+    offload: str = one_of("none", "optimizer", "all")  # to CPU memory; all: the weights too
+    logprob_chunk: int = at_least(0, 0)  # positions whose logits exist at once; 0: all
     micro_batch_tokens: int = at_least(1, 65536)  # rows times columns of one forward and backward
     max_bad_steps: int = at_least(1, 5)  # stop after so many non-finite gradients in a row
     save_every: int = at_least(0, 50)  # steps between checkpoints; 0: only at the end

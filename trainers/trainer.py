@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eval.files import write_json, write_lines
-from eval.policy import Policy, completion_logprobs, load_policy, pad_batch
+from eval.policy import Policy, check_chunks, load_policy, pad_batch
 from eval.sampling import Rollout, derive_seed, sample
 from eval.tasks import Problem, build_task
 from eval.verifier import Verifier
@@ -27,6 +27,7 @@ from trainers.engine import Engine, share
 from trainers.evaluation import Evaluation, decoding
 from trainers.metrics import Clock, Metrics
 from trainers.probe import Probe
+from trainers.reference import Reference
 from trainers.run import RunFolder
 from trainers.schedules import due, k_at, learning_rate
 from trainers.schema import Config
@@ -49,12 +50,15 @@ class Trainer:
         own_base = config.model.path == "base"
         self.base_path = self.task.base_model() if own_base else config.model.path
         self.engine = Engine(self._load_base(), config)
+        if config.train.logprob_chunk:
+            with self.engine.policy() as policy:
+                check_chunks(policy)
+        self.reference = Reference(config, self.engine, self._load_base)
         self.evaluation = Evaluation(config, self.task, self.verifier, self.engine)
         rule = find_rule(config.surgery.rule)
         self.probe = Probe(config, self.engine, rule.needs)
         self.rule = rule.bind({**vars(config.surgery), **config.surgery.options})
         self.estimator = ESTIMATORS[config.objective.estimator]
-        self.base: Policy | None = None  # loaded when its log-probabilities are first asked for
         # what a checkpoint carries beside the engine's and the probe's state
         self.rule_state: State = {}
         self.best: dict[str, Any] | None = None
@@ -133,13 +137,20 @@ class Trainer:
                 geometry, measured = self.probe(rollout, mine, a_k, a_1, correct, of_k)
         decision = self.rule(weights, geometry, self.rule_state)
         advantages = apply(decision, a_k, a_1)
-        # after the decision: a rule weighs J_k against J_1 and promises nothing of their entropy
-        applied = advantages + train.entropy_coef * entropy(seen["logprob"])
+        # after the decision: a rule weighs J_k against J_1 and promises nothing of their entropy,
+        # nor of the distance to the base
+        applied = (advantages + train.entropy_coef * entropy(seen["logprob"]))[list(mine)]
+        drift = None
+        if train.kl_coef > 0 or due(step, self.config.logging.kl_every):
+            with clock("reference"):
+                drift, back = self.reference(rollout)
+            if train.kl_coef > 0:
+                applied = applied[..., None] + train.kl_coef * back  # one weight a token
 
         with clock("update"):
             before = self.engine.snapshot() if due(step, surgery.realised_every) else None
             lr = learning_rate(self.config, step)
-            loss, norm = self._update(rollout, applied[list(mine)], lr)
+            loss, norms = self._update(rollout, applied, lr)
             if before:
                 self.probe.watch(before, self.engine.snapshot())
 
@@ -151,14 +162,14 @@ class Trainer:
         scalars = {
             **self._batch_scalars(seen, advantages, weights, decision),
             "train/loss": loss,
-            **({} if norm is None else {"train/grad_norm": norm}),
-            "train/skipped": float(norm is None),
+            **({} if norms[0] is None else {"train/grad_norm": norms[0]}),
+            "train/skipped": norms.count(None) / len(norms),
             "train/lr": lr,
             "train/k": k,
             **{f"surgery/{name}": x for name, x in measured.items()},
         }
-        if due(step, self.config.logging.kl_every):
-            scalars["train/kl_to_base"] = self._kl_to_base(rollout)
+        if drift is not None:
+            scalars["train/kl_to_base"] = drift
         scalars |= clock.scalars(seen["length"])
         prompts = {"weights": weights, "rate": geometry.rate}
         if geometry.agreement is not None:
@@ -247,41 +258,31 @@ class Trainer:
         return whole
 
     def _update(
-        self, rollout: Rollout, advantages: Tensor, lr: float
-    ) -> tuple[float, float | None]:
-        """The weighted backward and the step: the loss, and the gradient's norm or None if it was
-        not finite.
+        self, rollout: Rollout, weights: Tensor, lr: float
+    ) -> tuple[float, list[float | None]]:
+        """The weighted backward and the step, `train.updates` times: the first loss, and each
+        gradient's norm, None if it was not finite.
+
+        The first is on-policy, the others ascend PPO's clipped surrogate with the same weights.
         """
         train, pad = self.config.train, self.engine.pad_id
-        device = self.engine.device
-        batches, weights = micro_batches(rollout, advantages, train.micro_batch_tokens, pad, device)
+        budget, device = train.micro_batch_tokens, self.engine.device
+        linear = train.updates == 1  # the minimum in the surrogate is not
+        batches, sums = micro_batches(rollout, weights, budget, pad, device, linear)
         idle = pad_batch([[pad]], [[pad]], pad, device)
-        part = self.engine.backward(batches, weights, 1 / train.prompts, idle)
-        norm = self.engine.step(lr)
-        self.bad_steps = self.bad_steps + 1 if norm is None else 0
-        if self.bad_steps >= train.max_bad_steps:
-            raise TrainingFailed(
-                f"{self.bad_steps} gradients in a row were not finite; "
-                "lower train.lr, or raise train.max_bad_steps, in a new run.dir"
-            )
-        return float(self.engine.reduce(torch.tensor(part, dtype=torch.float64))), norm
-
-    def _kl_to_base(self, rollout: Rollout) -> float:
-        """Monte-Carlo estimate of KL(policy, base) of a completion, from the samples at hand."""
-        train = self.config.train
-        if self.base is None:
-            self.base = self._load_base()
-            self.base.model.to(self.engine.device)
-        total = float(rollout.logprobs.sum())
-        ones = torch.ones(len(rollout.completions))
-        budget, pad = train.micro_batch_tokens, self.engine.pad_id
-        for batch, weight in zip(
-            *micro_batches(rollout, ones, budget, pad, self.engine.device), strict=True
-        ):
-            with torch.no_grad():
-                logp = completion_logprobs(self.base.model, batch, train.temperature).sum(1)
-            total -= float(logp @ weight)
-        return float(self.engine.reduce(torch.tensor(total))) / (train.prompts * train.samples)
+        losses, norms, old = list[float](), list[float | None](), list[Tensor]()
+        for _ in range(train.updates):
+            loss, logprobs = self.engine.backward(batches, sums, 1 / train.prompts, idle, old)
+            losses.append(loss)
+            norms.append(self.engine.step(lr))
+            old = old or logprobs
+            self.bad_steps = self.bad_steps + 1 if norms[-1] is None else 0
+            if self.bad_steps >= train.max_bad_steps:
+                raise TrainingFailed(
+                    f"{self.bad_steps} gradients in a row were not finite; "
+                    "lower train.lr, or raise train.max_bad_steps, in a new run.dir"
+                )
+        return float(self.engine.reduce(torch.tensor(losses[0], dtype=torch.float64))), norms
 
     def _load_base(self) -> Policy:
         model = self.config.model

@@ -29,7 +29,7 @@ def gradient(engine):
     """The reduced gradient of every parameter, whole."""
     from deepspeed.utils import safe_get_full_grad
 
-    named = engine._engine.module.named_parameters()
+    named = engine.model.named_parameters()
     return {name: safe_get_full_grad(p).reshape(_shape(p)).clone() for name, p in named}
 
 

@@ -71,6 +71,12 @@ def test_base_yaml_states_the_defaults():
         ("task.verifier=regex", ["task.verifier = regex", "exact, math"]),
         ("train.schedule=cosin", ["train.schedule = cosin", "cosine"]),
         ("model.dtype=bfloat16", ["model.dtype = bfloat16", "zero_stage=1"]),
+        ("model.attention=flash_attention_2", ["model.attention = flash", "not installed", "sdpa"]),
+        ("train.offload=optimizer", ["train.offload = optimizer", "zero_stage=1"]),
+        ("train.offload=all train.zero_stage=2", ["train.offload = all", "zero_stage=3"]),
+        ("train.updates=0", ["train.updates = 0", "at least 1"]),
+        ("train.ratio_clip=0", ["train.ratio_clip = 0", "above 0"]),
+        ("model.lora_rank=-1", ["model.lora_rank = -1", "at least 0"]),
         ("train.best_constraint=much", ["train.best_constraint = much", "eval/pass@8>=0.9"]),
         ("train.best_constraint=eval/pas@8>=1", ["train.best_constraint = ", "eval/pass@8"]),
         ("train.best_metric=eval/pass@3", ["train.best_metric = eval/pass@3", "eval/pass@4"]),
@@ -183,3 +189,14 @@ def test_user_files_are_relative_to_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text("def f(weights, geometry, state): ...\n")
     assert load_config(ROOT / "configs" / "passk.yaml", ["surgery.rule=mine.py:f"])
+
+
+def test_what_is_not_installed_is_said_before_a_model_is_loaded(monkeypatch):
+    from trainers import config
+
+    monkeypatch.setattr(config, "find_spec", lambda name: None)
+    (line,) = refusal("model.lora_rank=8")
+    assert "model.lora_rank = 8" in line and "install '.[lora]'" in line
+    monkeypatch.setattr(config, "find_spec", lambda name: name)
+    (line,) = refusal("model.attention=flash_attention_2")
+    assert "model.dtype=bfloat16" in line

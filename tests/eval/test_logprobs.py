@@ -1,0 +1,109 @@
+"""Log-probabilities made a few positions at a time, against all at once."""
+
+import copy
+
+import pytest
+import torch
+import transformers as hf
+
+from eval.policy import ModelError, Policy, check_chunks, completion_logprobs
+from eval.sampling import Decoding, sample
+from eval.tasks.twin_base import make_tokenizer
+from tests.eval.test_sampling import PROMPTS, random_policy
+from tests.hub import SHAPE
+from tests.trainers.test_ghost import MODELS, batch, make_model
+
+SIZE = SHAPE | {"vocab_size": len(make_tokenizer()), "pad_token_id": 0}
+SCALED = {  # what stands behind the head
+    "cohere": (hf.CohereForCausalLM, hf.CohereConfig, SIZE | {"logit_scale": 0.3}),
+    "granite": (hf.GraniteForCausalLM, hf.GraniteConfig, SIZE | {"logits_scaling": 5.0}),
+}
+KINDS = ["llama", "qwen2", "gpt2", "gpt-neox", "gemma2, eager", *SCALED]
+
+
+def model_of(kind):
+    if kind in MODELS:
+        return make_model(kind)
+    cls, config, shape = SCALED[kind]
+    torch.manual_seed(0)
+    return cls(config(**shape)).double().eval()
+
+
+def value_and_gradient(model, rows, pieces, top_p=1.0):
+    model.zero_grad()
+    logp = completion_logprobs(model, rows, 0.7, top_p, pieces)
+    weights = torch.linspace(-1, 2, logp.numel(), dtype=logp.dtype).view_as(logp)
+    (logp * weights).sum().backward()
+    return logp.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_to_all_at_once(kind, dtype):
+    model, rows = model_of(kind).to(dtype), batch(kind)
+    exact = 1e-12 if dtype == torch.float64 else 1e-5
+    whole, gradient = value_and_gradient(model, rows, 1)
+    scale = max(float(g.abs().max()) for g in gradient.values())
+    for pieces in (2, 4, 7):  # even, a column each, and some without any
+        parts, again = value_and_gradient(model, rows, pieces)
+        assert (parts - whole).abs().max() < exact
+        assert max(float((again[n] - g).abs().max()) for n, g in gradient.items()) < exact * scale
+    check_chunks(Policy(model, make_tokenizer()))
+
+
+def test_equal_when_cut_at_top_p():
+    model = model_of("llama")
+    whole, gradient = value_and_gradient(model, batch(), 1, 0.8)
+    parts, again = value_and_gradient(model, batch(), 4, 0.8)
+    assert torch.allclose(parts, whole, rtol=0, atol=1e-12)
+    for name, g in gradient.items():
+        assert torch.allclose(again[name], g, rtol=0, atol=1e-10)
+
+
+def positions_of_head(model, seen):
+    """Record how many positions the head is given at a time."""
+    head = model.get_output_embeddings()
+    return head.register_forward_pre_hook(lambda _, x: seen.append(x[0][..., 0].numel()))
+
+
+def test_no_more_positions_at_once_in_backward_either():
+    model, rows, seen = model_of("qwen2"), batch(), []
+    with positions_of_head(model, seen):
+        value_and_gradient(model, rows, rows.pieces(17))
+    assert rows.completion_mask.shape == (8, 4)
+    assert seen == [16] * 2 * 2  # two columns at a time, forward and again in backward
+
+
+@pytest.mark.parametrize(
+    ("chunk", "pieces"), [(0, 1), (1, 4), (15, 4), (16, 2), (24, 2), (31, 2), (32, 1), (99, 1)]
+)
+def test_pieces_of_eight_rows_and_four_columns(chunk, pieces):
+    assert batch().pieces(chunk) == pieces
+
+
+def test_sampling_asks_for_one_position_a_row():
+    policy, seen = random_policy("llama"), []
+    for features in (False, True):
+        with positions_of_head(policy.model, seen):
+            sample(policy, PROMPTS, 3, Decoding(6), 0, features=features)
+        assert max(seen) <= 3 * len(PROMPTS)
+
+
+class Looking(hf.LlamaForCausalLM):
+    """Its last position sees how long the text is."""
+
+    def forward(self, **inputs):
+        output = super().forward(**inputs)
+        output.logits = output.logits * (1 + output.logits.shape[1])
+        return output
+
+
+def test_a_model_whose_logits_do_not_stand_alone_is_refused_by_name():
+    shape = SHAPE | {"vocab_size": len(make_tokenizer())}
+    looking = Policy(Looking(hf.LlamaConfig(**shape)), make_tokenizer())
+    with pytest.raises(ModelError, match=r"Looking computes .* another way .*; set it to 0"):
+        check_chunks(looking)
+    headless = copy.copy(random_policy("gpt2"))
+    headless.model.base_model_prefix = ""
+    with pytest.raises(ModelError, match="GPT2LMHeadModel has no body apart"):
+        check_chunks(headless)
