@@ -115,7 +115,8 @@ def test_a_micro_batch_holds_what_was_rehearsed(tmp_path, kind, dtype, checkpoin
     planned = cost.activations + cost.logits
     assert planned == pytest.approx(ledger.peak, rel=0.05)
     assert cost.logits == pytest.approx(ledger.logits_at_peak, rel=0.05)
-    assert sum(saved.values()) / 1.05 < planned < 3 * sum(saved.values())
+    if not checkpointing:  # which saves little and makes the rest again
+        assert sum(saved.values()) / 1.05 < planned < 3 * sum(saved.values())
 
 
 @pytest.mark.parametrize("name", REAL)
