@@ -6,6 +6,7 @@ deepspeed launch/diagnose.py --config FILE [--out DIR] [key=value ...]      seve
 The `diagnose` section says how: n answers to each of the prompts, at a temperature and a top_p.
 Gradients are those of the distribution that is so sampled, top_p included. DIR gets diagnosis.md
 and .json, prompts.jsonl, pictures, TensorBoard; the same command goes on where it was interrupted.
+--plan says what memory it needs, from the model's config.json alone.
 """
 
 import argparse
@@ -16,8 +17,10 @@ from pathlib import Path
 # a clone works without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from eval.policy import ModelError
 from eval.scoring import BadFolder
 from trainers.config import ConfigError, load_config, refuse
+from trainers.plan import add_options, show
 
 
 def main() -> int:
@@ -30,20 +33,22 @@ def main() -> int:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="such as diagnose.measure=last_layer"
     )
+    add_options(parser)
     arguments = parser.parse_intermixed_args()
     out = arguments.out or Path("runs/diagnosis") / Path(arguments.config).stem
     try:
         config = load_config(arguments.config, arguments.overrides)
+        if arguments.plan:
+            return show(config, arguments, diagnosing=True)
         from trainers.diagnosis import Diagnosis, Folder
 
         folder = Folder(out, config) if int(os.environ.get("RANK", "0")) == 0 else None
-    except (ConfigError, BadFolder) as error:
+    except (ConfigError, ModelError, BadFolder) as error:
         return refuse(error, arguments.local_rank)
 
     import transformers
 
     from eval.diagnosis_report import write
-    from eval.policy import ModelError
     from eval.verifier import VerifierFailed
     from trainers.engine import start_ranks
     from trainers.ghost import Unsupported

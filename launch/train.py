@@ -2,6 +2,8 @@
 
 deepspeed launch/train.py --config configs/pcgrad.yaml [key=value ...]
 python    launch/train.py --config configs/pcgrad.yaml [key=value ...]      one rank, no launcher
+
+--plan says what memory that needs, from the model's config.json alone.
 """
 
 import argparse
@@ -12,7 +14,9 @@ from pathlib import Path
 # a clone works without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from eval.policy import ModelError
 from trainers.config import ConfigError, check_ranks, load_config, refuse
+from trainers.plan import add_options, show
 
 
 def main() -> int:
@@ -27,19 +31,21 @@ def main() -> int:
         metavar="key=value",
         help="such as train.steps=300 or run.dir=runs/trial",
     )
+    add_options(parser)
     arguments = parser.parse_intermixed_args()
     try:
         config = load_config(arguments.config, arguments.overrides)
+        if arguments.plan:
+            return show(config, arguments)
         check_ranks(config, int(os.environ.get("WORLD_SIZE", "1")))
         from trainers.run import RunFolder
 
         folder = RunFolder(config) if int(os.environ.get("RANK", "0")) == 0 else None
-    except ConfigError as error:
+    except (ConfigError, ModelError) as error:
         return refuse(error, arguments.local_rank)
 
     import transformers
 
-    from eval.policy import ModelError
     from eval.report import run_table
     from eval.verifier import VerifierFailed
     from trainers.engine import share, start_ranks

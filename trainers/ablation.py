@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from trainers.config import OF_BASE, ConfigError, differences, flatten, load_config
+from trainers.config import OF_BASE, ConfigError, differences, flatten, is_root, load_config
 from trainers.schema import Config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,8 +105,8 @@ def combinations(arguments: argparse.Namespace) -> list[Run]:
     # the overrides that follow --configs or --seeds are taken for theirs
     sweeps = [*arguments.sweeps, *(x for x in arguments.configs if "=" in x)]
     configs = [x for x in arguments.configs if "=" not in x]
-    if len(configs) > 1:  # configs/*.yaml holds the root that the others extend
-        configs = [x for x in configs if Path(x).stem != "base"]
+    if len(configs) > 1:  # configs/*.yaml holds the roots that the others extend
+        configs = [x for x in configs if not is_root(Path(x))]
     stems = [Path(x).stem for x in configs]
     for stem in stems:
         if stems.count(stem) > 1:

@@ -53,7 +53,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: {_first_line(error)}; correct the interpolation") from None
     assert isinstance(config, Config)
     if config.run.dir is None:
-        config.run.dir = f"runs/{Path(path).stem}/seed{config.seed}"
+        config.run.dir = f"runs/{run_name(Path(path))}/seed{config.seed}"
     if config.eval.k is None:
         config.eval.k = config.objective.k
     if config.diagnose.k is None:
@@ -62,6 +62,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return config
+
+
+def is_root(path: Path) -> bool:
+    """Whether others extend it: base.yaml, or x.yaml beside a folder x/ of its variants."""
+    return path.stem == "base" or path.with_suffix("").is_dir()
+
+
+def run_name(path: Path) -> str:
+    """The file's name; of x/variant.yaml, a variant of x.yaml, x/variant."""
+    folder = path.resolve().parent
+    of_root = folder.with_name(f"{folder.name}.yaml").is_file()
+    return f"{folder.name}/{path.stem}" if of_root else path.stem
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -206,18 +206,12 @@ class Diagnosis:
         train, options, model = self.config.train, self.options, self.policy.model
         pad, device = self.policy.pad_id, self.ranks.device
         pattern = self.config.surgery.modules
-        parameters = ghost.chosen(model, pattern)
-        total = {
-            name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
-            for name, p in parameters.items()
-        }
+        total = ghost.gradient(model, [], [], options.temperature, pattern)  # zeros
         for mine, rollout, right in self._rollouts(chosen):
             a = table[counts[mine]].gather(1, (~right).long())  # [prompts, n]
             batches, sums = micro_batches(rollout, a, train.micro_batch_tokens, pad, device)
             how = options.temperature, pattern, options.top_p, train.logprob_chunk
-            found = ghost.gradient(model, batches, sums, *how)
-            for name, x in found.items():
-                total[name] += x
+            ghost.gradient(model, batches, sums, *how, total)
         return {name: self.ranks.total(x) for name, x in total.items()}
 
     def _products(self, v: dict[str, Tensor], chosen: Tensor) -> Iterator[tuple[int, Tensor]]:

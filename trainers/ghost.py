@@ -50,10 +50,15 @@ def gradient(
     pattern: str | None = None,
     top_p: float = 1.0,
     chunk: int = 0,
+    total: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """sum over rows of weight * grad log pi, by ordinary backward; nothing is left in `.grad`."""
+    """sum over rows of weight * grad log pi, by ordinary backward; nothing is left in `.grad`.
+
+    It is added in place to the `total` of earlier rows, if that is given: a sum is as large as the
+    model, and one of them is held.
+    """
     parameters = chosen(model, pattern)
-    total = {
+    total = total or {
         name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
         for name, p in parameters.items()
     }
@@ -120,7 +125,9 @@ class _Site:
     ):
         self.module, self.v, self.rows, self.shares = module, v, rows, shares
         self.label = f"{name} ({type(module).__name__})"
-        self.zero = {key: torch.zeros_like(x) for key, x in v.items()}
+        # as large as v, and not needed where F(x; 0) is known
+        linear = type(module) in LINEAR
+        self.zero = {} if linear else {key: torch.zeros_like(x) for key, x in v.items()}
         self.busy = self.called = False
 
     def hook(self, module: nn.Module, inputs: tuple, named: dict[str, Any], output: Any) -> Any:

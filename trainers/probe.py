@@ -35,6 +35,7 @@ from trainers.engine import Engine
 from trainers.schema import Config, SurgeryConfig
 
 Direction = dict[str, Tensor]
+PIECE = 2**22  # numbers of a product taken at once
 WATCH_EVERY = 10  # ghost measurements between looks at |J_k| that no rule has asked for
 
 
@@ -234,4 +235,9 @@ def _mean(parts: Sequence[Direction]) -> Direction:
 
 
 def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
-    return sum(float((x.double() * b[name].double()).sum()) for name, x in a.items())
+    """In float64, a piece at a time: a large embedding in float64 would outgrow the model."""
+    pieces = (
+        zip(x.flatten().split(PIECE), b[name].flatten().split(PIECE), strict=True)
+        for name, x in a.items()
+    )
+    return sum(float(x.double() @ y.double()) for both in pieces for x, y in both)

@@ -20,6 +20,17 @@ def configs(*names):
     return [str(ROOT / "configs" / f"{name}.yaml") for name in names]
 
 
+def test_a_sweep_over_all_files_leaves_out_the_roots(tmp_path):
+    everything = sorted(str(x) for x in (ROOT / "configs").glob("*.yaml"))
+    done = run(ABLATE, "--configs", *everything, "--dry-run", cwd=tmp_path)
+    names = {line.split()[1] for line in done.stdout.splitlines() if "seed 0" in line}
+    assert {"passk", "pcgrad", "mix"} <= names, done.stderr
+    assert not names & {"base", "gsm8k_qwen2.5_0.5b", "math_r1_distill_qwen_7b"}
+    variants = sorted(str(x) for x in (ROOT / "configs" / "gsm8k_qwen2.5_0.5b").glob("*.yaml"))
+    done = run(ABLATE, "--configs", *variants, "--dry-run", cwd=tmp_path)
+    assert done.stdout.count("seed 0: new") == 3
+
+
 def test_runs_sweeps_skips_and_compares(tmp_path, base_path):
     command = [ABLATE, "--configs", *configs("mix"), "--seeds", "0", "1", "--jobs", "2"]
     command += ["--out", "out", *SMALL.split(), "eval.samples=8", "surgery.mix=0.1,0.5"]

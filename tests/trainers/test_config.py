@@ -17,10 +17,14 @@ def refusal(*overrides, path=ROOT / "configs" / "passk.yaml"):
     return str(error.value).splitlines()
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda x: x.stem)
+REAL = ["gsm8k_qwen2.5_0.5b", "math_r1_distill_qwen_7b", "math_r1_distill_llama_8b"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda x: f"{x.parent.name}/{x.stem}")
 def test_every_shipped_configuration_loads(path):
     config = load_config(path)
-    assert config.run.dir == f"runs/{path.stem}/seed0"
+    name = f"{path.parent.name}/{path.stem}" if path.parent.name in REAL else path.stem
+    assert config.run.dir == f"runs/{name}/seed0"
     assert config.eval.k == 8
 
 
@@ -30,6 +34,17 @@ def test_pcgrad_differs_from_passk_by_one_line():
         for n in ("passk", "pcgrad")
     ]
     assert bodies[0] == bodies[1][:-1]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_variants_differ_from_their_root_by_one_line(name):
+    root = load_config(ROOT / "configs" / f"{name}.yaml")
+    for variant in ("passk", "pcgrad", "agreement_clip"):
+        path = ROOT / "configs" / name / f"{variant}.yaml"
+        first, *more = [x for x in path.read_text().splitlines() if x[:1] != "#"]
+        assert first == f"extends: ../{name}.yaml" and len(more) == (variant != "passk")
+        changed = {key for key, x in flatten(load_config(path)).items() if x != flatten(root)[key]}
+        assert changed == {"run.dir"} | ({"surgery.rule"} if more else set())
 
 
 def test_base_yaml_states_the_defaults():
