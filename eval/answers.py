@@ -17,7 +17,7 @@ _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox)\s*\{([^{}]*)\}")
 _SPACING = re.compile(r"\\(?:left|right)(?![a-zA-Z])|\\[!,;:]|\\?\$|\\(?= )")
 _THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\})(?=\d{3}(?!\d))")
 _BETWEEN = re.compile(r"[,;]|\b(?:or|and)\b|\\lor(?![a-zA-Z])")  # of these, signs not in brackets
-_VALUE = re.compile(r"\d|[\\$]|^\W*\w{1,2}\W*$")
+_VALUE = re.compile(r"\d|[\\$]|^\W*\w\W*$")
 
 
 def boxes(text: str) -> list[tuple[int, int, str]]:
