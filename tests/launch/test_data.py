@@ -8,6 +8,7 @@ import pytest
 
 import trainers.diagnosis as diagnosis
 import trainers.engine
+import trainers.trainer
 from eval.files import read_lines
 from eval.policy import Chat
 from eval.tasks.data import ASKING
@@ -15,9 +16,9 @@ from tests.conftest import ROOT, run
 from tests.models import qwen2
 from tests.test_diagnose import Alone
 
-PROBLEMS = [(f"{a}+{b}", a + b) for a in (1, 2, 3) for b in (1, 2, 3, 4)]
-# the first two thirds are trained on, half of the answers are right; of the others a quarter is
-TRAINED = 8
+# whatever it is asked the model says 2 in half of the cases and 6 in a quarter
+TRAIN = [(f"How many legs has bird {x}?", 2) for x in "ABCDEFGH"]
+TEST = [(f"How many legs has beetle {x}?", 6) for x in "ABCD"]
 SMALL = ["train.steps=2", "train.prompts=4", "train.samples=4", "train.max_new_tokens=12"]
 SMALL += ["objective.k=2", "eval.problems=4", "eval.samples=8", "eval.k=2", "run.threads=1"]
 
@@ -26,14 +27,12 @@ SMALL += ["objective.k=2", "eval.problems=4", "eval.samples=8", "eval.k=2", "run
 def folder(tmp_path_factory):
     """A model and its data, and a configuration that names them."""
     path = tmp_path_factory.mktemp("data")
-    prompts, answers = [], []
-    for i, (problem, right) in enumerate(PROBLEMS):
-        prompts += [Chat(ASKING["chat"].replace("{problem}", problem))] * 4
-        wrong = 4 - (2 if i < TRAINED else 1)
-        answers += [rf"\boxed{{{right + (j < wrong)}}}" for j in range(4)]
-    qwen2(path / "model", prompts, answers)
+    prompts = [Chat(ASKING["chat"].replace("{problem}", x)) for x, _ in TRAIN + TEST]
+    answers = [rf"\boxed{{{x}}}" for x in (2, 2, 6, 8)]
+    pairs = [(x, y) for x in prompts for y in answers]
+    qwen2(path / "model", *zip(*pairs, strict=True), steps=40)
     (path / "gsm8k").mkdir()
-    for name, part in (("train", PROBLEMS[:TRAINED]), ("test", PROBLEMS[TRAINED:])):
+    for name, part in (("train", TRAIN), ("test", TEST)):
         rows = [{"question": x, "answer": f"so\n#### {gold}"} for x, gold in part]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (path / "gsm8k" / f"{name}.jsonl").write_text(text)
@@ -51,6 +50,7 @@ def command(folder, monkeypatch, capsys):
     monkeypatch.setattr(diagnosis, "Ranks", Alone)
     monkeypatch.setattr(diagnosis, "share", lambda x: x)
     monkeypatch.setattr(trainers.engine, "start_ranks", lambda threads: None)
+    monkeypatch.setattr(trainers.engine, "share", lambda x: x)
 
     def ask(name, *options):
         spec = importlib.util.spec_from_file_location(name, ROOT / "launch" / f"{name}.py")
@@ -63,18 +63,18 @@ def command(folder, monkeypatch, capsys):
 
 
 def test_train(folder):
-    """`floor` holds the training batches against the base on problems to train on, which it solves
-    twice as often as those of the evaluation.
+    """`floor` holds the training batches against the base on problems to train on, not on those of
+    the evaluation, which it solves half as often.
     """
-    train = [str(ROOT / "launch" / "train.py"), "--config", "floor.yaml", "eval.problems=8"]
-    done = run(*train, *SMALL[:5], *SMALL[6:], "run.dir=run", cwd=folder)
+    train = [str(ROOT / "launch" / "train.py"), "--config", "floor.yaml", *SMALL]
+    done = run(*train, "eval.problems=8", "logging.rollouts_every=1", "run.dir=run", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("8 problems to train on; of 8 are left out 0") == 1
     first, *_ = read_lines(folder / "run" / "metrics.jsonl")
     held, evaluated = first["eval/reference_pass@1"], first["eval/pass@1"]
     assert held > evaluated + 0.05
     reference = read_lines(folder / "run" / "eval" / "reference.jsonl")
-    assert sorted(r["prompt"].split()[0] for r in reference) == sorted(x for x, _ in PROBLEMS[:8])
+    assert sorted(r["prompt"].split("\n")[0] for r in reference) == [x for x, _ in TRAIN]
     assert held == sum(r["c"] for r in reference) / 64
     numbers = next((folder / "run" / "checkpoints").glob("step_*/*.json"))
     assert json.loads(numbers.read_text())["rule_state"]["base_pass@1"] == held
@@ -101,7 +101,7 @@ def test_diagnose(folder, command):
     code, _, errors = command("diagnose", "--config", "floor.yaml", *SMALL, *options)
     assert code == 0, errors
     records = read_lines(folder / "diagnosis" / "prompts.jsonl")
-    assert len(records) == len({r["id"] for r in records}) == TRAINED
+    assert len(records) == len({r["id"] for r in records}) == len(TRAIN)
     assert sum(r["c"] for r in records) > 0
 
 
@@ -131,7 +131,8 @@ def test_refusals_are_one_line_before_a_model_is_loaded(command, monkeypatch, op
     assert said in line, line
 
 
-def test_refused_in_training(folder):
-    train = [str(ROOT / "launch" / "train.py"), "--config", "floor.yaml", "task.split=dev"]
-    done = run(*train, "model.path=model", "run.dir=refused", cwd=folder)
-    assert done.returncode == 2 and "task.path = gsm8k: no split dev" in done.stderr
+def test_training_is_refused_likewise(command, monkeypatch):
+    monkeypatch.setattr("trainers.run.RunFolder", lambda config: None)
+    options = ["--config", "floor.yaml", "task.split=dev", "run.dir=refused"]
+    code, _, errors = command("train", *options)
+    assert code == 2 and errors.startswith("task.path = gsm8k: no split dev")
