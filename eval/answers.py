@@ -9,9 +9,9 @@ the last line does: a bare answer is read, and so is a last sentence that names 
 import re
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
-_JOINED = re.compile(r"[ \t$,;]*(?:\\text\{ *(?:or|and) *\}|or|and)?[ \t$,;]*")
-_LINE = re.compile(r"^[ \t]*####(?!#)[ \t]*|\banswer\s*(?:\*\*)?\s*:\s*", re.I | re.M)
-_SAID = re.compile(r"\banswer\s+is\b\s*:?\s*", re.I)
+_JOINED = re.compile(r"[ \t$,;]{0,9}(?:\\text\{ ?(?:or|and) ?\}|or|and)?[ \t$,;]{0,9}")
+_LINE = re.compile(r"^[ \t]*####(?!#)[ \t]*|\banswer\s{0,3}(?:\*\*)?\s{0,3}:\s*", re.I | re.M)
+_SAID = re.compile(r"\banswer\s{1,3}is\b\s{0,3}:?", re.I)
 _SENTENCE_END = re.compile(r"(?<=\S)\.(?=\s+[A-Z]|\s*$)")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox)\s*\{([^{}]*)\}")
 _SPACING = re.compile(r"\\(?:left|right)(?![a-zA-Z])|\\[!,;:]|\\?\$|\\(?= )")
@@ -24,30 +24,31 @@ def boxes(text: str) -> list[tuple[int, int, str]]:
     """(start, end, content) of each box that is closed and not empty, braces nested; of a box in a
     box the inner one.
     """
-    found = list[tuple[int, int, str]]()
+    found, closing = list[tuple[int, int, str]](), _closing(text)
     for match in _BOX.finditer(text):
-        if text[match.end() : match.end() + 1] == "{":
-            end = _closing(text, match.end())
-            content = text[match.end() + 1 : end - 1]
+        start = match.end()
+        if text[start : start + 1] == "{":
+            end = closing.get(start, start)
+            content = text[start + 1 : end - 1]
         else:
-            content = re.split(r"[\s$]", text[match.end() :], maxsplit=1)[0]
-            end = match.end() + len(content)
+            content = re.split(r"[\s$]", text[start:], maxsplit=1)[0]
+            end = start + len(content)
         content = content.strip().rstrip(".,;")
-        if end and content:
+        if content:
             around = found and match.start() < found[-1][1]
             found[-1 if around else len(found) :] = [(match.start(), end, content)]
     return found
 
 
-def _closing(text: str, start: int) -> int:
-    """The place after the brace that closes the one at `start`, or 0."""
-    depth, i = 0, start
-    while i < len(text):
-        depth += {"{": 1, "}": -1}.get(text[i], 0)
-        i += 2 if text[i] == "\\" else 1  # \{ is a character, no group
-        if depth == 0:
-            return i
-    return 0
+def _closing(text: str) -> dict[int, int]:
+    """For the place of each brace that is closed, the place after the brace that closes it."""
+    opened, found = list[int](), dict[int, int]()
+    for match in re.finditer(r"\\.|[{}]", text, re.S):  # \{ is a character, no group
+        if match[0] == "{":
+            opened.append(match.start())
+        elif match[0] == "}" and opened:
+            found[opened.pop()] = match.end()
+    return found
 
 
 def boxed(content: str) -> str:
@@ -60,9 +61,8 @@ def marked(text: str) -> str | None:
     Boxes that only "or", "and" or a comma joins are one answer, a list.
     """
     found = boxes(text)
-    lines = [(x.end(), line) for x in _LINE.finditer(text) if (line := _rest(text, x.end()))]
-    if lines and (not found or lines[-1][0] > found[-1][0]):
-        line = lines[-1][1]
+    start, line = _last(_LINE, text)
+    if line and (not found or start > found[-1][0]):
         return _said(line) or line
     if not found:
         return _said(text)
@@ -75,8 +75,15 @@ def marked(text: str) -> str | None:
 
 
 def _said(text: str) -> str | None:
-    lines = [line for x in _SAID.finditer(text) if (line := _rest(text, x.end()))]
-    return lines[-1] if lines else None
+    return _last(_SAID, text)[1] or None
+
+
+def _last(mark: re.Pattern[str], text: str) -> tuple[int, str]:
+    """Where the last mark ends that is followed by something, and what it is."""
+    for match in reversed(list(mark.finditer(text))):
+        if line := _rest(text, match.end()):
+            return match.end(), line
+    return 0, ""
 
 
 def _rest(text: str, start: int) -> str:
@@ -120,7 +127,12 @@ def canonical(answer: str) -> str:
 
 def _unwrapped(answer: str) -> str:
     text = _SPACING.sub("", _TEXT.sub(r"\1", content(answer)))
-    return _THOUSANDS.sub("", text).strip()
+    return without_separators(text).strip()
+
+
+def without_separators(number: str) -> str:
+    """1,000 and 1{,}000 as 1000."""
+    return _THOUSANDS.sub("", number)
 
 
 def several(answer: str) -> bool:

@@ -29,6 +29,8 @@ from eval import answers as reading
 from surgery.binding import load_function
 
 MAX_CHARS = 4_096  # the end of a longer answer is judged: there the result stands
+MAX_RESPONSE = 32_768  # characters at the end of a response in which its answer is looked for
+BARE = 256  # characters of an expression that is read whole without being boxed
 CACHE_SIZE = 1_000_000
 START_LIMIT = 60.0  # seconds for a worker to import what it needs
 
@@ -79,10 +81,9 @@ class Verifier:
         """The verdict on each pair, and what was read as its answer."""
         math = self.mode == "math"
         take = reading.extract if math else str.strip
-        pairs = [
-            (take(answer)[-MAX_CHARS:], (math and reading.gold(gold)) or gold.strip())
-            for answer, gold in zip(answers, golds, strict=True)
-        ]
+        ends = {x: take(x[-MAX_RESPONSE:])[-MAX_CHARS:] for x in set(answers)}
+        right = {x: (math and reading.gold(x)) or x.strip() for x in set(golds)}
+        pairs = [(ends[x], right[y]) for x, y in zip(answers, golds, strict=True)]
         if self.mode == "exact":
             return [(answer == gold, answer) for answer, gold in pairs]
         known: dict[tuple[str, str], Judged] = {}
@@ -226,8 +227,8 @@ def _plain(answer: str, gold: str) -> Judged | None:
 
 
 def _math_judge() -> Callable[[str, str], Judged]:
-    """math-verify; its own alarms are off, for the parent keeps the time. What is not prose is read
-    as if it were boxed, that is whole.
+    """math-verify; its own alarms are off, for the parent keeps the time. What is short and
+    no prose is read as if it were boxed, that is whole.
     """
     import logging
     import resource
@@ -239,8 +240,9 @@ def _math_judge() -> Callable[[str, str], Judged]:
     sys.set_int_max_str_digits(10_000)
 
     def read(text: str) -> list[Any]:
-        if not reading.boxes(text) and not reading.is_prose(text):
+        if len(text) < BARE and not reading.boxes(text) and not reading.is_prose(text):
             text = reading.boxed(text)
+        text = reading.without_separators(text)
         return parse(text, parsing_timeout=None, raise_on_error=True)
 
     def judge(answer: str, gold: str) -> Judged:

@@ -75,7 +75,9 @@ class Data:
     @property
     def _sources(self) -> tuple[Source, Source]:
         """For training and for evaluation."""
-        path, subset = (self.path, self.subset) if self.path or not self.own else self.own
+        path, subset = self.path, self.subset
+        if path is None and self.own:
+            path, subset = self.own[0], subset or self.own[1]
         if path is None:
             raise TaskError("task.path = null: name a file, a folder or a hub id")
         eval_path, eval_subset = self.eval_path, self.eval_subset
