@@ -54,5 +54,13 @@ def leaves(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
+def value_at(content: Mapping[str, Any], path: str) -> Any:
+    """The value at a dotted path, or of a key that has dots itself; None where there is none."""
+    value: Any = content
+    for part in [path] if path in content else path.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
 def _lines(records: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)

@@ -16,6 +16,10 @@ class ModelError(Exception):
     """A model that cannot be used, in one line."""
 
 
+class Chat(str):
+    """A user's message: the policy puts it into the chat template of its tokenizer."""
+
+
 @dataclass
 class Policy:
     """`model` is any AutoModelForCausalLM; the tokenizer must know an end-of-text token."""
@@ -43,9 +47,20 @@ class Policy:
 
     def encode(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
         """Token ids; `special` adds what the tokenizer puts before a prompt, and has no place in an
-        answer.
+        answer. A chat template writes all of it itself: added again it would stand there twice.
         """
+        if any(isinstance(x, Chat) for x in texts):
+            texts, special = [self._in_template(x) for x in texts], False
         return self.tokenizer(list(texts), add_special_tokens=special).input_ids
+
+    def _in_template(self, message: str) -> str:
+        if not self.tokenizer.chat_template:
+            why = "the model's tokenizer has no chat template"
+            raise ModelError(f"task.template = chat: {why}; set task.template=plain")
+        messages = [{"role": "user", "content": str(message)}]
+        return self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False
+        )
 
 
 def load_policy(

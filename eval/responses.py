@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from eval.files import value_at
 from eval.harness import SLICES, record
 from eval.tasks import Problem
 from eval.verifier import Verifier
@@ -63,7 +64,7 @@ def read_responses(path: Path, fields: Mapping[str, str]) -> Iterator[Generation
 
 
 def _generation(found: Mapping[str, Any], fields: Mapping[str, str], place: str) -> Generation:
-    values = {name: _value(found, fields.get(name, name)) for name in FIELDS}
+    values = {name: value_at(found, fields.get(name, name)) for name in FIELDS}
     if "problem" not in fields and values["problem"] is None:
         values["problem"] = found.get("prompt")
     for name, value in values.items():
@@ -83,14 +84,6 @@ def _generation(found: Mapping[str, Any], fields: Mapping[str, str], place: str)
     prompt = "" if values["problem"] is None else str(values["problem"])
     problem = Problem(str(values["id"]), prompt, str(values["gold"]), **slices)
     return Generation(problem, responses, truncated)
-
-
-def _value(found: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path, or of a key that has dots itself; None where there is none."""
-    value: Any = found
-    for part in [path] if path in found else path.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
 
 
 def score_responses(

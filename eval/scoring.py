@@ -17,7 +17,7 @@ from typing import Any, TextIO
 import torch
 from tqdm import tqdm
 
-from eval.files import append_lines, whole_lines, write_json, write_lines
+from eval.files import append_lines, read_lines, whole_lines, write_json, write_lines
 from eval.flows import LEVELS, difficulty
 from eval.harness import SLICES
 from eval.passk import (
@@ -93,6 +93,19 @@ def claim(path: Path, settings: Mapping[str, Any], begun: bool) -> TextIO:
         raise BadFolder(f"--out = {path}: another process writes it; wait") from None
     write_json(saved, settings)
     return lock
+
+
+def recorded(path: Path, option: str) -> dict[str, Record]:
+    """Records by id, of such a folder, of a run, or of a file. A refusal names the `option`."""
+    for place in (path, path / "problems.jsonl", path / "eval" / "before.jsonl"):
+        if place.is_file():
+            records = read_lines(place)
+            if not all({"id", "n", "c", "verdicts"} <= r.keys() for r in records):
+                remedy = "generations are no records; score them first, with --out"
+                raise BadFolder(f"{option} = {place}: {remedy}")
+            return {r["id"]: r for r in records}
+    remedy = "no records; name a folder of score.py, a run, or a file"
+    raise BadFolder(f"{option} = {path}: {remedy}")
 
 
 @cache

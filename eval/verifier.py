@@ -1,11 +1,13 @@
 """Verdicts on answers: True, False, or None for undecided. It never raises on an answer and never
 hangs.
 
-`exact` compares strings. `math` asks math-verify, and `file.py:function` a function of yours,
-``function(answer: str, gold: str) -> bool``; both run in worker processes that are killed at the
-time limit. Beside the verdict stands what was read as the answer, by which votes are counted: the
-parsed expression, else the text itself; a function of yours may return (verdict, answer). Empty
-means that no answer was found.
+`exact` compares strings. `math` takes the answer out of the response as `eval.answers` says and
+asks math-verify whether it equals the gold; several values are no match for a gold of one.
+`file.py:function` is a function of yours, ``function(answer: str, gold: str) -> bool``, and gets
+the whole response. Both run in worker processes that are killed at the time limit. Beside the
+verdict stands what was read as the answer, by which votes are counted: the parsed expression, else
+the text itself; a function of yours may return (verdict, answer). Empty means that no answer was
+found.
 """
 
 import hashlib
@@ -21,10 +23,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+from eval import answers as reading
 from surgery.binding import load_function
 
 MAX_CHARS = 4_096  # the end of a longer answer is judged: there the result stands
+MAX_RESPONSE = 32_768  # characters at the end of a response in which its answer is looked for
+BARE = 256  # characters of an expression that is read whole without being boxed
 CACHE_SIZE = 1_000_000
 START_LIMIT = 60.0  # seconds for a worker to import what it needs
 
@@ -73,20 +79,20 @@ class Verifier:
 
     def judge(self, answers: Sequence[str], golds: Sequence[str]) -> list[Judged]:
         """The verdict on each pair, and what was read as its answer."""
-        pairs = [
-            (answer.strip()[-MAX_CHARS:], gold.strip())
-            for answer, gold in zip(answers, golds, strict=True)
-        ]
+        math = self.mode == "math"
+        take = reading.extract if math else str.strip
+        ends = {x: take(x[-MAX_RESPONSE:])[-MAX_CHARS:] for x in set(answers)}
+        right = {x: (math and reading.gold(x)) or x.strip() for x in set(golds)}
+        pairs = [(ends[x], right[y]) for x, y in zip(answers, golds, strict=True)]
         if self.mode == "exact":
             return [(answer == gold, answer) for answer, gold in pairs]
-        user_defined = ":" in self.mode
         known: dict[tuple[str, str], Judged] = {}
         for pair in dict.fromkeys(pairs):
             if pair in self._cache:
                 self._cache.move_to_end(pair)
                 known[pair] = self._cache[pair]
-            elif not user_defined and (not pair[0] or pair[0] == pair[1]):
-                known[pair] = bool(pair[0]), pair[0]
+            elif math and (plain := _plain(*pair)):
+                known[pair] = plain
         known |= self._ask([pair for pair in dict.fromkeys(pairs) if pair not in known])
         self._cache.update(known)
         while len(self._cache) > CACHE_SIZE:
@@ -210,9 +216,19 @@ def serve(mode: str) -> None:
         print(json.dumps(judged), file=out, flush=True)
 
 
+def _plain(answer: str, gold: str) -> Judged | None:
+    """The verdict of `math` where no mathematics is needed, else None."""
+    text = reading.canonical(answer)
+    if not text or text == reading.canonical(gold):
+        return bool(text), text
+    if reading.several(answer) and not reading.several(reading.boxed(gold)):
+        return False, text
+    return None
+
+
 def _math_judge() -> Callable[[str, str], Judged]:
-    """math-verify; its own alarms are off, for the parent keeps the time. A bare answer is read as
-    LaTeX too.
+    """math-verify; its own alarms are off, for the parent keeps the time. What is short and
+    no prose is read as if it were boxed, that is whole.
     """
     import logging
     import resource
@@ -223,12 +239,17 @@ def _math_judge() -> Callable[[str, str], Judged]:
     resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30))
     sys.set_int_max_str_digits(10_000)
 
+    def read(text: str) -> list[Any]:
+        if len(text) < BARE and not reading.boxes(text) and not reading.is_prose(text):
+            text = reading.boxed(text)
+        text = reading.without_separators(text)
+        return parse(text, parsing_timeout=None, raise_on_error=True)
+
     def judge(answer: str, gold: str) -> Judged:
-        expected = parse(gold, parsing_timeout=None) or parse(f"${gold}$", parsing_timeout=None)
-        found = parse(answer, parsing_timeout=None, raise_on_error=True)
+        found = read(answer)
         if not found:
             return False, ""
-        right = verify(expected, found, timeout_seconds=None, raise_on_error=True)
+        right = verify(read(gold), found, timeout_seconds=None, raise_on_error=True)
         return right, str(found[0])
 
     return judge

@@ -49,6 +49,7 @@ def main() -> int:
     import transformers
 
     from eval.diagnosis_report import write
+    from eval.tasks import TaskError
     from eval.verifier import VerifierFailed
     from trainers.engine import start_ranks
     from trainers.ghost import Unsupported
@@ -62,13 +63,11 @@ def main() -> int:
         if folder:
             text = write(out, measures, diagnosis.records(), diagnosis.k, folder.settings)
             print(f"{text.split('## Agreement, weight')[0].strip()}\n\nPictures and tables: {out}")
-    except (ConfigError, ModelError, Unsupported) as error:  # what only the model could tell
-        if folder:
-            unsupported = isinstance(error, Unsupported)
-            start = "diagnose.measure = ghost: " if unsupported else ""
-            end = "; set diagnose.measure=last_layer" if unsupported else ""
-            print(f"{start}{error}{end}", file=sys.stderr)
-        return 2
+    except (ConfigError, TaskError, ModelError) as error:  # what only loading could tell
+        return refuse(error, arguments.local_rank)
+    except Unsupported as error:
+        remedy = f"diagnose.measure = ghost: {error}; set diagnose.measure=last_layer"
+        return refuse(ConfigError(remedy), arguments.local_rank)
     except KeyboardInterrupt:
         print(f"{out}: interrupted; the same command goes on", file=sys.stderr)
         return 130

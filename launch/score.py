@@ -30,20 +30,23 @@ from eval.scoring import (
     Scoring,
     check_sweep,
     fingerprint,
+    recorded,
     run,
     summarise,
 )
+from eval.tasks import TaskError
 from eval.verifier import VerifierFailed
 from surgery.binding import load_function
 from trainers.config import ConfigError, load_config
 
 CHUNK = 32  # problems between two writes
+REFUSALS = (ConfigError, TaskError, BadFolder, BadResponses, ModelError, VerifierFailed)
 
 
 def main() -> int:
     try:
         arguments = _arguments()
-        base = _base(arguments.base) if arguments.base else None
+        base = recorded(arguments.base, "--base") if arguments.base else None
         _check_mode(arguments)
         scorings = _of_file(arguments) if arguments.responses else _of_model(arguments)
         outs: list[Path | None] = [arguments.out] * len(scorings)
@@ -66,7 +69,7 @@ def main() -> int:
             summaries.append(summary | {"label": scoring.label, "settings": scoring.settings})
             if folder:
                 folder.close(summaries[-1])
-    except (ConfigError, BadFolder, BadResponses, ModelError, VerifierFailed) as error:
+    except REFUSALS as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -257,20 +260,6 @@ def _of_model(arguments: argparse.Namespace) -> list[Scoring]:
 
     variants = itertools.product(arguments.by or [None], arguments.temperatures or [None])
     return [scoring(by, temperature) for by, temperature in variants]
-
-
-def _base(path: Path) -> dict[str, Any]:
-    """Records by id, of a folder of this command, of a run, or of a file."""
-    from eval.files import read_lines
-
-    for place in (path, path / "problems.jsonl", path / "eval" / "before.jsonl"):
-        if place.is_file():
-            records = read_lines(place)
-            if not all({"id", "n", "c", "verdicts"} <= r.keys() for r in records):
-                remedy = "generations are no records; score them first, with --out"
-                raise ConfigError(f"--base = {place}: {remedy}")
-            return {r["id"]: r for r in records}
-    raise ConfigError(f"--base = {path}: no records; name a folder of score.py, a run, or a file")
 
 
 if __name__ == "__main__":

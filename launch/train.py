@@ -47,6 +47,7 @@ def main() -> int:
     import transformers
 
     from eval.report import run_table
+    from eval.tasks import TaskError
     from eval.verifier import VerifierFailed
     from trainers.engine import share, start_ranks
     from trainers.trainer import Trainer, TrainingFailed
@@ -64,10 +65,8 @@ def main() -> int:
         folder.set_aside()
     try:
         summary = Trainer(config, folder).run()
-    except (ConfigError, ModelError) as error:  # what only loading the model could tell
-        if folder:
-            print(error, file=sys.stderr)
-        return 2
+    except (ConfigError, TaskError, ModelError) as error:  # what only loading could tell
+        return refuse(error, arguments.local_rank)
     except KeyboardInterrupt:
         print(f"{config.run.dir}: interrupted; the same command goes on", file=sys.stderr)
         return 130

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 _cache = tempfile.TemporaryDirectory(prefix="passk-surgery-")
 os.environ.setdefault("PASSK_SURGERY_CACHE", _cache.name)
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_CACHE"] = f"{_cache.name}/datasets"
 torch.set_num_threads(max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
 

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from eval.files import leaves, replace_text
 from trainers.schema import Config
 
-OPTIONS = ("task.options", "surgery.options")  # the user's own settings: any key
+OPTIONS = ("task.options", "task.fields", "surgery.options")  # the user's own names: any key
 
 
 class ConfigError(Exception):
@@ -209,6 +209,8 @@ def _kind(key: str) -> str:
         str: "a text",
         bool: "true or false",
     }
+    if kind == list[str]:
+        return "a list, such as [4, 5]"
     options = getattr(kind, "__args__", (kind,))
     return " or ".join(names.get(option, "null") for option in options)
 
@@ -238,7 +240,7 @@ def _out_of_range(section: Any, prefix: str = "") -> Iterator[str]:
 def _impossible(config: Config) -> Iterator[str]:
     """What no range of a single key can say."""
     from eval.passk import ladder
-    from eval.tasks import TASKS
+    from eval.tasks import OF_DATA, TASKS
     from surgery.binding import load_function
     from surgery.estimators import ESTIMATORS, OF_PASS_AT_K, largest_k
     from surgery.rules import AGREEMENT, RULES
@@ -274,8 +276,9 @@ def _impossible(config: Config) -> Iterator[str]:
     if compares and estimator in set(ESTIMATORS) - OF_PASS_AT_K:
         remedy = f"rule {surgery.rule} compares weights of pass@k; use loo, or another rule"
         yield wrong("objective.estimator", remedy)
-    pushes_back = surgery.rule == "floor" or (surgery.rule == "pcgrad" and surgery.gain > 0)
-    if pushes_back and (config.eval.temperature != train.temperature or config.eval.top_p != 1):
+    if holds_pass_1(config) and (
+        config.eval.temperature != train.temperature or config.eval.top_p != 1
+    ):
         remedy = f"rule {surgery.rule} holds training against it; use train.temperature and top_p=1"
         remedy += ", or surgery.gain=0" if surgery.rule == "pcgrad" else ""
         yield wrong("eval.temperature", remedy)
@@ -311,6 +314,8 @@ def _impossible(config: Config) -> Iterator[str]:
         yield from not_a_function("task.name")
     elif task.name not in TASKS:
         yield wrong("task.name", f"must be one of {', '.join(TASKS)}, or file.py:Class")
+    elif task.name in OF_DATA:
+        yield from (wrong(key, remedy) for key, remedy in _impossible_data(config))
     if ":" in surgery.rule:
         yield from not_a_function("surgery.rule")
     elif surgery.rule not in RULES:
@@ -348,6 +353,37 @@ def _impossible(config: Config) -> Iterator[str]:
             yield wrong("train.best_constraint", f"must name one of {', '.join(metrics)}")
     if train.best_metric not in metrics:
         yield wrong("train.best_metric", f"must be one of {', '.join(metrics)}")
+
+
+def _impossible_data(config: Config) -> Iterator[tuple[str, str]]:
+    """(key, remedy) of what a task of data cannot be."""
+    from eval.tasks.rows import FIELDS
+
+    task = config.task
+    if config.model.path == "base":
+        yield "model.path", f"task {task.name} has no base policy; name a folder or a hub id"
+    if task.name == "data" and task.path is None:
+        yield "task.path", "task data is your own; name a file, a folder or a hub id"
+    if task.prompt is not None and "{problem}" not in task.prompt:
+        yield "task.prompt", "must say where the problem goes; write {problem} there"
+    thresholds = [x for x in (task.hard_below, task.easy_above) if x is not None]
+    if thresholds and task.rates is None:
+        yield (
+            "task.rates",
+            "task.easy_above and task.hard_below choose by records of the base; name some",
+        )
+    if task.rates is not None and not thresholds:
+        yield "task.rates", "needs a threshold; give task.easy_above, task.hard_below or both"
+    if thresholds != sorted(thresholds):
+        yield "task.easy_above", f"lies below task.hard_below = {task.hard_below}; raise it"
+    for name in task.fields.keys() - set(FIELDS):
+        yield f"task.fields.{name}", f"must name one of {', '.join(FIELDS)}"
+
+
+def holds_pass_1(config: Config) -> bool:
+    """Whether the rule holds the training batches' pass@1 against that of the base."""
+    rule = config.surgery.rule
+    return rule == "floor" or (rule == "pcgrad" and config.surgery.gain > 0)
 
 
 def parse_schedule(text: str | None) -> list[tuple[int, int]]:

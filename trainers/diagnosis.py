@@ -57,9 +57,8 @@ class Diagnosis:
         self.config, self.options, self.ranks = config, config.diagnose, Ranks()
         self.owner, self.folder = folder, folder or Folder(path)
         self.task = build_task({**vars(config.task), **config.task.options})
-        self.problems: list[Problem] = self.task.training(
-            self.options.seed, 0, self.options.prompts
-        )
+        drawn = self.task.training(self.options.seed, 0, self.options.prompts)
+        self.problems: list[Problem] = list({x.id: x for x in drawn}.values())  # none twice
         self.k = self.options.k or self.options.samples
         self.parts = range(0, len(self.problems), PART)
         self._policy: Policy | None = None

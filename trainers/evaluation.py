@@ -1,5 +1,6 @@
 """Evaluation of the policy under training, over all ranks, and what the whole run amounts to."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from eval.flows import by_difficulty
 from eval.harness import evaluate
 from eval.passk import changes, ladder, problem_scores, scores, which_too_few
 from eval.sampling import Decoding, derive_seed
-from eval.tasks import Population
+from eval.tasks import Population, Problem
 from eval.verifier import Verifier
 from trainers.engine import Engine
 from trainers.schema import Config
@@ -33,13 +34,15 @@ class Evaluation:
     ) -> tuple[list[dict[str, Any]], dict[str, float]]:
         """(one record a problem, the scalars). Records that are `known` are not made again."""
         population = self._population()
-        records = known or self._records(population)
+        records = known or self.records(self.task.evaluation(self.config.eval.problems), population)
         values = {f"eval/pass@{k}": float(problem_scores(records, k).mean()) for k in self.ks}
         return records, values | self.exact(population)
 
-    def _records(self, population: Population | None) -> list[dict[str, Any]]:
+    def records(
+        self, problems: Sequence[Problem], population: Population | None = None
+    ) -> list[dict[str, Any]]:
+        """One record a problem, in order, on every rank."""
         options = self.config.eval
-        problems = self.task.evaluation(options.problems)
         mine = range(self.engine.rank, len(problems), self.engine.world)
         with self.engine.policy() as policy:
             records = evaluate(

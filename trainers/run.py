@@ -24,7 +24,9 @@ class RunFolder:
                 self._compare(config, saved)
         elif path.exists() and {x.name for x in path.iterdir()} - {".lock", "eval", "checkpoints"}:
             raise self._refusal("holds files but no run; choose an empty or new folder")
-        self.base_records = None if self._begun() else _base_records(config)
+        shares = not self._begun()
+        self.base_records = _base_records(config, "before") if shares else None
+        self.base_reference = _base_records(config, "reference") if shares else None
         try:
             (path / "eval").mkdir(parents=True, exist_ok=True)
             (path / "checkpoints").mkdir(exist_ok=True)
@@ -76,8 +78,8 @@ class RunFolder:
                     path.rename(path.with_name(name))
 
 
-def _base_records(config: Config) -> list[dict[str, Any]] | None:
-    """The evaluation before training of another run from the same base, where run.base names it."""
+def _base_records(config: Config, name: str) -> list[dict[str, Any]] | None:
+    """An evaluation before training of another run from the same base, where run.base names it."""
     if config.run.base is None:
         return None
     run = Path(config.run.base)
@@ -86,4 +88,4 @@ def _base_records(config: Config) -> list[dict[str, Any]] | None:
         raise ConfigError(f"run.base = {run}: has no eval/before.jsonl; name a run's folder")
     for line in differences(config, saved, OF_BASE):
         raise ConfigError(f"{line}: run.base = {run} has another base; leave run.base out")
-    return read_lines(before)
+    return read_lines(run / "eval" / f"{name}.jsonl")

@@ -44,6 +44,23 @@ class TaskConfig:
     hard_share: float = between(0, 1, 0.3)  # twin: share of hard prompts
     base_bias: float = between(0, 1, 0.12)  # twin: how often the base gives the hard answer
     base_seed: int = at_least(0, 0)  # twin: seed of the base's own training
+    # gsm8k, math, data: a hub id, a folder in the hub's format, or a .jsonl, .json, .parquet file;
+    # null: the task's own on the hub, and for the evaluation the same as for training
+    path: str | None = None
+    subset: str | None = None  # the hub's name of a configuration; null: the only or default one
+    split: str = "train"  # slices too, such as train[500:]
+    eval_path: str | None = None
+    eval_subset: str | None = None
+    eval_split: str = "test"
+    # the data's own names, dots reaching inside: {problem: question, answer: key.text}
+    fields: dict[str, str] = field(default_factory=dict)
+    template: str = one_of("chat", "plain")  # chat: the tokenizer's own
+    prompt: str | None = None  # the text around {problem}; null: one that asks for a boxed answer
+    levels: list[str] = field(default_factory=list)  # train on these; none named: on all
+    rates: str | None = None  # records of the base on training problems: of score.py, or a run
+    easy_above: float | None = between(0, 1, None)  # train on what the base solves more often ..
+    hard_below: float | None = between(0, 1, None)  # .. or less often than this; null: on none such
+    decontaminate: bool = True  # leave out training problems that the evaluation has too
     options: dict[str, Any] = field(default_factory=dict)  # of a task of your own
 
 

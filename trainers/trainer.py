@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eval.files import write_json, write_lines
+from eval.passk import problem_scores
 from eval.policy import Policy, check_chunks, load_policy, pad_batch
 from eval.sampling import Rollout, derive_seed, sample
 from eval.tasks import Problem, build_task
@@ -22,7 +23,7 @@ from surgery.objectives import prompt_weight, rho
 from surgery.rules import Decision, State, apply, find_rule, per_prompt
 from trainers import checkpoint
 from trainers.batches import micro_batches
-from trainers.config import parse_constraint
+from trainers.config import holds_pass_1, parse_constraint
 from trainers.engine import Engine, share
 from trainers.evaluation import Evaluation, decoding
 from trainers.metrics import Clock, Metrics
@@ -49,6 +50,9 @@ class Trainer:
         )
         own_base = config.model.path == "base"
         self.base_path = self.task.base_model() if own_base else config.model.path
+        # what is wrong with data is told before a model is loaded
+        self.task.training(config.seed, 1, 1)
+        self.task.evaluation(1)
         self.engine = Engine(self._load_base(), config)
         if config.train.logprob_chunk:
             with self.engine.policy() as policy:
@@ -73,7 +77,9 @@ class Trainer:
             self._evaluate("after")
         if start == 0:
             scalars = self._evaluate("before", share(self.folder and self.folder.base_records))
-            self.rule_state["base_pass@1"] = scalars["eval/pass@1"]
+            scalars |= self._evaluate_reference()
+            held = scalars.get("eval/reference_pass@1", scalars["eval/pass@1"])
+            self.rule_state["base_pass@1"] = held
             if metrics:
                 metrics.log(0, scalars)
         with self.verifier, self._progress(start) as bar:
@@ -295,6 +301,20 @@ class Trainer:
         if name and self.folder:
             write_lines(self.folder.path / "eval" / f"{name}.jsonl", records)
         return scalars
+
+    def _evaluate_reference(self) -> dict[str, float]:
+        """The base's pass@1 on problems to train on, where a rule needs it and the task says that
+        the evaluation's are of another kind.
+        """
+        needed = holds_pass_1(self.config) or ":" in self.config.surgery.rule
+        if not (needed and hasattr(self.task, "reference")):
+            return {}
+        problems = self.task.reference(self.config.eval.problems)
+        records = share(self.folder and self.folder.base_reference)
+        records = records or self.evaluation.records(problems)
+        if self.folder:
+            write_lines(self.folder.path / "eval" / "reference.jsonl", records)
+        return {"eval/reference_pass@1": float(problem_scores(records, 1).mean())}
 
     def _is_best(self, step: int, scalars: dict[str, float]) -> bool:
         train = self.config.train

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from eval.policy import Policy
 
 
+class TaskError(Exception):
+    """A task that cannot be had as configured, in one line."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One prompt with the answer that is expected. The rest names slices of the task; `group` is
@@ -47,6 +51,16 @@ class Task(Protocol):
 
     def base_model(self) -> str:
         """Folder of the task's own base policy, made on first use."""
+        ...
+
+
+class DataTask(Task, Protocol):
+    """A task whose training and evaluation problems are of different kinds."""
+
+    def reference(self, count: int) -> list[Problem]:
+        """Problems to train on, the same for any seed: what the base's pass@1 is had of, where a
+        rule holds the training batches against it.
+        """
         ...
 
 
@@ -85,7 +99,13 @@ class Population:
         return float(self.p[self.index[problem.prompt, problem.gold]])
 
 
-TASKS = {"twin": "eval.tasks.twin:Twin"}
+TASKS = {
+    "twin": "eval.tasks.twin:Twin",
+    "gsm8k": "eval.tasks.data:Gsm8k",
+    "math": "eval.tasks.data:Math",
+    "data": "eval.tasks.data:Data",
+}
+OF_DATA = [name for name, place in TASKS.items() if place.startswith("eval.tasks.data:")]
 
 
 def build_task(options: Mapping[str, Any]) -> Any:

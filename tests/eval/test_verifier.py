@@ -28,6 +28,62 @@ def test_math(math, answer, gold, verdict):
     assert math([answer], [gold]) == [verdict]
 
 
+@pytest.mark.parametrize("hedge", ["either 3 or 5", "3 or 5", "3, 5", r"3 \text{ or } 5", "3; 5"])
+@pytest.mark.parametrize(
+    "form", [r"\boxed{%s}", "#### %s", "Answer: %s", "the answer is %s.", "%s"]
+)
+def test_a_list_or_a_hedge_is_no_match_for_one_value(math, hedge, form):
+    assert math([form % hedge] * 2, ["3", "5"]) == [False, False]
+
+
+@pytest.mark.parametrize(
+    "gold",
+    [
+        *("3, 5", r"\{3,5\}", "(1,2)", "[1,2)", r"\left(-\infty, 2\right] \cup (3, \infty)"),
+        *(
+            r"\text{Evelyn}",
+            "Friday",
+            r"\text{(B)}",
+            "5:30",
+            "1010_2",
+            r"x \le 3 \text{ or } x > 5",
+        ),
+        *(
+            r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}",
+            r"18\%",
+            r"\$18.90",
+            r"90^\circ",
+            "10{,}000",
+            "y=2x+3",
+        ),
+    ],
+)
+def test_golds_of_any_form_match_themselves(math, gold):
+    assert math([rf"so it is $\boxed{{{gold}}}$."], [gold]) == [True]
+    assert math([r"\boxed{12345}"], [gold]) == [False]
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "verdict"),
+    [
+        (r"\boxed{5, 3}", "3,5", True),
+        (r"\boxed{3} and \boxed{5}", "3, 5", True),
+        (r"\boxed{[0.5, 3)}", r"\left[\frac12, 3\right)", True),
+        (r"\boxed{(2,1)}", "(1,2)", False),
+        (r"\boxed{18\text{ dollars}}", "18", True),
+        ("Answer: 18 dollars", "18", True),
+        (r"\boxed{\$18}", "18", True),
+        (r"\boxed{18\%}", "18", True),
+        (r"\boxed{3}, no: it is \boxed{5}", "3", False),
+        ("She makes 9*2 = $18 every day.", "18", True),  # no mark: the last line
+        ("It is 18.\nThat is a lot.", "18", False),
+        (r"\boxed{18}", r"Then $x = \boxed{18}$ of \$20.", True),  # a gold that is a solution
+    ],
+)
+def test_answers_by_their_marks(math, answer, gold, verdict):
+    assert math([answer], [gold]) == [verdict]
+
+
 def test_hostile_answers_neither_hang_nor_hurt(math):
     hostile = [r"\boxed{9^{9^{9^9}}}", "9^{9^{9^9}}", "(" * 100_000, r"\boxed{" + "{" * 100_000]
     math(["8"], ["7"])  # the workers are up

@@ -1,0 +1,161 @@
+r"""What a response gives as its answer, by the marks that people use. No mathematics here: that is
+the verifier's.
+
+A mark is ``\boxed{..}`` (also ``\fbox{..}`` and ``\boxed 5``), ``#### ..`` or ``Answer: ..``, and
+the last one counts. "The answer is .." counts where there is none of these, and without any mark
+the last line does: a bare answer is read, and so is a last sentence that names one value.
+"""
+
+import re
+
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
+_JOINED = re.compile(r"[ \t$,;]{0,9}(?:\\text\{ ?(?:or|and) ?\}|or|and)?[ \t$,;]{0,9}")
+_LINE = re.compile(r"^[ \t]*####(?!#)[ \t]*|\banswer\s{0,3}(?:\*\*)?\s{0,3}:\s*", re.I | re.M)
+_SAID = re.compile(r"\banswer\s{1,3}is\b\s{0,3}:?", re.I)
+_SENTENCE_END = re.compile(r"(?<=\S)\.(?=\s+[A-Z]|\s*$)")
+_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox)\s*\{([^{}]*)\}")
+_SPACING = re.compile(r"\\(?:left|right)(?![a-zA-Z])|\\[!,;:]|\\?\$|\\(?= )")
+_THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\})(?=\d{3}(?!\d))")
+_BETWEEN = re.compile(r"[,;]|\b(?:or|and)\b|\\lor(?![a-zA-Z])")  # of these, signs not in brackets
+_VALUE = re.compile(r"\d|[\\$]|^\W*\w\W*$")
+
+
+def boxes(text: str) -> list[tuple[int, int, str]]:
+    """(start, end, content) of each box that is closed and not empty, braces nested; of a box in a
+    box the inner one.
+    """
+    found, closing = list[tuple[int, int, str]](), _closing(text)
+    for match in _BOX.finditer(text):
+        start = match.end()
+        if text[start : start + 1] == "{":
+            end = closing.get(start, start)
+            content = text[start + 1 : end - 1]
+        else:
+            content = re.split(r"[\s$]", text[start:], maxsplit=1)[0]
+            end = start + len(content)
+        content = content.strip().rstrip(".,;")
+        if content:
+            around = found and match.start() < found[-1][1]
+            found[-1 if around else len(found) :] = [(match.start(), end, content)]
+    return found
+
+
+def _closing(text: str) -> dict[int, int]:
+    """For the place of each brace that is closed, the place after the brace that closes it."""
+    opened, found = list[int](), dict[int, int]()
+    for match in re.finditer(r"\\.|[{}]", text, re.S):  # \{ is a character, no group
+        if match[0] == "{":
+            opened.append(match.start())
+        elif match[0] == "}" and opened:
+            found[opened.pop()] = match.end()
+    return found
+
+
+def boxed(content: str) -> str:
+    return f"\\boxed{{{content}}}"
+
+
+def marked(text: str) -> str | None:
+    """The answer at the last mark: ``\\boxed{content}`` for a box, else the rest of its line.
+
+    Boxes that only "or", "and" or a comma joins are one answer, a list.
+    """
+    found = boxes(text)
+    start, line = _last(_LINE, text)
+    if line and (not found or start > found[-1][0]):
+        return _said(line) or line
+    if not found:
+        return _said(text)
+    run = [found[-1]]
+    for box in reversed(found[:-1]):
+        if not _JOINED.fullmatch(text[box[1] : run[0][0]]):
+            break
+        run.insert(0, box)
+    return boxed(", ".join(dict.fromkeys(content for _, _, content in run)))
+
+
+def _said(text: str) -> str | None:
+    return _last(_SAID, text)[1] or None
+
+
+def _last(mark: re.Pattern[str], text: str) -> tuple[int, str]:
+    """Where the last mark ends that is followed by something, and what it is."""
+    for match in reversed(list(mark.finditer(text))):
+        if line := _rest(text, match.end()):
+            return match.end(), line
+    return 0, ""
+
+
+def _rest(text: str, start: int) -> str:
+    """The sentence from `start` to the end of its line. Words alone above more text are a heading:
+    empty.
+    """
+    line, _, below = text[start:].partition("\n")
+    if below.strip() and text[:start].rstrip().endswith("####") and not _VALUE.search(line):
+        return ""
+    return _SENTENCE_END.split(line)[0].strip(" \t*_")
+
+
+def extract(response: str) -> str:
+    """The answer of a response: at its last mark, else its last line; empty where that is cut off
+    in a box.
+    """
+    last = (response.strip().splitlines() or [""])[-1]
+    bare = "" if _BOX.search(last) else _SENTENCE_END.sub("", last).strip()
+    return marked(response) or bare
+
+
+def gold(text: str) -> str | None:
+    """The answer that a worked solution ends with, boxed or after ####; None where it has none."""
+    answer = marked(text) if boxes(text) or "####" in text else None
+    return answer and content(answer)
+
+
+def content(answer: str) -> str:
+    """What is in the box, where the whole answer is one."""
+    found = boxes(answer)
+    return found[-1][2] if found and found[-1][:2] == (0, len(answer)) else answer
+
+
+def canonical(answer: str) -> str:
+    """The answer without its box, spacing, sizes and thousands separators: equal texts are
+    equal answers, whatever they mean. 10{,}000 and 10,\\!000 are 10000.
+    """
+    text = re.sub(r"\\[dt]frac", r"\\frac", _unwrapped(answer))
+    return re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", text).rstrip(".")
+
+
+def _unwrapped(answer: str) -> str:
+    text = _SPACING.sub("", _TEXT.sub(r"\1", content(answer)))
+    return without_separators(text).strip()
+
+
+def without_separators(number: str) -> str:
+    """1,000 and 1{,}000 as 1000."""
+    return _THOUSANDS.sub("", number)
+
+
+def several(answer: str) -> bool:
+    """Whether it names more than one value: a list, or a hedge such as "either 3 or 5".
+
+    Commas in brackets are those of a tuple, an interval or a set, which is one value. Outside a box
+    words count as no value, so that "so, it is 5" names one.
+    """
+    in_box, depth, parts = content(answer) != answer, 0, [""]
+    text = _unwrapped(answer)
+    ends = {x.start(): x.end() for x in _BETWEEN.finditer(text)}
+    i = 0
+    while i < len(text):
+        depth += (text[i] in "([{") - (text[i] in ")]}")
+        if i in ends and (depth <= 0 or text[i] not in ",;"):
+            parts.append("")
+            i = ends[i]
+            continue
+        parts[-1] += text[i]
+        i += 1
+    return sum(bool(x.strip() if in_box else _VALUE.search(x.strip())) for x in parts) > 1
+
+
+def is_prose(answer: str) -> bool:
+    """Whether words or a label such as "A:" stand in it, outside LaTeX."""
+    return bool(re.search(r"[A-Za-z]{2,}|:\s", re.sub(r"\\[A-Za-z]+", "", _TEXT.sub("", answer))))
