@@ -6,6 +6,7 @@ model.
 
 import difflib
 import math
+import os
 import re
 import sys
 import time
@@ -27,11 +28,17 @@ class ConfigError(Exception):
     """One line a mistake."""
 
 
-def refuse(error: Exception, local_rank: int) -> int:
-    """Say what is wrong, once; the exit code. The launcher ends all ranks when one stops, so the
-    one that speaks goes first.
+def refuse(error: Exception) -> int:
+    """Say what is wrong, once; the exit code. The launcher ends the ranks of its host when one
+    stops, so the one that speaks goes first; those of other hosts must be met to be told.
     """
-    if local_rank > 0:
+    if os.environ.get("LOCAL_SIZE") != os.environ.get("WORLD_SIZE"):
+        from trainers import watch
+        from trainers.engine import start_ranks
+
+        start_ranks(threads=1)
+        return watch.leave(2, error)
+    if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(60)
     else:
         print(error, file=sys.stderr)

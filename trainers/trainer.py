@@ -23,7 +23,7 @@ from surgery.rules import Decision, State, apply, find_rule
 from trainers import checkpoint
 from trainers.batches import micro_batches
 from trainers.config import parse_constraint
-from trainers.engine import Engine, share
+from trainers.engine import Engine, once_a_host, share
 from trainers.evaluation import Evaluation, decoding
 from trainers.metrics import Clock, Metrics
 from trainers.probe import Probe
@@ -47,7 +47,7 @@ class Trainer:
             config.task.verify_seconds,
         )
         own_base = config.model.path == "base"
-        self.base_path = self.task.base_model() if own_base else config.model.path
+        self.base_path = once_a_host(self.task.base_model) if own_base else config.model.path
         self.engine = Engine(self._load_base(), config)
         self.evaluation = Evaluation(config, self.task, self.verifier, self.engine)
         rule = find_rule(config.surgery.rule)
@@ -330,7 +330,8 @@ class Trainer:
         if found is None:
             return 0
         place, numbers = found
-        tensors = checkpoint.load(self.engine, place, numbers["optimizer_steps"])
+        here = place if self.folder else None
+        tensors = checkpoint.load(self.engine, here, numbers["optimizer_steps"])
         self.rule_state, self.best = numbers["rule_state"], numbers["best"]
         self.bad_steps, self.seconds = numbers["bad_steps"], numbers["seconds"]
         self.probe.restore(numbers["probe"], tensors)
