@@ -90,8 +90,8 @@ def save_config(config: Config, path: Path) -> None:
 
 FREE = ("train.steps", "run.", "logging.", "diagnose.")  # what a resumed run may change
 OF_BASE = (  # all that the evaluation before training depends on
-    *("model.", "task.", "train.max_new_tokens", "eval.problems", "eval.samples"),
-    *("eval.temperature", "eval.top_p", "eval.seed"),
+    *("model.", "task.", "train.max_new_tokens", "train.rollouts", "eval.problems"),
+    *("eval.samples", "eval.temperature", "eval.top_p", "eval.seed"),
 )
 
 

@@ -79,5 +79,6 @@ def _settings(config: Config) -> dict[str, Any]:
         "weights": fingerprint(path),
         **{f"task.{key}": x for key, x in vars(config.task).items()},
         "train.max_new_tokens": config.train.max_new_tokens or task.max_new_tokens,
+        "train.rollouts": config.train.rollouts,
         "surgery.modules": config.surgery.modules,
     }

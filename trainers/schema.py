@@ -94,6 +94,7 @@ class TrainConfig:
     )  # scales the logits in sampling and in log-probabilities alike
     entropy_coef: float = at_least(0, 0.0)  # weight of the completions' entropy beside the rewards
     top_p: float = 1.0
+    rollouts: str = one_of("cached", "continuous")  # what samples, in evaluation too
     max_new_tokens: int | None = at_least(1, None)  # null: what the task needs
     lr: float = above(0, 6e-4)
     schedule: str = one_of(

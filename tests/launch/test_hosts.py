@@ -1,5 +1,5 @@
-"""Two hosts, as `deepspeed --hostfile` starts them: a launcher on each, here both on loopback. Each has
-a disk of its own.
+"""Two hosts as `deepspeed --hostfile` starts them: a launcher on each, here both on loopback. Each
+has a disk of its own.
 """
 
 import base64
