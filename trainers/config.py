@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from eval.files import leaves, replace_text
 from trainers.schema import Config
 
+CONTINUOUS = [5, 23]  # the first transformers whose continuous batching eval/continuous.py knows
 OPTIONS = ("task.options", "surgery.options")  # the user's own settings: any key
 
 
@@ -281,6 +283,11 @@ def _impossible(config: Config) -> Iterator[str]:
     if train.top_p != 1:
         why = "must be 1, or the samples would not come from the policy that is trained"
         yield wrong("train.top_p", f"{why}; eval.top_p is free")
+    installed = metadata.version("transformers")
+    if train.rollouts == "continuous" and [*map(int, installed.split(".")[:2])] < CONTINUOUS:
+        least = ".".join(map(str, CONTINUOUS))
+        remedy = f"needs transformers {least}, and this is {installed}; upgrade it, or use cached"
+        yield wrong("train.rollouts", remedy)
     if config.eval.k > config.eval.samples:
         most = f"needs eval.samples >= eval.k, which is {config.eval.samples}"
         yield wrong("eval.k", f"{most}; lower it or raise eval.samples")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,6 +146,39 @@ def test_a_second_writer_is_refused(whole):
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = train(whole, "train.steps=20", cwd=whole.parent)
     assert done.returncode == 2 and "another process" in done.stderr
+
+
+RANKS = [*SMALL, "train.zero_stage=3", "eval.every=0", "logging.kl_every=0"]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory, base_path):
+    """Under ZeRO-3: a run of four steps on two ranks, and the whole one of six."""
+    folder = tmp_path_factory.mktemp("ranks")
+    for name, steps in (("six", 6), ("four", 4)):
+        done = train(folder / name, *RANKS, f"train.steps={steps}", cwd=folder, ranks=2)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 3, 4])
+def test_resumed_on_another_number_of_ranks(two_ranks, tmp_path, ranks):
+    """Parameters whose sizes do not divide by the ranks included."""
+    from safetensors.torch import load_file
+
+    shutil.copytree(two_ranks / "four", tmp_path / "four")
+    done = train(tmp_path / "four", *RANKS, "train.steps=6", cwd=tmp_path, ranks=ranks)
+    assert done.returncode == 0, done.stdout + done.stderr
+    six, four = (
+        load_file(x / "checkpoints" / "step_000006" / "optimizer.safetensors")
+        for x in (two_ranks / "six", tmp_path / "four")
+    )
+    assert six.keys() == four.keys()
+    for name, x in six.items():
+        assert (four[name] - x).norm() <= 1e-3 * x.norm(), name
+    start = load_file(two_ranks / "four/checkpoints/step_000004/optimizer.safetensors")
+    assert max((six[name] - x).norm() / x.norm() for name, x in start.items()) > 1e-2
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
