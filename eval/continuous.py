@@ -109,8 +109,11 @@ def measure(
     lengths = [width + len(completions[i]) for i in order]
     parts = []
     for chunk in chunks(lengths, 1, decoding.token_budget):
-        rows = [(prompts[i // n], completions[i]) for i in order[chunk]]
-        parts.append(_measure(policy, *zip(*rows, strict=True), decoding, features))
+        some, theirs = (
+            [completions[i] for i in order[chunk]],
+            [prompts[i // n] for i in order[chunk]],
+        )
+        parts.append(_measure(policy, theirs, some, decoding, features))
     logprobs, entropy, taken = (torch.cat(x) for x in zip(*parts, strict=True))
     back = torch.tensor(order).argsort().to(policy.device)
     return logprobs[back], entropy[back], taken[back] if features else None

@@ -22,7 +22,7 @@ from surgery.objectives import prompt_weight, rho
 from surgery.rules import Decision, State, apply, find_rule
 from trainers import checkpoint
 from trainers.batches import micro_batches
-from trainers.config import parse_constraint
+from trainers.config import ConfigError, flatten, parse_constraint
 from trainers.engine import Engine, once_a_host, share
 from trainers.evaluation import Evaluation, decoding
 from trainers.metrics import Clock, Metrics
@@ -34,6 +34,20 @@ from trainers.schema import Config
 
 class TrainingFailed(Exception):
     """The run cannot go on; its folder can be resumed."""
+
+
+def check_hosts(config: Config, base: Policy) -> None:
+    """Each host reads its own files: what it found must be what rank 0 found."""
+    here = flatten(config)
+    there = share(here)
+    for key in here | there:
+        if here.get(key) != there.get(key):
+            why = f"not what rank 0 has, {there.get(key)}; give each host the same configuration"
+            raise ConfigError(f"{key} = {here.get(key)}: {why}")
+    ends = {n: p.detach().flatten()[[0, -1]].tolist() for n, p in base.model.named_parameters()}
+    if share(ends) != ends:
+        why = "its weights are not those of rank 0; give each host the same files"
+        raise ConfigError(f"model.path = {config.model.path}: {why}")
 
 
 class Trainer:
@@ -48,7 +62,9 @@ class Trainer:
         )
         own_base = config.model.path == "base"
         self.base_path = once_a_host(self.task.base_model) if own_base else config.model.path
-        self.engine = Engine(self._load_base(), config)
+        base = self._load_base()
+        check_hosts(config, base)
+        self.engine = Engine(base, config)
         self.evaluation = Evaluation(config, self.task, self.verifier, self.engine)
         rule = find_rule(config.surgery.rule)
         self.probe = Probe(config, self.engine, rule.needs)

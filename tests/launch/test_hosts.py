@@ -88,7 +88,7 @@ def test_separate_disks(tmp_path, base_path):
     assert json.loads((tmp_path / "one/run/summary.json").read_text())["world_size"] == 2
 
 
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("which", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_lost_rank_ends_the_other_host(tmp_path, base_path, which):
     options = [*SMALL, "train.steps=100000", "eval.every=0"]
     with Hosts(tmp_path, *options) as hosts:
@@ -106,19 +106,26 @@ def test_a_lost_rank_ends_the_other_host(tmp_path, base_path, which):
     assert "Traceback" not in said[1 - which]
 
 
-def test_a_refusal_reaches_the_other_host(tmp_path, base_path):
-    """Whether both find it, or only the first, or only the second; it is told once, by the first."""
+FINE, WRONG = [*SMALL, "run.dir=other"], [*SMALL, "run.dir=other", "train.lr=0"]
+OTHER = [*SMALL, "run.dir=other", "train.lr=1e-4"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (FINE, WRONG, "train.lr = 0.0: must be above 0"),
+        pytest.param(SMALL, SMALL, "holds files but no run", marks=pytest.mark.slow),
+        pytest.param(WRONG, WRONG, "train.lr = 0.0: must be above 0", marks=pytest.mark.slow),
+        pytest.param(FINE, OTHER, "train.lr = 0.0001: not what rank 0", marks=pytest.mark.slow),
+    ],
+    ids=["only the second", "only the first", "both", "each its own"],
+)
+def test_a_refusal_reaches_the_other_host(tmp_path, base_path, first, second, message):
+    """Wherever it is found, it is told once, by the first."""
     (tmp_path / "one" / "run").mkdir(parents=True)
     (tmp_path / "one" / "run" / "thesis.tex").write_text("x")
-    fine = [*SMALL, "run.dir=other"]
-    cases = [
-        (SMALL, SMALL, "holds files but no run"),
-        (fine, [*fine, "train.lr=0"], "train.lr = 0.0: must be above 0"),
-        ([*fine, "train.lr=0"], [*fine, "train.lr=0"], "train.lr = 0.0: must be above 0"),
-    ]
-    for first, second, message in cases:
-        with Hosts(tmp_path, *first, second=second) as hosts:
-            codes, said = hosts.wait(90)
-        assert codes == [2, 2], said
-        assert said[0].count(message) == 1 and message not in said[1], said
-        assert "Traceback" not in said[0] + said[1]
+    with Hosts(tmp_path, *first, second=second) as hosts:
+        codes, said = hosts.wait(120)
+    assert codes == [2, 2], said
+    assert said[0].count(message) == 1 and message not in said[1], said
+    assert "Traceback" not in said[0] + said[1]
