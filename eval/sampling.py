@@ -1,9 +1,9 @@
-"""n completions per prompt: each prompt is read once, its cache repeated n times, finished rows
-stop costing.
+"""n completions per prompt, by one of two engines with one distribution.
 
+`cached`, here: each prompt is read once, its cache repeated n times, finished rows stop costing.
 Randomness is counter-based: the draw of token t of completion j of problem i is a pure function of
 (seed, i, j, t). Whatever the micro-batches and however many ranks share the work, the draws are
-the same.
+the same. `continuous` is in eval/continuous.py.
 """
 
 import hashlib
@@ -45,12 +45,15 @@ def uniform(seed: int, rows: Tensor, t: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How completions are drawn. `token_budget` bounds rows times columns of one decoding batch."""
+    """How completions are drawn. `token_budget` bounds the tokens that are held at once: rows times
+    columns of a batch, or places in the paged cache.
+    """
 
     max_new_tokens: int
     temperature: float = 1.0  # 0 is greedy
     top_p: float = 1.0
     token_budget: int = 2**16
+    engine: str = "cached"  # or continuous
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,10 @@ class Rollout:
         return torch.tensor([len(x) for x in self.completions])
 
 
+# completions, and of each the log-probability, the entropy and, where wanted, the features
+Drawn = tuple[list[list[int]], Tensor, Tensor, Tensor | None]
+
+
 def sample(
     policy: Policy,
     prompts: Sequence[str],
@@ -83,37 +90,49 @@ def sample(
     """Draw n completions for each prompt.
 
     `problem_ids` name the prompts to the random stream, so that a share of the prompts draws what
-    it would draw among all of them. `features` asks for the last-layer features of `Rollout`, taken
-    on the way at the cost of one product with the head.
+    it would draw among all of them (by `cached`). `features` asks for the last-layer features of
+    `Rollout`, which `cached` takes on the way at the cost of one product with the head.
     """
     ids = policy.encode(prompts)
-    keys = torch.tensor(range(len(ids)) if problem_ids is None else list(problem_ids))
-    rows = (keys[:, None] * n + torch.arange(n)).to(policy.device)
+    keys = list(range(len(ids)) if problem_ids is None else problem_ids)
     training = policy.model.training
     policy.model.eval()
-    parts = []
-    for chunk in _chunks([len(x) + decoding.max_new_tokens for x in ids], n, decoding.token_budget):
-        parts.append(_decode(policy, ids[chunk], rows[chunk], decoding, seed, features))
+    if decoding.engine == "cached":
+        drawn = _cached(policy, ids, n, decoding, seed, keys, features)
+    else:
+        from eval.continuous import continuous
+
+        drawn = continuous(policy, ids, n, decoding, seed, keys, features)
     policy.model.train(training)
-    tokens, logprobs, entropy, taken = (torch.cat(x) for x in zip(*parts, strict=True))
-    completions = [[x for x in row if x >= 0] for row in tokens.tolist()]
+    completions, logprobs, entropy, taken = drawn
     ends = set(policy.end_ids)
     truncated = [x[-1] not in ends for x in completions]
     bodies = [x if cut else x[:-1] for x, cut in zip(completions, truncated, strict=True)]
     texts = policy.tokenizer.batch_decode(bodies, skip_special_tokens=False)
-    return Rollout(
-        ids,
-        completions,
-        texts,
-        torch.tensor(truncated),
-        logprobs,
-        entropy,
-        taken if features else None,
-        n,
-    )
+    return Rollout(ids, completions, texts, torch.tensor(truncated), logprobs, entropy, taken, n)
 
 
-def _chunks(lengths: Sequence[int], n: int, budget: int) -> Iterator[slice]:
+def _cached(
+    policy: Policy,
+    prompts: list[list[int]],
+    n: int,
+    decoding: Decoding,
+    seed: int,
+    keys: Sequence[int],
+    features: bool,
+) -> Drawn:
+    rows = (torch.tensor(keys)[:, None] * n + torch.arange(n)).to(policy.device)
+    lengths = [len(x) + decoding.max_new_tokens for x in prompts]
+    parts = [
+        _decode(policy, prompts[chunk], rows[chunk], decoding, seed, features)
+        for chunk in chunks(lengths, n, decoding.token_budget)
+    ]
+    tokens, logprobs, entropy, taken = (torch.cat(x) for x in zip(*parts, strict=True))
+    completions = [[x for x in row if x >= 0] for row in tokens.tolist()]
+    return completions, logprobs, entropy, taken if features else None
+
+
+def chunks(lengths: Sequence[int], n: int, budget: int) -> Iterator[slice]:
     """Runs of prompts whose n completions, padded to the longest, fit the budget; at least one."""
     start, longest = 0, 0
     for i, length in enumerate(lengths):
@@ -150,7 +169,7 @@ def _decode(
     taken = torch.zeros(total, 0, device=device)
     cache = DynamicCache(config=model.config)
     live = torch.arange(total, device=device)  # the rows that have not ended
-    with _tap(model, features) as tap:
+    with tapped(model, features) as tap:
         for t in range(decoding.max_new_tokens):
             tap.repeats = n if t == 0 else 1  # the prompt is read once for all its n completions
             with torch.no_grad():  # for features, the tap turns gradients on behind the last layer
@@ -173,7 +192,7 @@ def _decode(
                 logp, chosen = logp.detach(), chosen.detach()
             drawn[live, t] = token
             logprobs[live] += chosen
-            entropy[live] -= (logp.exp() * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(1)
+            entropy[live] += entropies(logp)
             if t == 0:
                 cache.batch_repeat_interleave(n)
                 mask, positions = mask.repeat_interleave(n, 0), positions.repeat_interleave(n, 0)
@@ -190,6 +209,11 @@ def _decode(
     return drawn, logprobs, entropy / (drawn >= 0).sum(1), taken
 
 
+def entropies(logp: Tensor) -> Tensor:
+    """The entropy of each distribution; tokens outside of it count nothing."""
+    return -(logp.exp() * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(-1)
+
+
 def _draw(logp: Tensor, decoding: Decoding, u: Tensor) -> Tensor:
     """One token a row, by inversion of the cumulative distribution at u."""
     if decoding.temperature == 0:
@@ -199,19 +223,19 @@ def _draw(logp: Tensor, decoding: Decoding, u: Tensor) -> Tensor:
     return token.clamp(max=levels.shape[1] - 1)
 
 
-class _Tap:
+class Tap:
     repeats = 1
     hidden: Tensor
 
 
 @contextmanager
-def _tap(model, features: bool) -> Iterator[_Tap]:
+def tapped(model, features: bool) -> Iterator[Tap]:
     """A tap on the output head: repeats its input `repeats` times and, for features, starts a graph
     there.
 
     The graph runs through whatever the model does after the hidden state, soft-capping included.
     """
-    tap = _Tap()
+    tap = Tap()
 
     def hook(module, args):
         hidden = args[0]

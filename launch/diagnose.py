@@ -44,7 +44,7 @@ def main() -> int:
 
         folder = Folder(out, config) if int(os.environ.get("RANK", "0")) == 0 else None
     except (ConfigError, ModelError, BadFolder) as error:
-        return refuse(error, arguments.local_rank)
+        return refuse(error)
 
     import transformers
 
@@ -53,27 +53,25 @@ def main() -> int:
     from eval.verifier import VerifierFailed
     from trainers.engine import start_ranks
     from trainers.ghost import Unsupported
+    from trainers.watch import leave
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     start_ranks(config.run.threads)
     try:
-        diagnosis = Diagnosis(config, out, folder)
-        measures = diagnosis.run()
+        diagnosis = Diagnosis(config, folder)
+        measures, records = diagnosis.run(), diagnosis.records()
         if folder:
-            text = write(out, measures, diagnosis.records(), diagnosis.k, folder.settings)
+            text = write(out, measures, records, diagnosis.k, folder.settings)
             print(f"{text.split('## Agreement, weight')[0].strip()}\n\nPictures and tables: {out}")
     except (ConfigError, TaskError, ModelError) as error:  # what only loading could tell
-        return refuse(error, arguments.local_rank)
+        return leave(2, error)
     except Unsupported as error:
-        remedy = f"diagnose.measure = ghost: {error}; set diagnose.measure=last_layer"
-        return refuse(ConfigError(remedy), arguments.local_rank)
+        return leave(2, f"diagnose.measure = ghost: {error}; set diagnose.measure=last_layer")
     except KeyboardInterrupt:
-        print(f"{out}: interrupted; the same command goes on", file=sys.stderr)
-        return 130
+        return leave(130, f"{out}: interrupted; the same command goes on")
     except VerifierFailed as error:
-        print(f"{out}: {error}", file=sys.stderr)
-        return 1
+        return leave(1, f"{out}: {error}")
     finally:
         if folder:
             folder.close()

@@ -42,7 +42,7 @@ def main() -> int:
 
         folder = RunFolder(config) if int(os.environ.get("RANK", "0")) == 0 else None
     except (ConfigError, ModelError) as error:
-        return refuse(error, arguments.local_rank)
+        return refuse(error)
 
     import transformers
 
@@ -51,6 +51,7 @@ def main() -> int:
     from eval.verifier import VerifierFailed
     from trainers.engine import share, start_ranks
     from trainers.trainer import Trainer, TrainingFailed
+    from trainers.watch import leave
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -66,13 +67,11 @@ def main() -> int:
     try:
         summary = Trainer(config, folder).run()
     except (ConfigError, TaskError, ModelError) as error:  # what only loading could tell
-        return refuse(error, arguments.local_rank)
+        return leave(2, error)
     except KeyboardInterrupt:
-        print(f"{config.run.dir}: interrupted; the same command goes on", file=sys.stderr)
-        return 130
+        return leave(130, f"{config.run.dir}: interrupted; the same command goes on")
     except (TrainingFailed, VerifierFailed) as error:
-        print(f"{config.run.dir}: {error}", file=sys.stderr)
-        return 1
+        return leave(1, f"{config.run.dir}: {error}")
     if folder and summary:
         print(f"\n{run_table(summary)}\n\nCurves: tensorboard --logdir {folder.path}")
     return 0

@@ -44,20 +44,18 @@ def base(base_path):
     return load_policy(base_path)
 
 
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
 def run(*command: str, cwd: Path, ranks: int = 0, timeout: float = 300, **environment: str):
     """A command of the project as a user gives it; with `ranks`, under the deepspeed launcher."""
     start = [sys.executable]
     if ranks:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        start = [
-            str(Path(sys.executable).parent / "deepspeed"),
-            "--num_gpus",
-            str(ranks),
-            "--master_port",
-            str(port),
-        ]
+        launcher = str(Path(sys.executable).parent / "deepspeed")
+        start = [launcher, "--num_gpus", str(ranks), "--master_port", free_port()]
     return subprocess.run(
         [*start, *command],
         cwd=cwd,

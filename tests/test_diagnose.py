@@ -295,9 +295,6 @@ class Alone:
     def reduce(self, x, how="sum"):
         return x
 
-    def barrier(self):
-        pass
-
 
 @pytest.fixture
 def alone(monkeypatch):
@@ -309,7 +306,7 @@ def alone(monkeypatch):
 def measured(path, *options):
     config = load_config(CONFIG, list(options))
     folder = diagnosis.Folder(path, config)
-    found = diagnosis.Diagnosis(config, path, folder)
+    found = diagnosis.Diagnosis(config, folder)
     measures = found.run()
     folder.close()
     return found, measures

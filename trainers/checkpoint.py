@@ -12,14 +12,18 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from trainers.engine import Engine
+from trainers.engine import STATE, Engine, share
 from trainers.model import merged_weights
+
+TENSORS = "optimizer.safetensors"
 
 
 def folder_of(run: Path, step: int) -> Path:
@@ -47,7 +51,7 @@ def save(
             policy.model.save_pretrained(work / "model", state_dict=merged)
             policy.tokenizer.save_pretrained(work / "model")
             flat = {f"{kind}/{name}": x for kind, by in whole.items() for name, x in by.items()}
-            save_file(flat, work / "optimizer.safetensors")
+            save_file(flat, work / TENSORS)
             files = sorted(path for path in work.rglob("*") if path.is_file())
             sums = {str(path.relative_to(work)): _sha256(path) for path in files}
             state = work / "state.json"
@@ -96,14 +100,24 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def load(engine: Engine, place: Path, optimizer_steps: int) -> dict[str, dict[str, Tensor]]:
-    """Restore the engine; all ranks must call it. Returns all tensors by kind and name."""
-    whole: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in load_file(place / "optimizer.safetensors").items():
-        kind, _, name = key.partition("/")
-        whole.setdefault(kind, {})[name] = tensor
-    engine.restore(whole, optimizer_steps)
-    return whole
+def load(engine: Engine, place: Path | None, optimizer_steps: int) -> dict[str, dict[str, Tensor]]:
+    """Restore the engine; returns the tensors that were kept beside its own, by kind and name.
+
+    All ranks must call it. Rank 0 has the `place` and reads, one tensor at a time: the others need
+    not see its disk.
+    """
+    with safe_open(place / TENSORS, "pt") if place else nullcontext() as file:
+        keys = [key.partition("/")[::2] for key in share(file and list(file.keys()))]
+
+        def whole(kind: str, name: str) -> Tensor:
+            return engine.broadcast(file and file.get_tensor(f"{kind}/{name}"))
+
+        engine.restore(whole, optimizer_steps)
+        beside: dict[str, dict[str, Tensor]] = {}
+        for kind, name in keys:
+            if kind not in STATE:
+                beside.setdefault(kind, {})[name] = whole(kind, name)
+    return beside
 
 
 def prune(run: Path, keep: int, best: int | None) -> None:

@@ -6,11 +6,13 @@ model.
 
 import difflib
 import math
+import os
 import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from eval.files import leaves, replace_text
 from trainers.schema import Config
 
+CONTINUOUS = [5, 23]  # the first transformers whose continuous batching eval/continuous.py knows
 OPTIONS = ("task.options", "task.fields", "surgery.options")  # the user's own names: any key
 
 
@@ -28,11 +31,17 @@ class ConfigError(Exception):
     """One line a mistake."""
 
 
-def refuse(error: Exception, local_rank: int) -> int:
-    """Say what is wrong, once; the exit code. The launcher ends all ranks when one stops, so the
-    one that speaks goes first.
+def refuse(error: Exception) -> int:
+    """Say what is wrong, once; the exit code. The launcher ends the ranks of its host when one
+    stops, so the one that speaks goes first; those of other hosts must be met to be told.
     """
-    if local_rank > 0:
+    if os.environ.get("LOCAL_SIZE") != os.environ.get("WORLD_SIZE"):
+        from trainers import watch
+        from trainers.engine import start_ranks
+
+        start_ranks(threads=1)
+        return watch.leave(2, error)
+    if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(60)
     else:
         print(error, file=sys.stderr)
@@ -96,8 +105,8 @@ def save_config(config: Config, path: Path) -> None:
 
 FREE = ("train.steps", "run.", "logging.", "diagnose.")  # what a resumed run may change
 OF_BASE = (  # all that the evaluation before training depends on
-    *("model.", "task.", "train.max_new_tokens", "eval.problems", "eval.samples"),
-    *("eval.temperature", "eval.top_p", "eval.seed"),
+    *("model.", "task.", "train.max_new_tokens", "train.rollouts", "eval.problems"),
+    *("eval.samples", "eval.temperature", "eval.top_p", "eval.seed"),
 )
 
 
@@ -303,6 +312,11 @@ def _impossible(config: Config) -> Iterator[str]:
     if train.top_p != 1:
         why = "must be 1, or the samples would not come from the policy that is trained"
         yield wrong("train.top_p", f"{why}; eval.top_p is free")
+    installed = metadata.version("transformers")
+    if train.rollouts == "continuous" and [*map(int, installed.split(".")[:2])] < CONTINUOUS:
+        least = ".".join(map(str, CONTINUOUS))
+        remedy = f"needs transformers {least}, and this is {installed}; upgrade it, or use cached"
+        yield wrong("train.rollouts", remedy)
     if config.eval.k > config.eval.samples:
         most = f"needs eval.samples >= eval.k, which is {config.eval.samples}"
         yield wrong("eval.k", f"{most}; lower it or raise eval.samples")

@@ -12,7 +12,6 @@ baseline rests on, and only so does g_i estimate the gradient of the success rat
 
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,10 +51,10 @@ NEGLIGIBLE = 1e-9
 
 
 class Diagnosis:
-    def __init__(self, config: Config, path: Path, folder: Folder | None):
-        """`folder` is rank 0's, which writes; the others read the same `path`."""
+    def __init__(self, config: Config, folder: Folder | None):
+        """`folder` is rank 0's, which shares what it holds; the others have none."""
         self.config, self.options, self.ranks = config, config.diagnose, Ranks()
-        self.owner, self.folder = folder, folder or Folder(path)
+        self.folder = folder
         self.task = build_task({**vars(config.task), **config.task.options})
         drawn = self.task.training(self.options.seed, 0, self.options.prompts)
         self.problems: list[Problem] = list({x.id: x for x in drawn}.values())  # none twice
@@ -86,8 +85,11 @@ class Diagnosis:
         return {"last_layer": features, "ghost": self._probe_all(features)}
 
     def records(self) -> list[dict[str, Any]]:
-        """One a prompt, in order."""
-        return [r for start in self.parts for r in self.folder.records(start)]
+        """One a prompt, in order, on all ranks."""
+        return [r for start in self.parts for r in self._records(start)]
+
+    def _records(self, start: int) -> list[dict[str, Any]]:
+        return share(self.folder and self.folder.records(start))
 
     def _mine(self, start: int) -> list[int]:
         """This rank's prompts of a part: by pairs, so that each rank has as many of either half."""
@@ -99,7 +101,7 @@ class Diagnosis:
             total=total,
             initial=done,
             desc=name,
-            disable=self.owner is None,
+            disable=self.folder is None,
             mininterval=0.3 if sys.stderr.isatty() else 15,
             file=sys.stderr,
         )
@@ -108,26 +110,27 @@ class Diagnosis:
 
     def _sample_all(self) -> FeatureSums:
         task, n = self.config.task, self.options.samples
-        missing = share([i for i in self.parts if not self.folder.has_part(i)])
+        folder = self.folder
+        missing = share(folder and [i for i in self.parts if not folder.has_part(i)])
         verifier = Verifier(
             task.verifier or self.task.verifier, task.verify_workers, task.verify_seconds
         )
-        counts = [r["c"] for i in self.parts if i not in missing for r in self.folder.records(i)]
+        counts = [r["c"] for i in self.parts if i not in missing for r in self._records(i)]
         with verifier, self._progress(len(self.problems), len(counts), "sampling") as bar:
             for start in missing:
                 mine = self._mine(start)
                 found = self.ranks.gather(self._sample(mine, verifier) if mine else [])
                 rows = sorted((x for part in found for x in part), key=lambda x: x[0])
-                if self.owner:
+                if folder:
                     records, sums = [x[1] for x in rows], torch.stack([x[2] for x in rows])
-                    self.owner.write_part(start, records, sums)
+                    folder.write_part(start, records, sums)
                 counts += [x[1]["c"] for x in rows]
                 bar.set_postfix(_figures(torch.tensor(counts), n), refresh=False)
                 bar.update(len(rows))
-        self.ranks.barrier()
-        whole = [r["c"] for start in self.parts for r in self.folder.records(start)]
-        sums = torch.cat([self.folder.sums(i) for i in self.parts])
-        return FeatureSums(torch.tensor(whole), n, sums)
+        whole = torch.tensor([r["c"] for r in self.records()])
+        return FeatureSums(
+            whole, n, share(folder and torch.cat([folder.sums(i) for i in self.parts]))
+        )
 
     def _sample(
         self, mine: Sequence[int], verifier: Verifier
@@ -165,16 +168,17 @@ class Diagnosis:
         counts, n = features.counts, features.n
         halves = torch.arange(len(counts)) % 2
         wanted = requests(self.k, n)
-        done = [self.folder.probe(x) for x in wanted]
-        known = share([x is not None for x in done])
+        folder = self.folder
+        done = share(folder and [folder.probe(x) for x in wanted])
+        known = [x is not None for x in done]
         cosine = _cosine(features, self.k)
         probes = {}
         with self._progress(len(wanted), sum(known), "ghost") as bar:
             for request, found, is_known in zip(wanted, done, known, strict=True):
                 if not is_known:
                     found = {"probe": self._directed(features, halves, *request)}
-                    if self.owner:
-                        self.owner.write_probe(request, found)
+                    if folder:
+                        folder.write_probe(request, found)
                     bar.set_postfix({"last layer's cos(J_k,J_1)": cosine}, refresh=False)
                     bar.update()
                 assert found is not None
@@ -234,9 +238,10 @@ class Diagnosis:
         """
         mine, records, size = list[int](), list[dict[str, Any]](), 0
         for start in self.parts:
-            here = [i for i in self._mine(start) if chosen[i]]
-            found = self.folder.records(start) if here else []
-            for i in here:
+            if not chosen[start : start + PART].any():
+                continue
+            found = self._records(start)  # by all ranks, whether they have any of them or not
+            for i in [i for i in self._mine(start) if chosen[i]]:
                 mine.append(i)
                 records.append(found[i - start])
                 size += _distinct_tokens(records[-1])

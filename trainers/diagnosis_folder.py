@@ -18,17 +18,16 @@ Request = tuple[Level, Group]
 
 
 class Folder:
-    """Rank 0 owns it; the other ranks read their prompts."""
+    """Rank 0's: it writes, reads, and shares."""
 
-    def __init__(self, path: Path, config: Config | None = None):
-        """With a `config`: claim it, refusing one that other settings began."""
+    def __init__(self, path: Path, config: Config):
+        """Claim it, refusing one that other settings began."""
         self.path = path
-        if config:
-            begun = any(path.glob("parts/*.json"))
-            self.settings = _settings(config)
-            self._lock = claim(path, self.settings, begun)
-            for name in ("parts", "probes"):
-                (path / name).mkdir(exist_ok=True)
+        begun = any(path.glob("parts/*.json"))
+        self.settings = _settings(config)
+        self._lock = claim(path, self.settings, begun)
+        for name in ("parts", "probes"):
+            (path / name).mkdir(exist_ok=True)
 
     def close(self) -> None:
         """Others may write it from now on."""
@@ -80,5 +79,6 @@ def _settings(config: Config) -> dict[str, Any]:
         "weights": fingerprint(path),
         **{f"task.{key}": x for key, x in vars(config.task).items()},
         "train.max_new_tokens": config.train.max_new_tokens or task.max_new_tokens,
+        "train.rollouts": config.train.rollouts,
         "surgery.modules": config.surgery.modules,
     }

@@ -12,19 +12,22 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from eval.policy import Batch, Policy, completion_logprobs
 from surgery.tokens import surrogate
+from trainers import watch
 from trainers.model import make_trainable
 from trainers.schema import Config
 
+T = TypeVar("T")
 MOMENTS = ("exp_avg", "exp_avg_sq")
+STATE = ("parameters", *MOMENTS)
 
 
 def start_ranks(threads: int) -> None:
@@ -48,9 +51,12 @@ def start_ranks(threads: int) -> None:
     logger.setLevel("ERROR")
     # DeepSpeed would compile a shared-memory collective and need a C++ compiler; gloo serves too
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if torch.cuda.is_available():  # what is shared before there is an engine goes over the device
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     deepspeed.init_distributed(
         dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False
     )
+    watch.start(torch.distributed.get_rank(), torch.distributed.get_world_size(), share)
 
 
 def _end_with_parent(parent: int) -> None:
@@ -65,6 +71,14 @@ def share(item: Any) -> Any:
     items = [item]
     torch.distributed.broadcast_object_list(items)
     return items[0]
+
+
+def once_a_host(make: Callable[[], T]) -> T:
+    """What `make` gives, on every rank: on each host one rank makes it for all to find."""
+    first = os.environ["LOCAL_RANK"] == "0"
+    made = make() if first else None
+    torch.distributed.barrier()
+    return make() if made is None else made
 
 
 class Ranks:
@@ -93,6 +107,13 @@ class Ranks:
         """The sum over ranks, in place and on the device."""
         torch.distributed.all_reduce(x)
         return x
+
+    def broadcast(self, x: Tensor | None) -> Tensor:
+        """Rank 0's tensor, on every rank's device."""
+        shape, dtype = share(None if x is None else (x.shape, x.dtype))
+        y = torch.empty(shape, dtype=dtype, device=self.device) if x is None else x.to(self.device)
+        torch.distributed.broadcast(y, 0)
+        return y
 
     def gather(self, item: Any) -> list[Any]:
         """Everybody's item, in the order of the ranks, on every rank."""
@@ -211,7 +232,7 @@ class Engine(Ranks):
         """{"parameters" | "exp_avg" | "exp_avg_sq": {name: whole fp32 tensor}}. All ranks must call
         it.
         """
-        return {kind: self._whole_fp32(kind) for kind in ("parameters", *MOMENTS)}
+        return {kind: self._whole_fp32(kind) for kind in STATE}
 
     def _whole_fp32(self, kind: str) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
@@ -255,12 +276,16 @@ class Engine(Ranks):
         """torch's own optimiser, which ZeRO wraps."""
         return self._engine.optimizer if self.stage == 0 else self._engine.optimizer.optimizer
 
-    def restore(self, whole: Mapping[str, Mapping[str, Tensor]], steps: int) -> None:
-        """Set parameters and moments, whatever the number of ranks that saved them."""
+    def restore(self, whole: Callable[[str, str], Tensor], steps: int) -> None:
+        """Set parameters and moments, whatever the number of ranks that saved them.
+
+        `whole(kind, name)` is asked for one tensor of `state` at a time, by all ranks in one order.
+        """
         self._make_moments()
         for name, p in self._trainable():
-            for key in ("parameters", *MOMENTS):
-                self._set(p, None if key == "parameters" else key, whole[key][name].to(self.device))
+            for kind in STATE:
+                value = whole(kind, name).to(self.device)
+                self._set(p, None if kind == "parameters" else kind, value)
         for moments in self._adam.state.values():
             if "step" in moments:
                 moments["step"] = torch.full_like(

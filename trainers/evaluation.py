@@ -17,8 +17,9 @@ from trainers.schema import Config
 
 def decoding(config: Config, task: Any, temperature: float, top_p: float) -> Decoding:
     """How this run samples; temperature and top-p differ between training and evaluation."""
-    limit = config.train.max_new_tokens or task.max_new_tokens
-    return Decoding(limit, temperature, top_p, config.train.micro_batch_tokens)
+    train = config.train
+    limit = train.max_new_tokens or task.max_new_tokens
+    return Decoding(limit, temperature, top_p, train.micro_batch_tokens, train.rollouts)
 
 
 class Evaluation:

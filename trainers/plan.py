@@ -26,7 +26,6 @@ import torch
 
 from eval.report import table
 from eval.tasks import build_task
-from trainers.config import flatten
 from trainers.rehearsal import Cost, Rehearsal, Sizes
 from trainers.schema import Config
 
@@ -150,14 +149,13 @@ def training(
     """The moments of a run with all that each of them holds, and what the host holds."""
     train, surgery, evaluation = config.train, config.surgery, config.eval
     new = _answer(config)
-    stage, flat = train.zero_stage, flatten(config)
-    offload = flat.get("train.offload", "none")
+    stage, offload = train.zero_stage, train.offload
     sizes = rehearsal.sizes(THRESHOLD)
     whole = sizes.element * sizes.parameters
     micro = Micro.within(train.micro_batch_tokens, prompt, new)
     held = _micro_batch(rehearsal.micro_batch(micro.rows, prompt, new, train.temperature))
     always, host = states(sizes, stage, ranks, offload)
-    if config.logging.kl_every or flat.get("train.kl_coef", 0):
+    if (config.logging.kl_every or train.kl_coef) and not config.model.lora_rank:
         always["reference model"] = whole
     policy = {"whole copy": whole} if stage == 3 else {}
     by_ghost = surgery.measure == "ghost"
@@ -179,15 +177,15 @@ def training(
     moments["backward"] = backward(sizes, stage, ranks, offload) | held
     moments["step"] = step(sizes, stage, ranks, offload)
     if surgery.realised_every:
-        _watch(moments, whole, sizes, policy | held)
+        _watch(moments, sizes, policy | held)
     return {name: _sum(always, x) for name, x in moments.items()}, host
 
 
-def _watch(moments: dict[str, Held], whole: int, sizes: Sizes, held: Held) -> None:
-    """A watched step: a snapshot before it, one after, and their difference, which stays until it
-    is held against the next J_1.
+def _watch(moments: dict[str, Held], sizes: Sizes, held: Held) -> None:
+    """A watched step: a snapshot of what is trained before it, one after, and their difference,
+    which stays until it is held against the next J_1.
     """
-    snapshot = "watched step"
+    snapshot, whole = "watched step", sizes.element * sizes.trainable
     for name in ("sampling", "backward", "step"):
         moments[name][snapshot] = whole
     moments["watching"] = {snapshot: 3 * whole} | {k: x for k, x in held.items() if "copy" in k}

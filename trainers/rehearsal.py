@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map_only
 
 from eval.policy import Batch, ModelError, Policy, completion_logprobs
 from trainers import ghost
-from trainers.engine import make_differentiable
+from trainers.model import make_trainable
 from trainers.schema import Config
 
 
@@ -104,7 +104,7 @@ class Rehearsal:
             self.model = AutoModelForCausalLM.from_config(
                 shape, dtype=dtype, attn_implementation=attention
             )
-        make_differentiable(Policy(self.model, None), config)
+            make_trainable(Policy(self.model, None), config)
 
     @property
     def vocabulary(self) -> int:
@@ -137,8 +137,11 @@ class Rehearsal:
             self._know(ledger)
             for tensor in vars(batch).values():
                 ledger.known(tensor)
+            pieces = batch.pieces(self.config.train.logprob_chunk)
             with ledger:
-                completion_logprobs(self.model, batch, temperature, top_p).sum().backward()
+                logp = completion_logprobs(self.model, batch, temperature, top_p, pieces)
+                logp.sum().backward()
+                del logp
         return Cost(ledger.peak - ledger.logits_at_peak, ledger.logits_at_peak)
 
     @contextmanager

@@ -117,6 +117,7 @@ class TrainConfig:
     updates: int = at_least(1, 1)  # optimiser steps for each batch of rollouts
     ratio_clip: float = above(0, 0.2)  # PPO's, of all updates but the first
     top_p: float = 1.0
+    rollouts: str = one_of("cached", "continuous")  # what samples, in evaluation too
     max_new_tokens: int | None = at_least(1, None)  # null: what the task needs
     lr: float = above(0, 6e-4)
     schedule: str = one_of(

@@ -23,8 +23,8 @@ from surgery.objectives import prompt_weight, rho
 from surgery.rules import Decision, State, apply, find_rule, per_prompt
 from trainers import checkpoint
 from trainers.batches import micro_batches
-from trainers.config import holds_pass_1, parse_constraint
-from trainers.engine import Engine, share
+from trainers.config import ConfigError, flatten, holds_pass_1, parse_constraint
+from trainers.engine import Engine, once_a_host, share
 from trainers.evaluation import Evaluation, decoding
 from trainers.metrics import Clock, Metrics
 from trainers.probe import Probe
@@ -38,6 +38,20 @@ class TrainingFailed(Exception):
     """The run cannot go on; its folder can be resumed."""
 
 
+def check_hosts(config: Config, base: Policy) -> None:
+    """Each host reads its own files: what it found must be what rank 0 found."""
+    here = flatten(config)
+    there = share(here)
+    for key in here | there:
+        if here.get(key) != there.get(key):
+            why = f"not what rank 0 has, {there.get(key)}; give each host the same configuration"
+            raise ConfigError(f"{key} = {here.get(key)}: {why}")
+    ends = {n: p.detach().flatten()[[0, -1]].tolist() for n, p in base.model.named_parameters()}
+    if share(ends) != ends:
+        why = "its weights are not those of rank 0; give each host the same files"
+        raise ConfigError(f"model.path = {config.model.path}: {why}")
+
+
 class Trainer:
     def __init__(self, config: Config, folder: RunFolder | None):
         """`folder` is rank 0's; the other ranks have none and write nothing."""
@@ -49,11 +63,13 @@ class Trainer:
             config.task.verify_seconds,
         )
         own_base = config.model.path == "base"
-        self.base_path = self.task.base_model() if own_base else config.model.path
+        self.base_path = once_a_host(self.task.base_model) if own_base else config.model.path
         # what is wrong with data is told before a model is loaded
         self.task.training(config.seed, 1, 1)
         self.task.evaluation(1)
-        self.engine = Engine(self._load_base(), config)
+        base = self._load_base()
+        check_hosts(config, base)
+        self.engine = Engine(base, config)
         if config.train.logprob_chunk:
             with self.engine.policy() as policy:
                 check_chunks(policy)
@@ -352,7 +368,8 @@ class Trainer:
         if found is None:
             return 0
         place, numbers = found
-        tensors = checkpoint.load(self.engine, place, numbers["optimizer_steps"])
+        here = place if self.folder else None
+        tensors = checkpoint.load(self.engine, here, numbers["optimizer_steps"])
         self.rule_state, self.best = numbers["rule_state"], numbers["best"]
         self.bad_steps, self.seconds = numbers["bad_steps"], numbers["seconds"]
         self.probe.restore(numbers["probe"], tensors)

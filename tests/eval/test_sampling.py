@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from eval.continuous import measure
 from eval.policy import Policy, completion_logprobs, pad_batch
 from eval.sampling import Decoding, derive_seed, sample, uniform
 from eval.tasks.twin_base import make_tokenizer
@@ -51,10 +52,11 @@ def test_logprobs_match_a_fresh_forward(kind):
     assert torch.allclose(again, rollout.logprobs, atol=1e-4)
 
 
+@pytest.mark.parametrize("engine", ["cached", "continuous"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_greedy_equals_transformers(kind):
+def test_greedy_equals_transformers(kind, engine):
     policy = random_policy(kind)
-    rollout = sample(policy, PROMPTS, 1, Decoding(8, temperature=0), seed=0)
+    rollout = sample(policy, PROMPTS, 1, Decoding(8, temperature=0, engine=engine), seed=0)
     for prompt, completion in zip(rollout.prompts, rollout.completions, strict=True):
         ids = torch.tensor([prompt])
         out = policy.model.generate(
@@ -63,13 +65,8 @@ def test_greedy_equals_transformers(kind):
         assert out[0, len(prompt) :].tolist() == completion
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.0, 0.8)])
-def test_first_and_second_tokens_follow_the_model(temperature, top_p):
-    """Chi-square over pairs of tokens, at a level that fails by chance once in 10,000."""
-    policy = random_policy("llama", seed=1)
-    n = 20_000
-    rollout = sample(policy, ["A2?"], n, Decoding(2, temperature, top_p, 2**20), seed=5)
-    (prompt,) = rollout.prompts
+def exact_pairs(policy, prompt, temperature, top_p):
+    """The probability of each completion of at most two tokens."""
 
     def next_token(ids):
         p = torch.softmax(
@@ -79,27 +76,94 @@ def test_first_and_second_tokens_follow_the_model(temperature, top_p):
         kept = order[: int((p[order].cumsum(0) < top_p).sum()) + 1]
         inside = torch.zeros_like(p)
         inside[kept] = p[kept]
-        return inside / inside.sum()
+        return (inside / inside.sum()).tolist()
 
-    expected, end = {}, policy.end_ids[0]
+    exact, end = {}, policy.end_ids[0]
     with torch.no_grad():
-        for first, p in enumerate(next_token(prompt).tolist()):
+        for first, p in enumerate(next_token(prompt)):
             if first == end:
-                expected[(first,)] = p
+                exact[(first,)] = p
             elif p > 0:
-                second = next_token([*prompt, first]).tolist()
-                expected |= {(first, token): p * q for token, q in enumerate(second)}
-    seen = dict.fromkeys(expected, 0)
-    for completion in rollout.completions:
-        seen[tuple(completion)] += 1
-    common = [key for key, p in expected.items() if p * n >= 10]
-    rest = n - sum(seen[key] for key in common), n * (1 - sum(expected[key] for key in common))
-    cells = [(seen[key], n * expected[key]) for key in common] + ([rest] if rest[1] >= 5 else [])
+                second = next_token([*prompt, first])
+                exact |= {(first, token): p * q for token, q in enumerate(second)}
+    return exact
+
+
+def surprise(completions, exact):
+    """Chi-square over whole completions as a standard normal (Wilson-Hilferty): above 3.72 by
+    chance once in 10,000.
+    """
+    n, seen = len(completions), dict.fromkeys(exact, 0)
+    for completion in completions:
+        seen[tuple(completion)] += 1  # one that cannot be is a KeyError
+    common = [key for key, p in exact.items() if p * n >= 10]
+    rest = n - sum(seen[key] for key in common), n * (1 - sum(exact[key] for key in common))
+    cells = [(seen[key], n * exact[key]) for key in common] + ([rest] if rest[1] >= 5 else [])
     statistic = sum((o - e) ** 2 / e for o, e in cells)
     freedom = len(cells) - 1
     assert len(cells) > 10
-    z = ((statistic / freedom) ** (1 / 3) - (1 - 2 / 9 / freedom)) / (2 / 9 / freedom) ** 0.5
-    assert z < 3.72  # Wilson-Hilferty
+    return ((statistic / freedom) ** (1 / 3) - (1 - 2 / 9 / freedom)) / (2 / 9 / freedom) ** 0.5
+
+
+@pytest.mark.parametrize("engine", ["cached", "continuous"])
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.0, 0.8)])
+def test_completions_follow_the_model(engine, temperature, top_p):
+    """Of a short prompt, of one of several pages, and of one that is a single token. Seeds are
+    fixed; a new one would fail by chance once in 3,000. A temperature off by 40 % is seen.
+    """
+    policy, n = random_policy("llama", seed=1), 1_500
+    prompts = ["A2?", "B3?4=7C5?6=30D7?8=15A2?3=", "="]
+    decoding = Decoding(2, temperature, top_p, 2**12, engine)
+    rollout = sample(policy, prompts, n, decoding, seed=5)
+    for i, prompt in enumerate(rollout.prompts):
+        completions = rollout.completions[i * n : (i + 1) * n]
+        assert surprise(completions, exact_pairs(policy, prompt, temperature, top_p)) < 3.72
+        if top_p == 1:  # another temperature cuts other tokens, and a cut token is told at once
+            warmer = exact_pairs(policy, prompt, temperature * 1.4, top_p)
+            assert surprise(completions, warmer) > 3.72
+
+
+@pytest.mark.parametrize("engine", ["cached", "continuous"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.7, 1.0), (1.0, 0.8), (0, 1.0)])
+def test_a_forward_of_its_own_measures_the_same(engine, kind, temperature, top_p):
+    """Log-probabilities, entropy and features: as `cached` takes them on the way."""
+    policy = random_policy(kind)
+    decoding = Decoding(6, temperature, top_p, 200, engine)
+    rollout = sample(policy, PROMPTS, 8, decoding, seed=3, features=True)
+    small = Decoding(6, temperature, top_p, 40)
+    logprobs, entropy, features = measure(policy, rollout.prompts, rollout.completions, small, True)
+    assert torch.allclose(logprobs, rollout.logprobs, atol=1e-4)
+    assert torch.allclose(entropy, rollout.entropy, atol=1e-4)
+    assert torch.allclose(features, rollout.features, atol=1e-3)
+    assert len({round(x, 3) for x in logprobs.tolist()}) > 3
+    again = measure(policy, rollout.prompts, rollout.completions, decoding, False)
+    assert torch.allclose(again[0], logprobs, atol=1e-4) and again[2] is None
+
+
+def test_continuous_draws_again_what_it_drew():
+    """From the seed and the prompts at hand; nobody else's random numbers change."""
+    policy = random_policy("llama")
+    state, attention = torch.get_rng_state(), policy.model.config._attn_implementation
+    decoding = Decoding(5, token_budget=2**10, engine="continuous")
+    whole, same = (sample(policy, PROMPTS, 6, decoding, seed=7) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert policy.model.config._attn_implementation == attention
+    assert whole.completions == same.completions
+    assert sample(policy, PROMPTS, 6, decoding, seed=8).completions != whole.completions
+    other = sample(policy, PROMPTS, 6, decoding, seed=7, problem_ids=range(4, 8))
+    assert other.completions != whole.completions
+    assert whole.truncated.any() and not whole.truncated.all()
+
+
+def test_continuous_in_a_cache_too_small_for_all():
+    """Completions wait for room, and none is lost."""
+    policy = random_policy("llama")
+    decoding = Decoding(30, token_budget=1, engine="continuous")
+    rollout = sample(policy, [*PROMPTS, "A2?3=" * 5], 12, decoding, seed=1)
+    end = policy.end_ids[0]
+    for completion in rollout.completions:
+        assert len(completion) == 30 or completion[-1] == end
 
 
 def test_the_draws_do_not_depend_on_batches_or_shares():

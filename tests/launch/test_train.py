@@ -83,6 +83,19 @@ def test_two_ranks_do_what_one_does(tmp_path, base_path, stage):
     assert summary["world_size"] == 2
 
 
+@pytest.mark.parametrize("ranks", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_continuous_rollouts(tmp_path, base_path, ranks):
+    """Sampled, measured and evaluated by the other engine."""
+    options = [*SMALL, "train.rollouts=continuous", "run.dir=one", f"train.zero_stage={ranks + 1}"]
+    done = run(TRAIN, "--config", config("pcgrad"), *options, cwd=tmp_path, ranks=ranks)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [json.loads(x) for x in (tmp_path / "one" / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 4 and lines[0]["eval/pass@4"] > 0.4
+    for line in lines[1:]:
+        assert line["surgery/norm_1_squared"] != 0 and line["train/entropy"] > 0
+        assert line["train/sequence_entropy"] > 0 and line["train/skipped"] == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_the_degradation(tmp_path, seed, base_path):

@@ -74,7 +74,7 @@ def check(stage):
     backward()
     engine.step(1e-3)
     after_two = engine.state()
-    engine.restore(after_one, steps=1)
+    engine.restore(lambda kind, name: after_one[kind][name], steps=1)
     found["restored"] = same(after_one, engine.state())
     found["policy_is_restored"] = policy_matches(engine, after_one)
     backward()

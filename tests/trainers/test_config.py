@@ -200,6 +200,18 @@ def test_ranks():
         check_ranks(config, 3)
 
 
+def test_continuous_needs_a_transformers_that_has_it(monkeypatch):
+    passk = ROOT / "configs" / "passk.yaml"
+    load_config(passk, ["train.rollouts=continuous"])
+    monkeypatch.setattr("trainers.config.metadata.version", lambda name: "5.9.2")
+    load_config(passk)
+    (line,) = refusal("train.rollouts=continuous")
+    assert line == (
+        "train.rollouts = continuous: needs transformers 5.23, and this is 5.9.2; "
+        "upgrade it, or use cached"
+    )
+
+
 def test_user_files_are_relative_to_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text("def f(weights, geometry, state): ...\n")

@@ -17,7 +17,6 @@ from tests.trainers.held import model_config
 from tests.trainers.test_probe import Alone
 from trainers import plan
 from trainers.config import load_config
-from trainers.engine import make_differentiable
 from trainers.probe import Probe
 from trainers.rehearsal import Ledger, Rehearsal, Sizes
 from trainers.schema import Config
@@ -74,7 +73,7 @@ def build(shape, config):
     torch.manual_seed(0)
     dtype = getattr(torch, config.model.dtype)
     policy = Policy(hf.AutoModelForCausalLM.from_config(shape, dtype=dtype), make_tokenizer())
-    make_differentiable(policy, config)
+    make_trainable(policy, config)
     return policy
 
 

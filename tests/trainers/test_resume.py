@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,6 +146,43 @@ def test_a_second_writer_is_refused(whole):
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = train(whole, "train.steps=20", cwd=whole.parent)
     assert done.returncode == 2 and "another process" in done.stderr
+
+
+SIX = [*SMALL, "train.steps=6", "train.zero_stage=3", "eval.every=0", "logging.kl_every=0"]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory, base_path):
+    """Six steps under ZeRO-3, with checkpoints after the fifth and the last."""
+    folder = tmp_path_factory.mktemp("ranks")
+    done = train(folder / "whole", *SIX, cwd=folder, ranks=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "whole"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 3, 4])
+def test_resumed_on_another_number_of_ranks(two_ranks, tmp_path, ranks):
+    """A run that was cut after its fifth step; some sizes do not divide by the ranks."""
+    from safetensors.torch import load_file
+
+    cut = tmp_path / "whole"
+    shutil.copytree(two_ranks, cut)
+    for name in ("checkpoints/step_000006", "model"):
+        shutil.rmtree(cut / name)
+    for name in ("summary.json", "eval/after.jsonl"):
+        (cut / name).unlink()
+    done = train(cut, *SIX, cwd=tmp_path, ranks=ranks)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "going on from step 5" in done.stdout + done.stderr
+    fifth, sixth, again = (
+        load_file(run / f"checkpoints/step_00000{step}/optimizer.safetensors")
+        for run, step in ((two_ranks, 5), (two_ranks, 6), (cut, 6))
+    )
+    assert sixth.keys() == again.keys()
+    for name, x in sixth.items():
+        if name.partition("/")[0] in ("parameters", "exp_avg", "exp_avg_sq"):
+            assert (again[name] - x).norm() <= 1e-2 * (fifth[name] - x).norm(), name
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):

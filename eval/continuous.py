@@ -1,0 +1,148 @@
+"""The engine `continuous`: transformers' continuous batching over a paged cache. What has ended
+makes room at once for what waits, so completions of unequal length keep the device busy.
+
+Same distribution as `cached`, other draws: they come from torch's generator, seeded from the seed
+and the prompts at hand, in the order of the engine's own schedule. So they are the same again on
+the same device, but another number of ranks or another budget draws anew.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eval.policy import Policy, log_softmax, pad_batch
+from eval.sampling import Decoding, Drawn, chunks, derive_seed, entropies, tapped
+
+PAGE = 16  # tokens; n completions of a prompt share its whole pages and copy the rest
+FORWARD = 512  # tokens of one forward: without flash attention, its mask has a row for each
+
+
+def continuous(
+    policy: Policy,
+    prompts: list[list[int]],
+    n: int,
+    decoding: Decoding,
+    seed: int,
+    keys: Sequence[int],
+    features: bool,
+) -> Drawn:
+    greedy = decoding.temperature == 0  # then all n are the same
+    drawn = _generate(policy, prompts, 1 if greedy else n, decoding, derive_seed(seed, *keys))
+    completions = [x for x in drawn for _ in range(n)] if greedy else drawn
+    return completions, *measure(policy, prompts, completions, decoding, features)
+
+
+def _generate(
+    policy: Policy, prompts: list[list[int]], n: int, decoding: Decoding, seed: int
+) -> list[list[int]]:
+    """n completions for each prompt, in order."""
+    from transformers import ContinuousBatchingConfig, GenerationConfig
+
+    longest = max(map(len, prompts)) + decoding.max_new_tokens
+    needed = -(-longest // PAGE) + 1  # of one completion, and a page to share its prompt from
+    how = GenerationConfig(
+        max_new_tokens=decoding.max_new_tokens,
+        do_sample=decoding.temperature > 0,
+        temperature=decoding.temperature or 1.0,
+        top_p=decoding.top_p,
+        top_k=0,
+        eos_token_id=policy.end_ids,
+        pad_token_id=policy.pad_id,
+        num_return_sequences=n,
+    )
+    cache = ContinuousBatchingConfig(
+        page_size=PAGE,
+        num_blocks=max(decoding.token_budget // PAGE, needed),
+        max_batch_tokens=FORWARD,
+        use_cuda_graph=False,  # the weights move from one rollout to the next
+        auto_switch_to_flash=False,  # the attention of the model's training
+        disable_nccl_graph_mixing=False,
+        seed=seed % 2**31,
+    )
+    with _engine(policy, how, cache) as manager:
+        names = manager.add_requests(prompts, decoding.max_new_tokens)
+        manager.start()  # after all are there: the schedule does not depend on who is quicker
+        found: dict[str, Any] = {}
+        while len(found) < n * len(prompts):
+            result = manager.get_result(timeout=1)
+            if result and result.error:
+                raise RuntimeError(f"continuous batching failed: {result.error}")
+            if result:
+                found[result.request_id] = result
+            elif not manager.is_running():
+                raise RuntimeError("continuous batching ended before all completions had")
+    return [
+        found[name].generated_tokens
+        for parent in names
+        for name in (parent, *(f"{parent}__child#{i}" for i in range(n - 1)))
+    ]
+
+
+@contextmanager
+def _engine(policy: Policy, how: Any, cache: Any) -> Iterator[Any]:
+    """The engine, gone afterwards, and the state of torch's generators as before."""
+    device = policy.device
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        manager = policy.model.init_continuous_batching(how, cache)
+        try:
+            yield manager
+        finally:
+            manager.stop(hard_stop=True)
+
+
+def measure(
+    policy: Policy,
+    prompts: list[list[int]],
+    completions: list[list[int]],
+    decoding: Decoding,
+    features: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Log-probability, entropy and features of given completions, as `Rollout` defines them, from a
+    forward of their own. The rows of each prompt follow each other.
+    """
+    n, width = len(completions) // len(prompts), max(map(len, prompts))
+    order = sorted(range(len(completions)), key=lambda i: len(completions[i]))
+    lengths = [width + len(completions[i]) for i in order]
+    parts = []
+    for chunk in chunks(lengths, 1, decoding.token_budget):
+        some, theirs = (
+            [completions[i] for i in order[chunk]],
+            [prompts[i // n] for i in order[chunk]],
+        )
+        parts.append(_measure(policy, theirs, some, decoding, features))
+    logprobs, entropy, taken = (torch.cat(x) for x in zip(*parts, strict=True))
+    back = torch.tensor(order).argsort().to(policy.device)
+    return logprobs[back], entropy[back], taken[back] if features else None
+
+
+def _measure(
+    policy: Policy,
+    prompts: Sequence[list[int]],
+    completions: Sequence[list[int]],
+    decoding: Decoding,
+    features: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch = pad_batch(prompts, completions, policy.pad_id, policy.device)
+    tokens, mask = batch.input_ids[:, batch.prompt_width :], batch.completion_mask
+    with tapped(policy.model, features) as tap:
+        with torch.no_grad():  # the tap turns gradients on behind the last layer
+            logits = policy.model(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                position_ids=batch.position_ids,
+                logits_to_keep=tokens.shape[1] + 1,
+                use_cache=False,
+            ).logits[:, :-1]
+        logp = log_softmax(logits, decoding.temperature or 1.0, decoding.top_p, tokens)
+        chosen = logp.gather(-1, tokens[..., None]).squeeze(-1).where(mask, 0.0).sum(1)
+        taken = torch.zeros(len(chosen), 0, device=policy.device)
+        if features:
+            (gradient,) = torch.autograd.grad(chosen.sum(), tap.hidden)
+            taken = gradient.sum(1).float()
+    logp, chosen = logp.detach(), chosen.detach()
+    entropy = entropies(logp).where(mask, 0.0).sum(1) / mask.sum(1)
+    return chosen.float(), entropy.float(), taken
