@@ -21,7 +21,9 @@ def make_trainable(policy: Policy, config: Config) -> None:
     if config.model.lora_rank:
         _add_adapter(policy.model, config)
     if config.model.gradient_checkpointing:
-        policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+        new = "activation_checkpointing_enable"  # its name from transformers 5.23 on
+        name = new if hasattr(policy.model, new) else "gradient_checkpointing_enable"
+        getattr(policy.model, name)({"use_reentrant": False})
     _disable_dropout(policy.model)
     policy.model.train()
 

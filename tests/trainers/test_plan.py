@@ -17,6 +17,7 @@ from tests.trainers.held import model_config
 from tests.trainers.test_probe import Alone
 from trainers import plan
 from trainers.config import load_config
+from trainers.model import make_trainable
 from trainers.probe import Probe
 from trainers.rehearsal import Ledger, Rehearsal, Sizes
 from trainers.schema import Config
@@ -204,7 +205,7 @@ def test_ghost_holds_what_was_planned(tmp_path, statistic):
     correct = torch.tensor([[1.0, 0, 0, 0], [0, 1, 1, 0]]).double()
     probe = Probe(config, Alone(policy), RULES["nash"].needs)
     with ledger_of(policy) as ledger:
-        probe(rollout, range(2), loo(correct, 4), rloo(correct), correct.mean(1))
+        probe(rollout, range(2), loo(correct, 4), rloo(correct), correct, 4)
     moments = plan.ghost(rehearsal.sizes(), 2 if statistic == "loo" else 1, adam=False)
     planned = max(sum(held.values()) for held in moments.values())
     assert planned == pytest.approx(ledger.peak, rel=0.15)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from eval.policy import answer_batch, completion_logprobs
-from eval.sampling import Decoding, _tap, sample
+from eval.sampling import Decoding, sample, tapped
 from surgery.estimators import loo, rloo
 from surgery.objectives import pass_at_k, pass_at_k_weight
 from surgery.rules import RULES
@@ -66,7 +66,7 @@ def exact(twin, base_path):
     policy = load_policy(base_path)
     problems, share = twin.population, twin.shares
     batch = answer_batch(policy, [x.prompt for x in problems], [x.gold for x in problems])
-    with _tap(policy.model, features=True) as tap:
+    with tapped(policy.model, features=True) as tap:
         p = completion_logprobs(policy.model, batch).sum(1).exp()
         (u,) = torch.autograd.grad(p.log().sum(), tap.hidden, retain_graph=True)
     p_exact, u = p.detach().double(), u.double().sum(1)
