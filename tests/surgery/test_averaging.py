@@ -117,7 +117,8 @@ def test_without_repeats_it_is_the_estimator(name):
 
 
 def test_by_hand():
-    """Two of three are distinct, pi = .6 (right) and .2 (wrong): P(right twice) = .6/(.6 + .2).
+    """Two of three are distinct, pi = .6 (right) and .2 (wrong): P(right twice) = .6/(.6 + .2),
+    whichever was.
 
     rloo of right: at c = 2 twice (1 - 1/2)/3, at c = 1 once 1/3; of wrong: -1/3 either way.
     """
