@@ -111,8 +111,10 @@ OF_BASE = (  # all that the evaluation before training depends on
 
 
 def differences(config: Config, path: Path, among: Sequence[str] = ("",)) -> list[str]:
-    """The keys in which the saved configuration differs, of those that begin as `among` says."""
-    saved = dict(leaves(_read(path)))
+    """The keys in which the saved configuration differs, of those that begin as `among` says. A key
+    that is newer than the folder has its default there.
+    """
+    saved = flatten(Config()) | dict(leaves(_read(path)))
     now = flatten(config)
     return [
         f"{key} = {_shown(now.get(key))} (was {_shown(saved.get(key))})"

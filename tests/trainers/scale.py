@@ -129,7 +129,7 @@ class Under:
 def resumes(under):
     half = under.twice()
     after = under.twice()
-    under.engine.restore(half, steps=under.engine.steps_taken - 2)
+    under.engine.restore(lambda kind, name: half[kind][name], steps=under.engine.steps_taken - 2)
     return under.current(half) and same(half, under.engine.state()) and same(after, under.twice())
 
 
