@@ -1,16 +1,18 @@
 """Verdicts on answers: True, False, or None for undecided. It never raises on an answer and never
 hangs.
 
-`exact` compares strings. `math` asks math-verify, and `file.py:function` a function of yours,
-``function(answer: str, gold: str) -> bool``; both run in worker processes that are killed at the
-time limit. Beside the verdict stands what was read as the answer, by which votes are counted: the
-parsed expression, else the text itself; a function of yours may return (verdict, answer). Empty
-means that no answer was found.
+`exact` compares strings, `boxed` the last ``\\boxed{}`` of the answer with a string. `math` asks
+math-verify, and `file.py:function` a function of yours, ``function(answer: str, gold: str) ->
+bool``; both run in worker processes that are killed at the time limit. Beside the verdict stands
+what was read as the answer, by which votes are counted: the box's content, the parsed expression,
+else the text itself; a function of yours may return (verdict, answer). Empty means that no answer
+was found.
 """
 
 import hashlib
 import json
 import os
+import re
 import selectors
 import subprocess
 import sys
@@ -77,8 +79,9 @@ class Verifier:
             (answer.strip()[-MAX_CHARS:], gold.strip())
             for answer, gold in zip(answers, golds, strict=True)
         ]
-        if self.mode == "exact":
-            return [(answer == gold, answer) for answer, gold in pairs]
+        if self.mode in ("exact", "boxed"):
+            read = last_boxed if self.mode == "boxed" else str
+            return [(read(answer) == gold, read(answer)) for answer, gold in pairs]
         user_defined = ":" in self.mode
         known: dict[tuple[str, str], Judged] = {}
         for pair in dict.fromkeys(pairs):
@@ -123,6 +126,12 @@ class Verifier:
                     self._workers[self._workers.index(worker)] = worker = _Worker(self.mode)
                 idle.append(worker)
         return verdicts
+
+
+def last_boxed(text: str) -> str:
+    """What stands between the braces of the last ``\\boxed{}``, which may hold no brace itself."""
+    found = re.findall(r"\\boxed\{([^{}]*)\}", text)
+    return found[-1].strip() if found else ""
 
 
 class _Worker:

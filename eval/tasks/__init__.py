@@ -34,7 +34,7 @@ class Task(Protocol):
     of their arguments.
     """
 
-    verifier: str  # "exact" or "math"
+    verifier: str  # "exact", "boxed" or "math"
     max_new_tokens: int  # enough for an answer; the configuration may say otherwise
 
     def training(self, seed: int, step: int, count: int) -> list[Problem]:
@@ -85,7 +85,7 @@ class Population:
         return float(self.p[self.index[problem.prompt, problem.gold]])
 
 
-TASKS = {"twin": "eval.tasks.twin:Twin"}
+TASKS = {"twin": "eval.tasks.twin:Twin", "chain": "eval.tasks.chain:Chain"}
 
 
 def build_task(options: Mapping[str, Any]) -> Any:
