@@ -97,7 +97,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--answer-after", metavar="MARK", help="judge what follows the last MARK")
     parser.add_argument(
-        "--verifier", help="of --responses: math (default), exact, boxed, file.py:f"
+        "--verifier", help="of --responses: math (default), boxed, exact, file.py:f"
     )
     parser.add_argument("--base", type=Path, help="records of the base, to slice by difficulty")
     parser.add_argument("--k", type=int, help="largest k; else the samples of a problem")
@@ -155,8 +155,8 @@ def _of_file(arguments: argparse.Namespace) -> list[Scoring]:
             load_function(mode)
         except Exception as error:  # whatever the user's file does
             raise ConfigError(f"--verifier = {mode}: cannot be loaded ({error})") from None
-    elif mode not in ("exact", "boxed", "math"):
-        raise ConfigError(f"--verifier = {mode}: must be exact, boxed, math or file.py:function")
+    elif mode not in ("exact", "math", "boxed"):
+        raise ConfigError(f"--verifier = {mode}: must be exact, math, boxed or file.py:function")
     try:
         fields = parse_fields(arguments.fields)
     except ValueError as error:

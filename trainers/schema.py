@@ -32,7 +32,7 @@ class ModelConfig:
 @dataclass
 class TaskConfig:
     name: str = "twin"  # a name in eval/tasks/, or file.py:Class
-    verifier: str | None = None  # null: the task's own; exact, boxed, math, or file.py:function
+    verifier: str | None = None  # null: the task's own; exact, math, boxed, or file.py:function
     verify_workers: int = at_least(1, 2)
     verify_seconds: float = above(
         0, 5.0

@@ -34,7 +34,7 @@ class Task(Protocol):
     of their arguments.
     """
 
-    verifier: str  # "exact", "boxed" or "math"
+    verifier: str  # "exact", "math" or "boxed"
     max_new_tokens: int  # enough for an answer; the configuration may say otherwise
 
     def training(self, seed: int, step: int, count: int) -> list[Problem]:
