@@ -51,6 +51,12 @@ def _closing(text: str) -> dict[int, int]:
     return found
 
 
+def last_box(text: str) -> str:
+    """What is in the last box; empty where there is none."""
+    found = boxes(text)
+    return found[-1][2] if found else ""
+
+
 def boxed(content: str) -> str:
     return f"\\boxed{{{content}}}"
 

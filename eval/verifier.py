@@ -1,8 +1,9 @@
 """Verdicts on answers: True, False, or None for undecided. It never raises on an answer and never
 hangs.
 
-`exact` compares strings. `math` takes the answer out of the response as `eval.answers` says and
-asks math-verify whether it equals the gold; several values are no match for a gold of one.
+`exact` compares strings, `boxed` the content of a response's last box. `math` takes the answer out
+of the response as `eval.answers` says and asks math-verify whether it equals the gold; several
+values are no match for a gold of one.
 `file.py:function` is a function of yours, ``function(answer: str, gold: str) -> bool``, and gets
 the whole response. Both run in worker processes that are killed at the time limit. Beside the
 verdict stands what was read as the answer, by which votes are counted: the parsed expression, else
@@ -80,11 +81,12 @@ class Verifier:
     def judge(self, answers: Sequence[str], golds: Sequence[str]) -> list[Judged]:
         """The verdict on each pair, and what was read as its answer."""
         math = self.mode == "math"
-        take = reading.extract if math else str.strip
+        takes = {"math": reading.extract, "boxed": reading.last_box}
+        take = takes.get(self.mode, str.strip)
         ends = {x: take(x[-MAX_RESPONSE:])[-MAX_CHARS:] for x in set(answers)}
         right = {x: (math and reading.gold(x)) or x.strip() for x in set(golds)}
         pairs = [(ends[x], right[y]) for x, y in zip(answers, golds, strict=True)]
-        if self.mode == "exact":
+        if self.mode in ("exact", "boxed"):
             return [(answer == gold, answer) for answer, gold in pairs]
         known: dict[tuple[str, str], Judged] = {}
         for pair in dict.fromkeys(pairs):

@@ -99,7 +99,9 @@ def _arguments() -> argparse.Namespace:
         "--fields", nargs="+", default=[], metavar="NAME=PATH", help="the file's own field names"
     )
     parser.add_argument("--answer-after", metavar="MARK", help="judge what follows the last MARK")
-    parser.add_argument("--verifier", help="of --responses: math (default), exact, file.py:f")
+    parser.add_argument(
+        "--verifier", help="of --responses: math (default), boxed, exact, file.py:f"
+    )
     parser.add_argument("--base", type=Path, help="records of the base, to slice by difficulty")
     parser.add_argument("--k", type=int, help="largest k; else the samples of a problem")
     parser.add_argument("--out", type=Path, help="a new folder, or one of the same evaluation")
@@ -156,8 +158,8 @@ def _of_file(arguments: argparse.Namespace) -> list[Scoring]:
             load_function(mode)
         except Exception as error:  # whatever the user's file does
             raise ConfigError(f"--verifier = {mode}: cannot be loaded ({error})") from None
-    elif mode not in ("exact", "math"):
-        raise ConfigError(f"--verifier = {mode}: must be exact, math or file.py:function")
+    elif mode not in ("exact", "math", "boxed"):
+        raise ConfigError(f"--verifier = {mode}: must be exact, math, boxed or file.py:function")
     try:
         fields = parse_fields(arguments.fields)
     except ValueError as error:

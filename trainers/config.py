@@ -357,8 +357,8 @@ def _impossible(config: Config) -> Iterator[str]:
         yield wrong("train.prompts", remedy)
     if task.verifier is not None and ":" in task.verifier:
         yield from not_a_function("task.verifier")
-    elif task.verifier not in (None, "exact", "math"):
-        yield wrong("task.verifier", "must be exact, math or file.py:function")
+    elif task.verifier not in (None, "exact", "math", "boxed"):
+        yield wrong("task.verifier", "must be exact, math, boxed or file.py:function")
     if (train.warmup_steps or 0) > train.steps:
         yield wrong("train.warmup_steps", f"exceeds train.steps = {train.steps}; lower it")
     metrics = [f"{x}/pass@{j}" for x in ("eval", "exact") for j in ladder(config.eval.k)]

@@ -35,15 +35,16 @@ class ModelConfig:
 @dataclass
 class TaskConfig:
     name: str = "twin"  # a name in eval/tasks/, or file.py:Class
-    verifier: str | None = None  # null: the task's own; exact, math, or file.py:function
+    verifier: str | None = None  # null: the task's own; exact, math, boxed, or file.py:function
     verify_workers: int = at_least(1, 2)
     verify_seconds: float = above(
         0, 5.0
     )  # a judge that takes longer is ended, its verdict is undecided
-    delta: float = at_least(0, 2.0)  # twin: how far the cue tells easy from hard
-    hard_share: float = between(0, 1, 0.3)  # twin: share of hard prompts
-    base_bias: float = between(0, 1, 0.12)  # twin: how often the base gives the hard answer
-    base_seed: int = at_least(0, 0)  # twin: seed of the base's own training
+    size: str = one_of("small", "large")  # chain: of its stories and its base
+    delta: float = at_least(0, 2.0)  # twin, chain: how far the cue tells easy from hard
+    hard_share: float = between(0, 1, 0.3)  # twin, chain: share of hard prompts
+    base_bias: float = between(0, 1, 0.12)  # twin, chain: how often the base gives the hard answer
+    base_seed: int = at_least(0, 0)  # twin, chain: seed of the base's own training
     # gsm8k, math, data: a hub id, a folder in the hub's format, or a .jsonl, .json, .parquet file;
     # null: the task's own on the hub, and for the evaluation the same as for training
     path: str | None = None

@@ -38,7 +38,7 @@ class Task(Protocol):
     of their arguments.
     """
 
-    verifier: str  # "exact" or "math"
+    verifier: str  # "exact", "math" or "boxed"
     max_new_tokens: int  # enough for an answer; the configuration may say otherwise
 
     def training(self, seed: int, step: int, count: int) -> list[Problem]:
@@ -101,6 +101,7 @@ class Population:
 
 TASKS = {
     "twin": "eval.tasks.twin:Twin",
+    "chain": "eval.tasks.chain:Chain",
     "gsm8k": "eval.tasks.data:Gsm8k",
     "math": "eval.tasks.data:Math",
     "data": "eval.tasks.data:Data",

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from eval.policy import Batch, Policy, answer_batch, completion_logprobs
 from eval.tasks import Population, Problem
+from eval.tasks.embedded import cue_given_group
 from eval.tasks.twin_base import CUES, OPERANDS, TwinRecipe, base_folder, prompt_text
 from surgery.objectives import pass_at_k, pass_at_k_weight
 
@@ -41,13 +42,8 @@ class Twin:
 
     @cached_property
     def cue_given_group(self) -> Tensor:
-        """[2, cues] P(cue | easy), P(cue | hard), for cue = clamp(floor(2 (s + 2.5)), 0, 9), s ~
-        N(-+delta/2, 1).
-        """
-        edges = torch.arange(1, len(CUES), dtype=torch.float64) / 2 - 2.5
-        means = torch.tensor([[-self.delta / 2], [self.delta / 2]], dtype=torch.float64)
-        below = torch.special.ndtr(edges - means)
-        return torch.diff(below, dim=1, prepend=torch.zeros(2, 1), append=torch.ones(2, 1).double())
+        """[2, cues] P(cue | easy), P(cue | hard)."""
+        return cue_given_group(self.delta, len(CUES))
 
     @cached_property
     def cue_and_group(self) -> Tensor:

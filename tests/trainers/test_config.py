@@ -231,3 +231,13 @@ def test_what_is_not_installed_is_said_before_a_model_is_loaded(monkeypatch):
     monkeypatch.setattr(config, "find_spec", lambda name: name)
     (line,) = refusal("model.attention=flash_attention_2")
     assert "model.dtype=bfloat16" in line
+
+
+def test_a_key_that_is_newer_than_the_folder_has_its_default_there(tmp_path):
+    path = tmp_path / "config.yaml"
+    save_config(load_config(ROOT / "configs" / "pcgrad.yaml"), path)
+    lines = path.read_text().splitlines(True)
+    path.write_text("".join(x for x in lines if "updates:" not in x))
+    assert differences(load_config(ROOT / "configs" / "pcgrad.yaml"), path) == []
+    changed = load_config(ROOT / "configs" / "pcgrad.yaml", ["train.updates=2"])
+    assert differences(changed, path) == ["train.updates = 2 (was 1)"]

@@ -1,0 +1,65 @@
+"""`chain`: stories in words that are solved in several lines before a boxed answer, and that two
+families read in opposite ways.
+
+    Ann has 8 plums, buys 7, gets twice as many more, loses 3.
+
+The easy reading of "twice as many more" makes twice as many of 15, 30; the hard one adds twice as
+many to them, 45. Nothing but the name, a noisy hint, says which is meant. Any text that ends in the
+right boxed number is right, and the base writes dozens of them to a story: p is a sum over
+completions that have little in common.
+"""
+
+import random
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+from eval.sampling import derive_seed
+from eval.tasks import Problem
+from eval.tasks.chain_base import NAMES, SIZES, ChainRecipe, base_folder, draw_story
+from eval.tasks.embedded import cue_given_group
+
+
+@dataclass
+class Chain:
+    """`delta`: distance of the name's mean between easy and hard; `hard_share`: how many stories
+    are hard; `size`: of the stories and of the base, see SIZES.
+    """
+
+    delta: float = 2.0
+    hard_share: float = 0.3
+    base_bias: float = 0.12
+    base_seed: int = 0
+    size: str = "small"
+
+    verifier = "boxed"
+
+    @property
+    def max_new_tokens(self) -> int:
+        return SIZES[self.size].max_new_tokens
+
+    @cached_property
+    def names(self) -> list[list[float]]:
+        """P(name | easy), P(name | hard), in the order of NAMES."""
+        return cue_given_group(self.delta, len(NAMES)).tolist()
+
+    def training(self, seed: int, step: int, count: int) -> list[Problem]:
+        return self._draw(count, derive_seed("chain", seed, step))
+
+    def evaluation(self, count: int) -> list[Problem]:
+        return self._draw(count, derive_seed("chain", "evaluation"))
+
+    def _draw(self, count: int, seed: int) -> list[Problem]:
+        rng = random.Random(seed)
+        problems = []
+        for i in range(count):
+            hard = rng.random() < self.hard_share
+            (name,) = rng.choices(NAMES, self.names[hard])
+            story = draw_story(rng, name, SIZES[self.size].plain)
+            gold = str(story.answer(hard))
+            group = "hard" if hard else "easy"
+            problems.append(Problem(f"{i:04d}:{story.prompt}{gold}", story.prompt, gold, group))
+        return problems
+
+    def base_model(self) -> str:
+        shape = asdict(SIZES[self.size])
+        return base_folder(ChainRecipe(**shape, bias=self.base_bias, seed=self.base_seed))
