@@ -23,7 +23,7 @@ REAL = ["gsm8k_qwen2.5_0.5b", "math_r1_distill_qwen_7b", "math_r1_distill_llama_
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda x: f"{x.parent.name}/{x.stem}")
 def test_every_shipped_configuration_loads(path):
     config = load_config(path)
-    name = f"{path.parent.name}/{path.stem}" if path.parent.name in REAL else path.stem
+    name = f"{path.parent.name}/{path.stem}" if path.parent.name in [*REAL, "chain"] else path.stem
     assert config.run.dir == f"runs/{name}/seed0"
     assert config.eval.k == 8
 
