@@ -73,16 +73,6 @@ class Rollout:
     def lengths(self) -> Tensor:
         return torch.tensor([len(x) for x in self.completions])
 
-    @property
-    def which(self) -> Tensor:
-        """[rows] the completion's number among the distinct ones of its prompt, from 0 on."""
-        numbers = list[int]()
-        for start in range(0, len(self.completions), self.n):
-            seen = dict[tuple[int, ...], int]()
-            for completion in self.completions[start : start + self.n]:
-                numbers.append(seen.setdefault(tuple(completion), len(seen)))
-        return torch.tensor(numbers)
-
 
 # completions, and of each the log-probability, the entropy and, where wanted, the features
 Drawn = tuple[list[list[int]], Tensor, Tensor, Tensor | None]

@@ -173,17 +173,6 @@ ESTIMATORS: dict[str, Estimator] = {
 OF_PASS_AT_K = frozenset({"plugin", "loo", "pkpo", "pkpo_loo", "pkpo_loo1", "passk_training"})
 
 
-def by_count(estimator: Estimator, n: int, k: float, **options: float) -> Tensor:
-    """[n+1, 2] the advantage of a correct and of a wrong answer, by the count of correct ones.
-
-    It is all that an estimator says. What no answer can be (correct at c = 0, wrong at c = n) has a
-    number too, which means nothing.
-    """
-    verdicts = torch.arange(n) < torch.arange(n + 1)[:, None]
-    advantages = estimator(verdicts, k, **options)
-    return torch.stack([advantages[:, 0], advantages[:, -1]], 1)
-
-
 def largest_k(name: str, n: int) -> int:
     """The largest k that estimator `name` can serve from n samples."""
     return n - 1 if name == "pkpo_loo" else n

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from surgery.estimators import ESTIMATORS, by_count
+from surgery.estimators import ESTIMATORS
 
 Level = tuple[str, float]  # an estimator and its k; `plugin` takes any real k >= 1
 Group = frozenset[int]  # shells
@@ -45,11 +45,14 @@ def filtered(delta_1: float, delta_2: float) -> Group:
 
 
 def advantage_table(level: Level, n: int) -> Tensor:
-    """[n+1, 2] the level's advantages, for which see `by_count`; what no answer can be meets an
-    empty sum.
+    """[n+1, 2] the advantage of a correct and of a wrong answer, by the count of correct ones.
+
+    What no answer can be (correct at c = 0, wrong at c = n) meets an empty sum and does not matter.
     """
     name, k = level
-    return by_count(ESTIMATORS[name], n, k)
+    verdicts = torch.arange(n) < torch.arange(n + 1)[:, None]
+    advantages = ESTIMATORS[name](verdicts, k)
+    return torch.stack([advantages[:, 0], advantages[:, -1]], 1)
 
 
 class Measured(Protocol):

@@ -287,9 +287,6 @@ def _impossible(config: Config) -> Iterator[str]:
     if compares and estimator in set(ESTIMATORS) - OF_PASS_AT_K:
         remedy = f"rule {surgery.rule} compares weights of pass@k; use loo, or another rule"
         yield wrong("objective.estimator", remedy)
-    if compares and config.objective.average_repeats:
-        remedy = f"rule {surgery.rule} decides by a prompt's other completions, which averages mix"
-        yield wrong("objective.average_repeats", f"{remedy}; set it to false, or use another rule")
     if holds_pass_1(config) and (
         config.eval.temperature != train.temperature or config.eval.top_p != 1
     ):

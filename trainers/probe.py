@@ -43,12 +43,9 @@ class Probe:
     def __init__(self, config: Config, engine: Engine, needs: frozenset[str]):
         self.config, self.surgery, self.engine = config, config.surgery, engine
         self.with_norm_k = NORM_K in needs
-        # from two completions no other two are left to decide by, and averages mix a prompt's own
+        # from two completions no other two are left to decide by
         self.by_others = (
-            AGREEMENT in needs
-            and config.surgery.statistic == "loo"
-            and config.train.samples > 2
-            and not config.objective.average_repeats
+            AGREEMENT in needs and config.surgery.statistic == "loo" and config.train.samples > 2
         )
         self.smooth: Products | None = None
         self.measured, self.degenerate = 0, 0

@@ -70,7 +70,6 @@ class ObjectiveConfig:
     k: int = at_least(1, 8)
     k_schedule: str | None = None  # such as 4@50,1@100: k is 4 from step 50 on, 1 from 100 on
     estimator: str = "loo"
-    average_repeats: bool = False  # leave out the noise of how often equal completions were drawn
     beta: float = above(0, 4.0)  # estimator risk
     alpha: float = above(0, 0.5)  # estimator power
     epsilon: float = above(0, 1e-6)  # estimator grpo

@@ -3,7 +3,6 @@
 import math
 import sys
 import time
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,9 +15,9 @@ from eval.policy import Policy, check_chunks, load_policy, pad_batch
 from eval.sampling import Rollout, derive_seed, sample
 from eval.tasks import Problem, build_task
 from eval.verifier import Verifier
-from surgery import averaging, diagnostics
+from surgery import diagnostics
 from surgery.binding import own_settings
-from surgery.estimators import ESTIMATORS, OF_PASS_AT_K, by_count, entropy, rloo
+from surgery.estimators import ESTIMATORS, OF_PASS_AT_K, entropy, rloo
 from surgery.gram import Geometry
 from surgery.objectives import prompt_weight, rho
 from surgery.rules import Decision, State, apply, find_rule, per_prompt
@@ -149,22 +148,15 @@ class Trainer:
         correct = (seen["verdict"] == 1).double()
         options = own_settings(self.estimator, vars(self.config.objective))
         a_k, a_1 = self.estimator(correct, k, **options), rloo(correct)
-        law, every = averaging.known(correct), torch.arange(train.samples + 1)
-        if self.config.objective.average_repeats:
-            law = averaging.given_distinct(seen["which"].long(), seen["logprob"], correct)
-            a_k = law.advantages(by_count(self.estimator, train.samples, k, **options))
-            a_1 = law.advantages(by_count(rloo, train.samples, 1))
         # an estimator with an objective of its own re-weights nothing that is known here
         of_k = k if self.config.objective.estimator in OF_PASS_AT_K else 1
-        weights = law.mean(prompt_weight(train.samples, every, of_k))
-        rate = law.mean(every.double() / train.samples)
+        weights = prompt_weight(train.samples, correct.sum(1), of_k)
 
-        geometry, measured = Geometry(rate, self.probe.products), dict[str, float]()
+        geometry, measured = Geometry(correct.mean(1), self.probe.products), dict[str, float]()
         with clock("measure"):
             realised = self.probe.realised(rollout, mine, a_1)
             if surgery.measure != "none" and (step - 1) % surgery.every == 0:
                 geometry, measured = self.probe(rollout, mine, a_k, a_1, correct, of_k)
-                geometry = replace(geometry, rate=rate)
         decision = self.rule(weights, geometry, self.rule_state)
         advantages = apply(decision, a_k, a_1)
         # after the decision: a rule weighs J_k against J_1 and promises nothing of their entropy,
@@ -190,7 +182,7 @@ class Trainer:
             measured["realised"] = realised
         measured |= diagnostics.of_decision(weights, decision)
         scalars = {
-            **self._batch_scalars(seen, law, advantages, weights, decision),
+            **self._batch_scalars(seen, advantages, weights, decision),
             "train/loss": loss,
             **({} if norms[0] is None else {"train/grad_norm": norms[0]}),
             "train/skipped": norms.count(None) / len(norms),
@@ -207,20 +199,14 @@ class Trainer:
         return scalars, prompts, self._looks(step, problems, mine, rollout, verdicts, prompts)
 
     def _batch_scalars(
-        self,
-        seen: dict[str, Tensor],
-        law: averaging.Law,
-        advantages: Tensor,
-        weights: Tensor,
-        decision: Decision,
+        self, seen: dict[str, Tensor], advantages: Tensor, weights: Tensor, decision: Decision
     ) -> dict[str, float]:
         counts = (seen["verdict"] == 1).double().sum(1)
         alpha, beta = per_prompt(decision)
         applied = alpha * weights + beta
-        n, every = self.config.train.samples, torch.arange(self.config.train.samples + 1)
-        shown = {x: law.mean(rho(n, every, j)) for x, j in self._shown().items()}
+        n = self.config.train.samples
         return {
-            **{f"train/{x}": float(values.mean()) for x, values in shown.items()},
+            **{f"train/{x}": float(rho(n, counts, j).mean()) for x, j in self._shown().items()},
             "train/entropy": float(seen["entropy"].mean()),
             "train/sequence_entropy": -float(seen["logprob"].mean()),
             "train/length": float(seen["length"].mean()),
@@ -284,7 +270,6 @@ class Trainer:
             "verdict": torch.tensor([-1.0 if v is None else float(v) for v in verdicts]),
             "entropy": rollout.entropy.cpu(),
             "logprob": rollout.logprobs.cpu(),
-            "which": rollout.which,
             "length": rollout.lengths,
             "truncated": rollout.truncated,
         }
