@@ -5,6 +5,7 @@ The rest of the trainer sees ranks, a policy to sample from, and three verbs: ba
 gather.
 """
 
+import atexit
 import copy
 import math
 import os
@@ -56,7 +57,16 @@ def start_ranks(threads: int) -> None:
     deepspeed.init_distributed(
         dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False
     )
+    atexit.register(_part)  # after what the watch registers: the last comes first
     watch.start(torch.distributed.get_rank(), torch.distributed.get_world_size(), share)
+
+
+def _part() -> None:
+    """Close the connections between ranks that end in order: left to the interpreter's end, their
+    threads may abort a process that has done all it should.
+    """
+    if torch.distributed.is_initialized() and not watch.failed():
+        torch.distributed.destroy_process_group()
 
 
 def _end_with_parent(parent: int) -> None:

@@ -40,6 +40,11 @@ def leave(code: int, why: object) -> int:
     return code
 
 
+def failed() -> bool:
+    """Whether this rank ends out of order, while others may be in a collective."""
+    return _watch is not None and _watch.failed
+
+
 class Watch:
     """Rank 0 watches all others; each of them watches rank 0, and hears from it of the rest.
 
