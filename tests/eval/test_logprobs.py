@@ -10,7 +10,7 @@ from eval.policy import ModelError, Policy, check_chunks, completion_logprobs
 from eval.sampling import Decoding, sample
 from eval.tasks.twin_base import make_tokenizer
 from tests.eval.test_sampling import PROMPTS, random_policy
-from tests.hub import SHAPE
+from tests.models import SHAPE
 from tests.trainers.test_ghost import MODELS, batch, make_model
 
 SIZE = SHAPE | {"vocab_size": len(make_tokenizer()), "pad_token_id": 0}

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from eval.policy import ModelError, completion_logprobs, load_policy
-from tests.hub import save_model
+from tests.models import save_model
 from tests.trainers.test_ghost import batch as rows
 from tests.trainers.test_ghost import by_autograd, error, make_model
 from trainers import ghost

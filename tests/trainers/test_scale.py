@@ -10,7 +10,7 @@ import shutil
 import pytest
 
 from tests.conftest import ROOT, run
-from tests.hub import save_model
+from tests.models import save_model
 from tests.trainers.scale import BF16, WAYS
 from tests.trainers.test_lora import TEXTS
 
