@@ -9,6 +9,7 @@ the last line does: a bare answer is read, and so is a last sentence that names 
 import re
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
+_TOKEN = re.compile(r"[^\s$]{0,256}")  # what follows \boxed without braces; longer is no answer
 _JOINED = re.compile(r"[ \t$,;]{0,9}(?:\\text\{ ?(?:or|and) ?\}|or|and)?[ \t$,;]{0,9}")
 _LINE = re.compile(r"^[ \t]*####(?!#)[ \t]*|\banswer\s{0,3}(?:\*\*)?\s{0,3}:\s*", re.I | re.M)
 _SAID = re.compile(r"\banswer\s{1,3}is\b\s{0,3}:?", re.I)
@@ -16,7 +17,9 @@ _SENTENCE_END = re.compile(r"(?<=\S)\.(?=\s+[A-Z]|\s*$)")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox)\s*\{([^{}]*)\}")
 _SPACING = re.compile(r"\\(?:left|right)(?![a-zA-Z])|\\[!,;:]|\\?\$|\\(?= )")
 _THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\})(?=\d{3}(?!\d))")
-_BETWEEN = re.compile(r"[,;]|\b(?:or|and)\b|\\lor(?![a-zA-Z])")  # of these, signs not in brackets
+# of these, signs not in brackets
+_BETWEEN = re.compile(r"[,;]|\b(?:or|and|vs|versus|maybe|perhaps)\b|\\(?:lor|vee)(?![a-zA-Z])")
+_NUMBER_IN_TEXT = re.compile(_TEXT.pattern.replace("[^{}]*", r"[^{}\d]*\d[^{}]*"))
 _VALUE = re.compile(r"\d|[\\$]|^\W*\w\W*$")
 
 
@@ -31,8 +34,8 @@ def boxes(text: str) -> list[tuple[int, int, str]]:
             end = closing.get(start, start)
             content = text[start + 1 : end - 1]
         else:
-            content = re.split(r"[\s$]", text[start:], maxsplit=1)[0]
-            end = start + len(content)
+            token = _TOKEN.match(text, start)
+            content, end = (token[0], token.end()) if token else ("", start)
         content = content.strip().rstrip(".,;")
         if content:
             around = found and match.start() < found[-1][1]
@@ -139,6 +142,11 @@ def _unwrapped(answer: str) -> str:
 def without_separators(number: str) -> str:
     """1,000 and 1{,}000 as 1000."""
     return _THOUSANDS.sub("", number)
+
+
+def with_numbers(answer: str) -> str:
+    """Text with a number in it as what it holds: readers of LaTeX leave out text, as a unit."""
+    return _NUMBER_IN_TEXT.sub(r"\1", answer)
 
 
 def several(answer: str) -> bool:

@@ -3,7 +3,8 @@ hangs.
 
 `exact` compares strings, `boxed` the content of a response's last box. `math` takes the answer out
 of the response as `eval.answers` says and asks math-verify whether it equals the gold; several
-values are no match for a gold of one.
+values are no match for a gold of one. Of a response only plain arithmetic (digits, operators,
+brackets) is ever evaluated, and the worker that does it can write no file and start no process.
 `file.py:function` is a function of yours, ``function(answer: str, gold: str) -> bool``, and gets
 the whole response. Both run in worker processes that are killed at the time limit. Beside the
 verdict stands what was read as the answer, by which votes are counted: the parsed expression, else
@@ -33,6 +34,7 @@ MAX_CHARS = 4_096  # the end of a longer answer is judged: there the result stan
 MAX_RESPONSE = 32_768  # characters at the end of a response in which its answer is looked for
 BARE = 256  # characters of an expression that is read whole without being boxed
 CACHE_SIZE = 1_000_000
+OUTSIDE = ("os.", "subprocess.", "socket.", "shutil.", "ctypes.", "tempfile.")  # audit events
 START_LIMIT = 60.0  # seconds for a worker to import what it needs
 
 
@@ -228,6 +230,13 @@ def _plain(answer: str, gold: str) -> Judged | None:
     return None
 
 
+def _wall(event: str, args: tuple[Any, ...]) -> None:
+    """An audit hook, which nothing can take away again: the worker reads, and it computes."""
+    writes = event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR) and args[0] != os.devnull
+    if writes or (event.startswith(OUTSIDE) and event not in ("os.listdir", "os.scandir")):
+        raise PermissionError(event)
+
+
 def _math_judge() -> Callable[[str, str], Judged]:
     """math-verify; its own alarms are off, for the parent keeps the time. What is short and
     no prose is read as if it were boxed, that is whole.
@@ -235,17 +244,24 @@ def _math_judge() -> Callable[[str, str], Judged]:
     import logging
     import resource
 
-    from math_verify import parse, verify
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
     logging.disable()
     resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30))
     sys.set_int_max_str_digits(10_000)
+    sys.dont_write_bytecode = True
+    sys.addaudithook(_wall)
 
     def read(text: str) -> list[Any]:
         if len(text) < BARE and not reading.boxes(text) and not reading.is_prose(text):
             text = reading.boxed(text)
-        text = reading.without_separators(text)
-        return parse(text, parsing_timeout=None, raise_on_error=True)
+        text = reading.without_separators(reading.with_numbers(text))
+        # of a box that is no LaTeX, the last number in it would be taken
+        kinds = [
+            LatexExtractionConfig(),
+            *([] if reading.boxes(text) else [ExprExtractionConfig()]),
+        ]
+        return parse(text, kinds, parsing_timeout=None, raise_on_error=True)
 
     def judge(answer: str, gold: str) -> Judged:
         found = read(answer)

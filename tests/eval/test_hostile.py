@@ -1,0 +1,203 @@
+"""Hostile responses: nothing hangs, leaks or is run, and nothing wrong is judged right."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eval import answers
+from eval.verifier import MAX_CHARS, MAX_RESPONSE, Verifier
+from tests.conftest import ROOT
+from tests.eval.hostile import GOLD, LISTS, NOT_IT, PIECES, SLOW, code
+
+LIMIT = 1.0
+RESPONSES = st.lists(st.sampled_from(PIECES) | st.text(max_size=8), max_size=30).map("".join)
+QUICK = settings(max_examples=200, deadline=None, database=None, derandomize=True)
+LONG = settings(QUICK, max_examples=20_000, derandomize=False)
+
+
+@pytest.fixture(scope="module")
+def math():
+    with Verifier("math", workers=2, time_limit=LIMIT) as verifier:
+        verifier(["8"], ["7"])  # the first worker is up
+        yield verifier
+
+
+def judged(verifier, responses):
+    """The verdicts, in no more time than the workers' limits allow."""
+    start = time.monotonic()
+    verdicts = verifier(responses, [GOLD] * len(responses))
+    starting = 20  # seconds of a worker on a busy machine, for each that was killed
+    slow = verdicts.count(None)
+    assert time.monotonic() - start < 30 + slow * (LIMIT + starting) + 0.2 * len(responses)
+    return verdicts
+
+
+@pytest.mark.parametrize("form", ["{}", "so it is ${}$.", "thus\n{}"])
+def test_no_hedge_and_no_look_alike_is_right(math, form):
+    responses = [form.format(x) for x in [*LISTS, *NOT_IT]]
+    verdicts = judged(math, responses)
+    assert [x for x, right in zip(responses, verdicts, strict=True) if right] == []
+    assert math([rf"\boxed{{{GOLD}}}"], [GOLD]) == [True]
+
+
+def test_nothing_hangs(math):
+    verdicts = judged(math, SLOW)
+    assert True not in verdicts
+    assert math([r"\boxed{\frac{123456}{2}}"], [GOLD]) == [True]  # killed workers were replaced
+    for mode in ("exact", "boxed"):
+        assert not any(Verifier(mode)(SLOW, [GOLD] * len(SLOW)))
+
+
+@pytest.mark.parametrize("text", SLOW)
+def test_reading_an_answer_takes_no_time(text):
+    """It is done in the run's own process, which nothing would end."""
+    start = time.process_time()
+    answer = answers.extract(text[-MAX_RESPONSE:])[-MAX_CHARS:]
+    answers.canonical(answer), answers.several(answer), answers.is_prose(answer)
+    answers.with_numbers(answer), answers.last_box(text[-MAX_RESPONSE:])
+    assert time.process_time() - start < 0.5
+
+
+def test_no_code_is_run(math, tmp_path):
+    """Neither here nor in a worker: the canary is not made, and what is compiled is arithmetic."""
+    canary = tmp_path / "canary"
+    responses = code(str(canary))
+    assert True not in judged(math, responses)
+    assert not canary.exists() and "CANARY" not in os.environ
+
+    script = (  # in one process, where all that is compiled from a text can be seen
+        "import json, sys\n"
+        "from eval.verifier import _math_judge\n"
+        "judge, seen = _math_judge(), []\n"
+        "judge('3+4', '7')\n"
+        "def hook(event, args):\n"
+        "    if event == 'compile' and isinstance(args[0], (str, bytes)):\n"
+        "        places, frame = [], sys._getframe(1)\n"
+        "        while frame:\n"
+        "            places.append(frame.f_code.co_filename)\n"
+        "            frame = frame.f_back\n"
+        "        if '<frozen importlib._bootstrap>' not in places:  # a module's own texts\n"
+        "            text = args[0] if isinstance(args[0], str) else args[0].decode()\n"
+        "            seen.append((places[0], text))\n"
+        "sys.addaudithook(hook)\n"
+        "for text in json.load(open(sys.argv[1])):\n"
+        "    try: judge(text, '7')\n"
+        "    except Exception: pass\n"
+        "import os\n"
+        "assert 'CANARY' not in os.environ\n"
+        "print(json.dumps(seen))\n"
+    )
+    arithmetic = ["the answer is 3+4*2 dollars", "so 3^2-(1/2) it is"]
+    (tmp_path / "texts").write_text(json.dumps([*responses, *NOT_IT, *LISTS, *arithmetic]))
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "texts")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    compiled = json.loads(done.stdout)
+    of_parser = [text for place, text in compiled if place.endswith("sympy_parser.py")]
+    of_parser = [text for text in of_parser if text != "from sympy import *"]  # its own
+    assert of_parser  # the arithmetic was: otherwise the hook sees nothing
+    names = {name for text in of_parser for name in re.findall(r"[^\W\d]\w*", text)}
+    assert names <= {"Integer", "Float", "Add", "Mul", "Pow", "evaluate", "False"}, names
+    assert not [text for place, text in compiled if "canary" in text.lower()]
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    "deed",
+    [
+        "open(canary, 'w')",
+        "os.open(canary, os.O_CREAT | os.O_WRONLY)",
+        "os.system(f'touch {canary}')",
+        "os.mkdir(canary)",
+        "os.environ.__setitem__('X', '1')",
+        "subprocess.run(['touch', canary])",
+        "socket.create_connection(('127.0.0.1', 1))",
+    ],
+)
+def test_the_wall_of_a_worker(tmp_path, deed):
+    """Should code run in spite of all, what it can do is compute."""
+    canary = tmp_path / "canary"
+    script = (
+        "import os, socket, subprocess, sys\n"
+        "from eval.verifier import _wall\n"
+        "canary = sys.argv[1]\n"
+        "sys.addaudithook(_wall)\n"
+        f"try: {deed}\n"
+        "except PermissionError as error: print('refused', error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(canary)], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.stdout.startswith("refused"), done.stderr
+    assert not canary.exists()
+
+
+def held():
+    """Open files and children of this process."""
+    pids = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return len(os.listdir("/proc/self/fd")), len(pids)
+
+
+@pytest.mark.parametrize(
+    ("mode", "count"),
+    [("own", 5_000), pytest.param("math", 100_000, marks=pytest.mark.slow)],
+)
+def test_no_worker_leaks(tmp_path, mode, count):
+    path = tmp_path / "own.py"
+    path.write_text(
+        "import os\ndef judge(answer, gold):\n    if '!' in answer: os._exit(1)\n    return True\n"
+    )
+    before = held()
+    with Verifier(f"{path}:judge" if mode == "own" else mode, 2, LIMIT) as verifier:
+        verifier(["1.0", "2.0"], ["1", "2"])
+        busy = held()
+        for i in range(0, count, 1_000):
+            numbers = range(i, i + 1_000)
+            responses = [f"{x}.0" for x in numbers] + [f"9^{{9^{{9^{{{i}9}}}}}}!"]
+            verdicts = verifier(responses, [*map(str, numbers), "7"])
+            assert verdicts == [True] * 1_000 + [None]  # a worker was lost, and replaced
+            assert held() == busy
+    assert held() == before
+
+
+@QUICK
+@given(RESPONSES)
+def test_any_text_can_be_read(text):
+    answer = answers.extract(text)
+    assert isinstance(answer, str) and len(answer) <= len(text) + 9 * text.count("box") + 9
+    for found in (answers.canonical(answer), answers.last_box(text), answers.with_numbers(text)):
+        assert isinstance(found, str)
+    assert answers.several(answer) in (True, False)
+
+
+def never_right(verifier, responses):
+    """GOLD is in none of them, and what they can come to is another number."""
+    whole = [x for x in responses if GOLD not in re.sub(r"\W", "", x)]
+    assert True not in judged(verifier, whole)
+
+
+@settings(QUICK, max_examples=20)
+@given(st.lists(RESPONSES, min_size=15, max_size=15))
+def test_no_response_of_pieces_is_right(math, responses):
+    never_right(math, responses)
+
+
+@pytest.mark.slow
+@settings(LONG, max_examples=1_000)
+@given(st.lists(RESPONSES, min_size=20, max_size=20))
+def test_no_response_of_pieces_is_right_at_length(math, responses):
+    never_right(math, responses)
