@@ -1,13 +1,13 @@
 """A run that is killed again and again, and given again, against one that is left alone.
 
 python tests/chaos.py [--runs 5] [--kills 10] [--seed 0] [--out DIR] [key=value ...]
-python tests/chaos.py --at sampling:2 checkpoint:2 ...      at named places, in one run
+python tests/chaos.py --at sampling:2 checkpoint:2 ...      at named places, all in one run
 
 Every life of a run is a process of its own, forked when only imports were done, and ended by
-SIGKILL at a random moment, or at the n-th passage of a place of PLACES in that life. The last one
-is left to finish. Then metrics.jsonl (but time/ and throughput/), the steps in TensorBoard, the
-evaluations and the weights must be those of the run that was left alone. Prints what it saw as
-JSON; exit code 1 if anything differs.
+SIGKILL at a random moment, or at the n-th passage of a place of PLACES in that life, where other
+things may happen too (WHAT). The last one is left to finish. Then metrics.jsonl (but time/ and
+throughput/), the steps in TensorBoard, the evaluations and the weights must be those of the run
+that was left alone. Prints what it saw as JSON; exit code 1 if anything differs.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import importlib
 import json
 import os
 import random
+import resource
 import signal
 import sys
 import tempfile
@@ -34,10 +35,11 @@ SMALL = [
     *("objective.k=4", "eval.k=4", "eval.problems=4", "eval.samples=4", "eval.every=3"),
     *("logging.kl_every=2", "logging.histograms_every=2", "run.threads=1"),
 ]
-# where a life may end: (module, name) that is about to be called
+# where a life may end: what is about to be called
 PLACES = {
     "sampling": ("trainers.trainer", "sample"),
     "update": ("trainers.trainer", "micro_batches"),
+    "loading": ("trainers.checkpoint", "latest"),
     "metrics": ("trainers.metrics", "append_lines"),
     "evaluation": ("trainers.evaluation", "evaluate"),
     "checkpoint": ("trainers.checkpoint", "save_file"),
@@ -55,7 +57,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--kills", type=int, default=10, help="of each run, at random moments")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--at", nargs="+", metavar="PLACE:N[:SIGNAL]", help=", ".join(PLACES))
+    parser.add_argument("--at", nargs="+", metavar="PLACE:N[:WHAT]", help=", ".join(PLACES))
     parser.add_argument("--out", type=Path, help="a folder for the runs that is kept")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args()
@@ -125,26 +127,54 @@ def after(seconds: float) -> None:
     threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
 
 
-def at_place(place: str, passage: str, number: str = "SIGKILL") -> None:
-    """Send this process a signal when it comes to the place for the n-th time."""
+def at_place(place: str, passage: str, what: str = "kill") -> None:
+    """Let something of WHAT happen when this process comes to the place for the n-th time."""
     module, name = PLACES[place]
     called = getattr(sys.modules[module], name)
     left = int(passage)
 
     @functools.wraps(called)
-    def cut(*given: Any, **named: Any) -> Any:
+    def passed(*given: Any, **named: Any) -> Any:
         nonlocal left
         left -= 1
         if left == 0:
-            if number == "SIGKILL" and isinstance(given[-1], Path):  # what it was writing
-                given[-1].write_bytes(b"half")
-            if name == "append_lines":
-                with given[0].open("a") as file:
-                    file.write('{"step": 1, "tra')
-            os.kill(os.getpid(), signal.Signals[number])
+            WHAT[what](given)
         return called(*given, **named)
 
-    setattr(sys.modules[module], name, cut)
+    setattr(sys.modules[module], name, passed)
+
+
+def kill(given: tuple[Any, ...]) -> None:
+    """SIGKILL, with what was to be written half written."""
+    if isinstance(given[-1], Path):
+        given[-1].write_bytes(b"half")
+    elif isinstance(given[0], Path) and given[0].suffix == ".jsonl":
+        with given[0].open("a") as file:
+            file.write('{"step": 1, "tra')
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fill(_: tuple[Any, ...]) -> None:
+    """From now on no file grows beyond some kilobytes, as on a disk that is nearly full."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+
+
+def flip(given: tuple[Any, ...]) -> None:
+    """One bit of the newest checkpoint of the run is another one."""
+    file = max(given[0].glob("checkpoints/step_*")) / "optimizer.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+# kill; what Ctrl-C and a launcher send; a full disk; a damaged checkpoint
+WHAT: dict[str, Callable[[tuple[Any, ...]], None]] = {
+    "kill": kill,
+    "int": lambda _: signal.raise_signal(signal.SIGINT),
+    "term": lambda _: signal.raise_signal(signal.SIGTERM),
+    "full": fill,
+    "flip": flip,
+}
 
 
 def result(folder: Path) -> dict[str, Any]:

@@ -55,8 +55,9 @@ def save(
                 save_file(flat, work / TENSORS)
                 files = sorted(path for path in work.rglob("*") if path.is_file())
                 sums = {str(path.relative_to(work)): _sha256(path) for path in files}
-                state = json.dumps({**counts, **numbers, "sha256": sums}, indent=1)
-                (work / "state.json").write_text(state)
+                content = {**counts, **numbers, "sha256": sums}
+                sums["state.json"] = _digest(content)
+                (work / "state.json").write_text(json.dumps(content, indent=1))
     engine.barrier()
 
 
@@ -84,6 +85,9 @@ def latest(run: Path) -> tuple[Path, dict[str, Any]] | None:
     for place in sorted((run / "checkpoints").glob("step_*"), reverse=True):
         try:
             numbers = json.loads((place / "state.json").read_text())
+            own = numbers["sha256"].pop("state.json", None)  # which older ones do not have
+            if own not in (None, _digest(numbers)):
+                raise ValueError("state.json")
             sums = numbers.pop("sha256")
             damaged = [name for name, digest in sums.items() if _sha256(place / name) != digest]
         except (OSError, ValueError, KeyError) as error:
@@ -141,6 +145,11 @@ def prune(run: Path, keep: int, best: int | None) -> None:
     for place in places[:-keep]:
         if best is None or place != folder_of(run, best):
             shutil.rmtree(place)
+
+
+def _digest(content: dict[str, Any]) -> str:
+    """Of a checkpoint's numbers, before this is among them."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:
