@@ -259,6 +259,8 @@ class Trainer:
             looks.append(
                 {
                     "step": step,
+                    "seed": self._stream(step),
+                    "place": i,
                     "id": problems[i].id,
                     "prompt": problems[i].prompt,
                     "gold": problems[i].gold,
@@ -270,6 +272,10 @@ class Trainer:
             )
         return looks
 
+    def _stream(self, step: int) -> int:
+        """The seed of the step's completions."""
+        return derive_seed(self.config.seed, "train", step)
+
     def _sample(self, problems: list[Problem], mine: range, step: int) -> Rollout:
         train, surgery = self.config.train, self.config.surgery
         with self.engine.policy() as policy:
@@ -278,7 +284,7 @@ class Trainer:
                 [x.prompt for x in problems],
                 train.samples,
                 decoding(self.config, self.task, train.temperature, top_p=1.0),
-                derive_seed(self.config.seed, "train", step),
+                self._stream(step),
                 mine,
                 features=surgery.measure == "last_layer" and (step - 1) % surgery.every == 0,
             )
