@@ -16,6 +16,15 @@ def replace_text(path: Path, text: str) -> None:
     part.replace(path)
 
 
+def sync(path: Path) -> None:
+    """A file's contents, or a folder's names, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def write_json(path: Path, content: Any) -> None:
     replace_text(path, json.dumps(content, indent=1) + "\n")
 

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import tempfile
@@ -144,12 +145,18 @@ class _Worker:
         code = f"{path}; from eval.verifier import serve; serve({mode!r})"
         # what it says until it is ready; later, what it judges may log a lot
         self.complaints = tempfile.TemporaryFile()  # noqa: SIM115
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.complaints,
-        )
+        # Ctrl-C and the launcher's SIGTERM reach all processes, but the trainer's step needs its
+        # verdicts; the worker ends with its input
+        ours = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self.complaints,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, ours)
         assert self.process.stdout is not None
         self.output = self.process.stdout
         os.set_blocking(self.output.fileno(), False)

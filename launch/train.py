@@ -8,6 +8,7 @@ python    launch/train.py --config configs/pcgrad.yaml [key=value ...]      one 
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def main() -> int:
     from eval.tasks import TaskError
     from eval.verifier import VerifierFailed
     from trainers.engine import share, start_ranks
-    from trainers.trainer import Trainer, TrainingFailed
+    from trainers.run import UNWRITABLE
+    from trainers.trainer import Interrupted, Trainer, TrainingFailed
     from trainers.watch import leave
 
     transformers.utils.logging.set_verbosity_error()
@@ -65,11 +67,21 @@ def main() -> int:
     if folder:
         folder.set_aside()
     try:
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         summary = Trainer(config, folder).run()
     except (ConfigError, TaskError, ModelError) as error:  # what only loading could tell
         return leave(2, error)
+    except Interrupted as step:
+        saved = f"interrupted; step {step} is saved, and the same command goes on"
+        return leave(130, f"{config.run.dir}: {saved}")
     except KeyboardInterrupt:
         return leave(130, f"{config.run.dir}: interrupted; the same command goes on")
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        intact = "the last checkpoint is whole; make room, and the same command goes on"
+        return leave(1, f"{config.run.dir}: {error}; {intact}")
     except (TrainingFailed, VerifierFailed) as error:
         return leave(1, f"{config.run.dir}: {error}")
     if folder and summary:

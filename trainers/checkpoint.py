@@ -2,24 +2,26 @@
 numbers.
 
 No pickle, and nothing depends on the number of ranks. A checkpoint is written beside its place and
-renamed.
+renamed; what could not be written whole is removed, and the one before it stays.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from eval.files import sync
 from trainers.engine import STATE, Engine, share
 from trainers.model import merged_weights
 
@@ -44,24 +46,38 @@ def save(
     whole, steps_taken = {**engine.state(), **tensors}, engine.steps_taken
     with engine.policy() as policy:
         if run is not None and not folder_of(run, step).exists():
-            place = folder_of(run, step)
-            work = place.with_name(f".{place.name}.part")
-            shutil.rmtree(work, ignore_errors=True)
-            merged = merged_weights(policy.model)
-            policy.model.save_pretrained(work / "model", state_dict=merged)
-            policy.tokenizer.save_pretrained(work / "model")
-            flat = {f"{kind}/{name}": x for kind, by in whole.items() for name, x in by.items()}
-            save_file(flat, work / TENSORS)
-            files = sorted(path for path in work.rglob("*") if path.is_file())
-            sums = {str(path.relative_to(work)): _sha256(path) for path in files}
-            state = work / "state.json"
             counts = {"step": step, "optimizer_steps": steps_taken}
-            state.write_text(json.dumps({**counts, **numbers, "sha256": sums}, indent=1))
-            for path in [*files, state]:
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-            work.rename(place)
+            flat = {f"{kind}/{name}": x for kind, by in whole.items() for name, x in by.items()}
+            with _whole(folder_of(run, step)) as work:
+                merged = merged_weights(policy.model)
+                policy.model.save_pretrained(work / "model", state_dict=merged)
+                policy.tokenizer.save_pretrained(work / "model")
+                save_file(flat, work / TENSORS)
+                files = sorted(path for path in work.rglob("*") if path.is_file())
+                sums = {str(path.relative_to(work)): _sha256(path) for path in files}
+                content = {**counts, **numbers, "sha256": sums}
+                sums["state.json"] = _digest(content)
+                (work / "state.json").write_text(json.dumps(content, indent=1))
     engine.barrier()
+
+
+@contextmanager
+def _whole(place: Path) -> Iterator[Path]:
+    """A folder to write into, which takes this place, on disk, once all of it is written."""
+    for left in place.parent.glob(".step_*.part"):  # of a life that was cut short
+        shutil.rmtree(left)
+    work = place.with_name(f".{place.name}.part")
+    work.mkdir()
+    try:
+        yield work
+        for path in [*work.rglob("*"), work]:
+            sync(path)
+        work.rename(place)
+        sync(place.parent)
+    except SafetensorError as error:  # a full disk, in its words
+        raise OSError(errno.EIO, str(error), str(place)) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def latest(run: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -69,6 +85,9 @@ def latest(run: Path) -> tuple[Path, dict[str, Any]] | None:
     for place in sorted((run / "checkpoints").glob("step_*"), reverse=True):
         try:
             numbers = json.loads((place / "state.json").read_text())
+            own = numbers["sha256"].pop("state.json", None)  # which older ones do not have
+            if own not in (None, _digest(numbers)):
+                raise ValueError("state.json")
             sums = numbers.pop("sha256")
             damaged = [name for name, digest in sums.items() if _sha256(place / name) != digest]
         except (OSError, ValueError, KeyError) as error:
@@ -126,6 +145,11 @@ def prune(run: Path, keep: int, best: int | None) -> None:
     for place in places[:-keep]:
         if best is None or place != folder_of(run, best):
             shutil.rmtree(place)
+
+
+def _digest(content: dict[str, Any]) -> str:
+    """Of a checkpoint's numbers, before this is among them."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

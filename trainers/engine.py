@@ -42,7 +42,7 @@ def start_ranks(threads: int) -> None:
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     else:
-        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_end_with_launcher, daemon=True).start()
     local = int(os.environ.get("LOCAL_SIZE", "1"))
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local))
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -69,11 +69,25 @@ def _part() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _end_with_parent(parent: int) -> None:
-    """A rank whose launcher is gone would hold the run's folder for ever."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os.kill(os.getpid(), signal.SIGTERM)
+def _end_with_launcher() -> None:
+    """A rank whose launcher is gone would hold the run's folder for ever. It ends as the launcher
+    would end it: asked, and 30 seconds later at once.
+
+    The command `deepspeed` starts one launcher on each host, and does not end it when it is ended.
+    """
+    import psutil
+
+    parent, launcher = os.getppid(), psutil.Process(os.getppid())
+    command = launcher.parent()
+    is_ours = command and "deepspeed" in map(os.path.basename, command.cmdline())
+    above = command.pid if command and is_ours else None
+    try:
+        while os.getppid() == parent and above in (None, launcher.ppid()):
+            time.sleep(1)
+    finally:  # the launcher may be gone while it is asked
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+        os._exit(1)
 
 
 def share(item: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from eval.files import append_lines, whole_lines, write_lines
+from eval.files import append_lines, sync, whole_lines, write_lines
 from trainers.config import flatten
 from trainers.schedules import due
 from trainers.schema import Config
@@ -33,9 +33,9 @@ class Metrics:
             self._writer.add_text("config", f"|key|value|\n|-|-|\n{rows}", 0)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        append_lines(self.folder / "metrics.jsonl", [{"step": step, **scalars}])
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
-        append_lines(self.folder / "metrics.jsonl", [{"step": step, **scalars}])
 
     def prompts(self, step: int, values: Mapping[str, Tensor]) -> None:
         """Now and then: histograms of the prompts' weights and agreements, and one against the
@@ -49,6 +49,13 @@ class Metrics:
 
     def rollouts(self, records: Iterable[Mapping[str, Any]]) -> None:
         append_lines(self.folder / "rollouts.jsonl", records)
+
+    def flush(self) -> None:
+        """On disk before a checkpoint says that these steps are done."""
+        self._writer.flush()
+        for path in self.folder.glob("*"):
+            if path.is_file():
+                sync(path)
 
     def close(self, config: Config, summary: Mapping[str, Any]) -> None:
         """End with the HParams record: every hyper-parameter beside the run's results."""
@@ -71,7 +78,8 @@ class Metrics:
         for record in records:
             self._writer._get_file_writer().add_summary(record)
         for name, value in results.items():
-            self._writer.add_scalar(name, value, config.train.steps)
+            # a step later, so that a life after this one replaces them
+            self._writer.add_scalar(name, value, config.train.steps + 1)
         self._writer.close()
 
 

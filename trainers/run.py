@@ -1,5 +1,6 @@
 """The run folder: whose it is, whether a run begins, goes on or is done, and its results."""
 
+import errno
 import fcntl
 import json
 from pathlib import Path
@@ -8,6 +9,9 @@ from typing import Any
 from eval.files import read_lines
 from trainers.config import OF_BASE, ConfigError, differences, save_config
 from trainers.schema import Config
+
+# a disk that is full or does not take what is written
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
 class RunFolder:

@@ -32,10 +32,15 @@ from trainers.reference import Reference
 from trainers.run import RunFolder
 from trainers.schedules import due, k_at, learning_rate
 from trainers.schema import Config
+from trainers.stop import Stop
 
 
 class TrainingFailed(Exception):
     """The run cannot go on; its folder can be resumed."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and has saved the step that this says."""
 
 
 def check_hosts(config: Config, base: Policy) -> None:
@@ -98,7 +103,7 @@ class Trainer:
             self.rule_state["base_pass@1"] = held
             if metrics:
                 metrics.log(0, scalars)
-        with self.verifier, self._progress(start) as bar:
+        with self.verifier, Stop(self.folder is not None) as stop, self._progress(start) as bar:
             for step in range(start + 1, train.steps + 1):
                 scalars, prompts, looks = self.step(step)
                 last = step == train.steps
@@ -112,8 +117,13 @@ class Trainer:
                     if due(step, self.config.logging.rollouts_every):
                         metrics.rollouts(looks)
                 self.seconds = time.monotonic() - began
-                if self._is_best(step, scalars) or last or due(step, train.save_every):
+                stopping = not last and self._agreed(stop)
+                if self._is_best(step, scalars) or last or stopping or due(step, train.save_every):
+                    if metrics:
+                        metrics.flush()
                     self._save(step)
+                if stopping:
+                    raise Interrupted(step)
                 shown = {name: f"{scalars[f'train/{name}']:.3f}" for name in self._shown()}
                 bar.set_postfix(shown, refresh=False)
                 bar.update()
@@ -235,6 +245,8 @@ class Trainer:
             looks.append(
                 {
                     "step": step,
+                    "seed": self._stream(step),
+                    "place": i,
                     "id": problems[i].id,
                     "prompt": problems[i].prompt,
                     "gold": problems[i].gold,
@@ -246,6 +258,10 @@ class Trainer:
             )
         return looks
 
+    def _stream(self, step: int) -> int:
+        """The seed of the step's completions."""
+        return derive_seed(self.config.seed, "train", step)
+
     def _sample(self, problems: list[Problem], mine: range, step: int) -> Rollout:
         train, surgery = self.config.train, self.config.surgery
         with self.engine.policy() as policy:
@@ -254,7 +270,7 @@ class Trainer:
                 [x.prompt for x in problems],
                 train.samples,
                 decoding(self.config, self.task, train.temperature, top_p=1.0),
-                derive_seed(self.config.seed, "train", step),
+                self._stream(step),
                 mine,
                 features=surgery.measure == "last_layer" and (step - 1) % surgery.every == 0,
             )
@@ -342,6 +358,10 @@ class Trainer:
             return False
         self.best = {"step": step, "metric": train.best_metric, "value": value}
         return True
+
+    def _agreed(self, stop: Stop) -> bool:
+        """Whether any rank was asked to stop."""
+        return bool(self.engine.reduce(torch.tensor(float(stop.asked is not None)), "max"))
 
     def _save(self, step: int) -> None:
         probe, tensors = self.probe.state()

@@ -9,6 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from eval.continuous import measure
 from eval.policy import Policy, completion_logprobs, pad_batch
 from eval.sampling import Decoding, derive_seed, sample, uniform
+from eval.tasks.twin import Twin
 from eval.tasks.twin_base import make_tokenizer
 
 PROMPTS = ["A2?3=", "J9?", "=", "D5?5=4"]  # ragged, so that padding matters
@@ -214,4 +215,15 @@ def test_uniforms():
     assert float(((counts - 1000).square() / 1000).sum()) < 160  # chi-square, 99 degrees of freedom
     assert torch.corrcoef(u).fill_diagonal_(0).abs().max() < 0.03
     assert len(u.unique()) == u.numel()
-    assert derive_seed(0, "train", 1) != derive_seed(0, "train", 2) != derive_seed(1, "train", 2)
+
+
+def test_the_numbers_are_the_same_everywhere():
+    """Written down, so that no machine and no later version draws others unnoticed."""
+    seeds = [derive_seed(0, "train", 1), derive_seed("eval", 0), derive_seed(0, "adapter")]
+    assert seeds == [5616652951175793923, 2381114161577534230, 4305771770167634336]
+    u = [x.hex() for x in uniform(seeds[0], torch.arange(3), 2).tolist()]
+    assert u == ["0x1.735e7ead205c2p-1", "0x1.0c96957d78b75p-1", "0x1.6999880f116b8p-4"]
+    assert [x.prompt for x in Twin().training(0, 1, 4)] == ["A6?5=", "C2?6=", "C3?2=", "B6?9="]
+    assert [x.prompt for x in Twin().evaluation(4)] == ["J5?3=", "F7?4=", "D7?6=", "I4?9="]
+    steps = {derive_seed(seed, "train", step) for seed in range(20) for step in range(500)}
+    assert len(steps | {derive_seed("eval", seed) for seed in range(20)}) == 20 * 500 + 20

@@ -56,13 +56,16 @@ def test_mistakes_under_the_launcher(tmp_path):
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_two_ranks_do_what_one_does(tmp_path, base_path, stage):
-    """Nine prompts on two ranks, several unequal micro-batches, no C++ compiler on the path."""
+    """Nine prompts on two ranks, several unequal micro-batches on both and one on the lone one, no
+    C++ compiler on the path.
+    """
     small = [*SMALL, "train.entropy_coef=0.1"]
     options = [*small, f"train.zero_stage={stage}", "run.dir=two"]
     path = str(Path(sys.executable).parent)
     done = run(TRAIN, "--config", config("pcgrad"), *options, cwd=tmp_path, ranks=2, PATH=path)
     assert done.returncode == 0, done.stdout + done.stderr
-    alone = run(TRAIN, "--config", config("pcgrad"), *small, "run.dir=one", cwd=tmp_path)
+    options = [*small, "train.micro_batch_tokens=65536", "run.dir=one"]
+    alone = run(TRAIN, "--config", config("pcgrad"), *options, cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
     one, two = (
         [json.loads(x) for x in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
