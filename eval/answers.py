@@ -16,7 +16,8 @@ _SAID = re.compile(r"\banswer\s{1,3}is\b\s{0,3}:?", re.I)
 _SENTENCE_END = re.compile(r"(?<=\S)\.(?=\s+[A-Z]|\s*$)")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox)\s*\{([^{}]*)\}")
 _SPACING = re.compile(r"\\(?:left|right)(?![a-zA-Z])|\\[!,;:]|\\?\$|\\(?= )")
-_THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\})(?=\d{3}(?!\d))")
+_GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:,|\{,\})\d{3})+(?!\d|,\d)")
+_BRACKET = re.compile(r"([(\[]|\\\{)|[)\]]|\\\}")
 # of these, signs not in brackets
 _BETWEEN = re.compile(r"[,;]|\b(?:or|and|vs|versus|maybe|perhaps)\b|\\(?:lor|vee)(?![a-zA-Z])")
 _NUMBER_IN_TEXT = re.compile(_TEXT.pattern.replace("[^{}]*", r"[^{}\d]*\d[^{}]*"))
@@ -139,9 +140,22 @@ def _unwrapped(answer: str) -> str:
     return without_separators(text).strip()
 
 
-def without_separators(number: str) -> str:
-    """1,000 and 1{,}000 as 1000."""
-    return _THOUSANDS.sub("", number)
+def without_separators(text: str) -> str:
+    """1,000 and 1{,}000 as 1000; not in brackets, where commas part the members of a tuple, an
+    interval or a set.
+    """
+    opened = sorted((x.start(), 1 if x[1] else -1) for x in _BRACKET.finditer(text))
+
+    def joined(match: re.Match[str]) -> str:
+        inside = sum(step for place, step in opened if place < match.start()) > 0
+        return match[0] if inside else re.sub(r"[,{}]", "", match[0])
+
+    return _GROUPED.sub(joined, text)
+
+
+def apart(numbers: str) -> str:
+    """Of a list: 100,200 are two numbers in it."""
+    return re.sub(r"(?<=\d),(?=\d)", ", ", numbers)
 
 
 def with_numbers(answer: str) -> str:

@@ -259,10 +259,11 @@ def _math_judge() -> Callable[[str, str], Judged]:
     sys.dont_write_bytecode = True
     sys.addaudithook(_wall)
 
-    def read(text: str) -> list[Any]:
+    def read(text: str, of_list: bool) -> list[Any]:
         if len(text) < BARE and not reading.boxes(text) and not reading.is_prose(text):
             text = reading.boxed(text)
-        text = reading.without_separators(reading.with_numbers(text))
+        text = reading.with_numbers(text)
+        text = reading.apart(text) if of_list else reading.without_separators(text)
         # of a box that is no LaTeX, the last number in it would be taken
         kinds = [
             LatexExtractionConfig(),
@@ -271,10 +272,11 @@ def _math_judge() -> Callable[[str, str], Judged]:
         return parse(text, kinds, parsing_timeout=None, raise_on_error=True)
 
     def judge(answer: str, gold: str) -> Judged:
-        found = read(answer)
+        of_list = reading.several(reading.boxed(gold))
+        found = read(answer, of_list)
         if not found:
             return False, ""
-        right = verify(read(gold), found, timeout_seconds=None, raise_on_error=True)
+        right = verify(read(gold, of_list), found, timeout_seconds=None, raise_on_error=True)
         return right, str(found[0])
 
     return judge

@@ -129,3 +129,21 @@ def test_a_judge_that_cannot_start_is_told(tmp_path):
     verifier = Verifier(f"{tmp_path}/broken.py:judge")
     with verifier, pytest.raises(VerifierFailed, match="no_such_module"):
         verifier(["a"], ["b"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "right"),
+    [
+        (r"\boxed{(2,100)}", "(2, 100)", True),
+        (r"\boxed{(2, 100)}", "(2,100)", True),
+        (r"\boxed{[0,100]}", "[0, 100]", True),
+        (r"\boxed{\{100,200\}}", r"\{100, 200\}", True),
+        (r"\boxed{100,200}", "100, 200", True),
+        (r"\boxed{300,2,1}", "1,2,300", True),
+        (r"\boxed{100200}", "100, 200", False),
+        (r"\boxed{100,200}", "100200", True),
+        ("#### 1,234,567", "1234567", True),
+    ],
+)
+def test_commas_part_or_group(math, answer, gold, right):
+    assert math([answer], [gold]) == [right]
