@@ -26,6 +26,8 @@ def evaluate(
 
     `positions` are the problems' places in the whole evaluation, when this is a share of it.
     """
+    if not problems:  # a rank's share of fewer problems than ranks
+        return []
     rollout = sample(policy, [x.prompt for x in problems], n, decoding, seed, positions)
     judged = verifier.judge(rollout.texts, [x.gold for x in problems for _ in range(n)])
     lengths, truncated = rollout.lengths.tolist(), rollout.truncated.tolist()

@@ -95,17 +95,23 @@ def claim(path: Path, settings: Mapping[str, Any], begun: bool) -> TextIO:
     return lock
 
 
+RECORDS = "name a folder of score.py, a run, or a file of its records"
+
+
 def recorded(path: Path, option: str) -> dict[str, Record]:
     """Records by id, of such a folder, of a run, or of a file. A refusal names the `option`."""
     for place in (path, path / "problems.jsonl", path / "eval" / "before.jsonl"):
         if place.is_file():
-            records = read_lines(place)
-            if not all({"id", "n", "c", "verdicts"} <= r.keys() for r in records):
+            try:
+                records = read_lines(place)
+            except ValueError as error:
+                raise BadFolder(f"{option} = {place}: no JSON lines ({error}); {RECORDS}") from None
+            needed = {"id", "n", "c", "verdicts"}
+            if not all(isinstance(r, dict) and needed <= r.keys() for r in records):
                 remedy = "generations are no records; score them first, with --out"
                 raise BadFolder(f"{option} = {place}: {remedy}")
             return {r["id"]: r for r in records}
-    remedy = "no records; name a folder of score.py, a run, or a file"
-    raise BadFolder(f"{option} = {path}: {remedy}")
+    raise BadFolder(f"{option} = {path}: no records; {RECORDS}")
 
 
 @cache

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval.policy import ModelError
 from eval.scoring import BadFolder
+from eval.tasks import TaskError
 from trainers.config import ConfigError, load_config, refuse
 from trainers.plan import add_options, show
 
@@ -43,13 +44,12 @@ def main() -> int:
         from trainers.diagnosis import Diagnosis, Folder
 
         folder = Folder(out, config) if int(os.environ.get("RANK", "0")) == 0 else None
-    except (ConfigError, ModelError, BadFolder) as error:
+    except (ConfigError, TaskError, ModelError, BadFolder) as error:
         return refuse(error)
 
     import transformers
 
     from eval.diagnosis_report import write
-    from eval.tasks import TaskError
     from eval.verifier import VerifierFailed
     from trainers.engine import start_ranks
     from trainers.ghost import Unsupported

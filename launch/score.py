@@ -191,6 +191,7 @@ def _of_model(arguments: argparse.Namespace) -> list[Scoring]:
     _check_k(arguments.k, config.eval.samples)
 
     import transformers
+    from torch import cuda
 
     from eval.harness import evaluate
     from eval.policy import Policy, interpolate, load_policy
@@ -218,6 +219,7 @@ def _of_model(arguments: argparse.Namespace) -> list[Scoring]:
     def load(option: str, name: str) -> Policy:
         if name not in loaded:
             loaded[name] = load_policy(name, config.model.dtype, config.model.attention, option)
+            loaded[name].model.to("cuda" if cuda.is_available() else "cpu")
         return loaded[name]
 
     def scoring(by: float | None, temperature: float | None) -> Scoring:

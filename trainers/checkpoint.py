@@ -43,7 +43,7 @@ def save(
 
     `numbers` is plain JSON; `tensors`, by kind and name, are kept beside the engine's.
     """
-    whole, steps_taken = {**engine.state(), **tensors}, engine.steps_taken
+    whole, steps_taken = {**engine.state(keep=run is not None), **tensors}, engine.steps_taken
     with engine.policy() as policy:
         if run is not None and not folder_of(run, step).exists():
             counts = {"step": step, "optimizer_steps": steps_taken}

@@ -25,6 +25,11 @@ from trainers.schema import Config
 
 CONTINUOUS = [5, 23]  # the first transformers whose continuous batching eval/continuous.py knows
 OPTIONS = ("task.options", "task.fields", "surgery.options")  # the user's own names: any key
+DATA_KEYS = [
+    *(f"task.{x}" for x in ("path", "subset", "split", "eval_path", "eval_subset", "eval_split")),
+    *(f"task.{x}" for x in ("template", "prompt", "levels", "rates", "easy_above", "hard_below")),
+    "task.decontaminate",
+]
 
 
 class ConfigError(Exception):
@@ -182,7 +187,12 @@ def _overrides(overrides: Iterable[str]) -> Iterator[tuple[str, Any]]:
 
 def _set(node: Any, key: str, value: Any) -> str | None:
     """Set one leaf; returns what is wrong with it."""
+    if key in OPTIONS and not isinstance(value, dict):
+        return "must be a mapping, such as {name: value}"
     if key in OPTIONS or key.rpartition(".")[0] in OPTIONS:
+        texts = value.values() if isinstance(value, dict) else [value]
+        if key.startswith("task.fields") and not all(isinstance(x, str) for x in texts):
+            return "must be the names of fields, as texts"
         OmegaConf.update(node, key, value, force_add=True)
         return None
     known = flatten(Config())
@@ -332,6 +342,12 @@ def _impossible(config: Config) -> Iterator[str]:
         yield wrong("task.name", f"must be one of {', '.join(TASKS)}, or file.py:Class")
     elif task.name in OF_DATA:
         yield from (wrong(key, remedy) for key, remedy in _impossible_data(config))
+    else:
+        defaults = flatten(Config())
+        for key in (x for x in flat if x.startswith("task.fields.") or x in DATA_KEYS):
+            if flat[key] != defaults.get(key):
+                remedy = f"is of data, and the task is {task.name}; set task.name=data"
+                yield wrong(key, f"{remedy} (or {', '.join(x for x in OF_DATA if x != 'data')})")
     if ":" in surgery.rule:
         yield from not_a_function("surgery.rule")
     elif surgery.rule not in RULES:

@@ -76,6 +76,8 @@ def _settings(config: Config) -> dict[str, Any]:
         **{f"diagnose.{x}": y for x, y in vars(config.diagnose).items() if x not in FREE},
         "model.path": config.model.path,
         "model.dtype": config.model.dtype,
+        **{f"model.{x}": y for x, y in vars(config.model).items() if x.startswith("lora_")},
+        **({"seed": config.seed} if config.model.lora_rank else {}),  # of the adapter's weights
         "weights": fingerprint(path),
         **{f"task.{key}": x for key, x in vars(config.task).items()},
         "train.max_new_tokens": config.train.max_new_tokens or task.max_new_tokens,

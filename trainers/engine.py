@@ -252,13 +252,13 @@ class Engine(Ranks):
             return None
         return float(self._engine.get_global_grad_norm()) if norm is None else norm
 
-    def state(self) -> dict[str, dict[str, Tensor]]:
-        """{"parameters" | "exp_avg" | "exp_avg_sq": {name: whole fp32 tensor}}. All ranks must call
-        it.
+    def state(self, keep: bool = True) -> dict[str, dict[str, Tensor]]:
+        """{"parameters" | "exp_avg" | "exp_avg_sq": {name: whole fp32 tensor}}, in the host's
+        memory. All ranks must call it; those that do not `keep` it hold one tensor at a time.
         """
-        return {kind: self._whole_fp32(kind) for kind in STATE}
+        return {kind: self._whole_fp32(kind, keep) for kind in STATE}
 
-    def _whole_fp32(self, kind: str) -> dict[str, Tensor]:
+    def _whole_fp32(self, kind: str, keep: bool = True) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         if kind in MOMENTS and self.steps_taken == 0:
@@ -271,7 +271,8 @@ class Engine(Ranks):
                 value = safe_get_full_fp32_param(p)
             else:
                 value = safe_get_full_optimizer_state(p, kind)
-            whole[name] = value.detach().float().cpu().reshape(_shape(p)).clone()
+            if keep:
+                whole[name] = value.detach().float().cpu().reshape(_shape(p)).clone()
         return whole
 
     def snapshot(self) -> dict[str, Tensor]:

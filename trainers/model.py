@@ -82,7 +82,7 @@ def merged_weights(model: nn.Module) -> dict[str, Tensor]:
         owner, adapted, leaf = name.rpartition(".base_layer.")
         if adapted and leaf == "weight":
             layer: Any = model.get_submodule(owner)
-            x = (x.float() + layer.get_delta_weight("default").float()).to(x.dtype)
+            x = (x.float() + layer.get_delta_weight("default").float()).to(x.dtype).cpu()
         if ".lora_" not in name:
             whole[f"{owner}.{leaf}" if adapted else name] = x
     return whole

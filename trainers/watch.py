@@ -55,7 +55,7 @@ class Watch:
         self.rank, self.world = rank, world
         self.names: dict[int, str] = {}
         self.done: set[int] = set()  # those that have left in order
-        self.all_done, self.failed = threading.Event(), False
+        self.all_done, self.failed, self.ending = threading.Event(), False, False
         self.leaving: tuple[int, str] | None = None
         self.peers = self._meet(share)
         threading.Thread(target=self._listen, daemon=True).start()
@@ -81,17 +81,19 @@ class Watch:
             connection.sendall(json.dumps(greeting).encode() + b"\n")
             self.names[0] = "rank 0"
             return {0: _probed(connection)}
-        alone = os.environ.get("LOCAL_SIZE") == str(self.world)
+        near = os.environ["MASTER_ADDR"] in ("localhost", "127.0.0.1")  # where all others look
         peers: dict[int, socket.socket] = {}
-        with socket.create_server(("127.0.0.1" if alone else "", 0), backlog=self.world) as server:
+        with socket.create_server(("127.0.0.1" if near else "", 0), backlog=self.world) as server:
             token = secrets.token_hex()
             share((server.getsockname()[1], token))
             server.settimeout(JOIN)
             while len(peers) < self.world - 1:
                 connection, _ = server.accept()
                 connection.settimeout(JOIN)
-                greeting = json.loads(connection.makefile().readline() or "{}")
-                if greeting.get("token") == token:  # others may find an open port
+                greeting = {}
+                with suppress(ValueError):  # others may find an open port
+                    greeting = json.loads(connection.makefile().readline())
+                if greeting.get("token") == token:
                     peers[greeting["rank"]] = _probed(connection)
                     self.names[greeting["rank"]] = greeting["name"]
         return peers
@@ -122,6 +124,7 @@ class Watch:
             if len(self.done) == len(self.peers):
                 self.all_done.set()
         elif word:
+            self.ending = True
             if self.rank == 0:
                 time.sleep(GRACE)
             self._end(word["code"], word["why"], self.rank == 0)
@@ -155,6 +158,8 @@ class Watch:
         """A collective fails when a peer is lost: leave it to `_listen` to say so."""
         self.failed = True
         time.sleep(1)
+        if self.ending:
+            time.sleep(3 * GRACE)
         sys.__excepthook__(kind, error, trace)
 
 

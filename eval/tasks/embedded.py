@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from eval.policy import Policy
+from eval.tasks import TaskError
 
 PAD, END = "<pad>", "<eos>"
 OWN_GPU = 256  # a base of this width or more is trained on a GPU, where there is one
@@ -60,8 +61,12 @@ def base_folder(name: str, recipe: Any, tokenizer: Any, losses: Losses) -> str:
     cache = os.environ.get("PASSK_SURGERY_CACHE") or Path.home() / ".cache" / "passk-surgery"
     folder = Path(cache) / f"{name}-{digest}"
     if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        except OSError as error:
+            remedy = "the base cannot be kept there; name a folder that can be written"
+            raise TaskError(f"PASSK_SURGERY_CACHE = {cache}: {error.strerror}: {remedy}") from None
         try:
             _train(recipe, tokenizer, losses).model.save_pretrained(work)
             tokenizer.save_pretrained(work)

@@ -237,3 +237,16 @@ def test_a_key_that_is_newer_than_the_folder_has_its_default_there(tmp_path):
     assert differences(load_config(ROOT / "configs" / "pcgrad.yaml"), path) == []
     changed = load_config(ROOT / "configs" / "pcgrad.yaml", ["train.updates=2"])
     assert differences(changed, path) == ["train.updates = 2 (was 1)"]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("task.fields=3", "task.fields=[a]", "task.fields={problem: {a: b}}"),
+        *("task.fields.problem=null", "task.fields={problem: text}"),
+        *("surgery.options=[1]", "task.path=mine.jsonl"),
+    ],
+)
+def test_settings_of_data_and_options_of_the_wrong_kind(override):
+    (line,) = refusal(override)
+    assert line.startswith(override.split("=")[0].removesuffix(".problem"))
