@@ -55,7 +55,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--kills", type=int, default=10, help="of each run, at random moments")
+    parser.add_argument(
+        "--kills", type=int, default=10, help="of each run, at random moments, until it is done"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--at", nargs="+", metavar="PLACE:N[:WHAT]", help=", ".join(PLACES))
     parser.add_argument("--out", type=Path, help="a folder for the runs that is kept")
@@ -90,7 +92,10 @@ def chaos(out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         else:
             moments = [chance.uniform(0, seconds) for _ in range(arguments.kills)]
             ends = [functools.partial(after, x) for x in moments]
-        codes = [live(folder, arguments.overrides, end) for end in ends]
+        codes = list[int]()
+        for end in ends:
+            if arguments.at or 0 not in codes:
+                codes.append(live(folder, arguments.overrides, end))
         codes.append(live(folder, arguments.overrides))
         found["lives"].append(codes)
         if codes[-1] == 0:

@@ -1,3 +1,4 @@
+import signal
 import time
 
 import pytest
@@ -147,3 +148,16 @@ def test_a_judge_that_cannot_start_is_told(tmp_path):
 )
 def test_commas_part_or_group(math, answer, gold, right):
     assert math([answer], [gold]) == [right]
+
+
+def test_a_worker_does_not_hear_what_is_meant_for_the_run(tmp_path):
+    """Ctrl-C reaches all processes of a terminal, and the step that is finished needs verdicts."""
+    (tmp_path / "judge.py").write_text("def judge(answer, gold):\n    return answer == gold\n")
+    with Verifier(f"{tmp_path}/judge.py:judge", workers=1) as verifier:
+        assert verifier(["1"], ["1"]) == [True]
+        (worker,) = verifier._workers
+        for number in (signal.SIGINT, signal.SIGTERM):
+            worker.process.send_signal(number)
+        assert verifier(["2", "3"], ["2", "2"]) == [True, False]
+        assert verifier._workers == [worker]
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
