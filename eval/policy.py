@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -58,9 +59,13 @@ class Policy:
             why = "the model's tokenizer has no chat template"
             raise ModelError(f"task.template = chat: {why}; set task.template=plain")
         messages = [{"role": "user", "content": str(message)}]
-        return self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
-        )
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False
+            )
+        except TemplateError as error:  # it is the model's own, and kept in a sandbox
+            why = f"the model's chat template fails ({error})"
+            raise ModelError(f"task.template = chat: {why}; set task.template=plain") from None
 
 
 def load_policy(
@@ -72,15 +77,17 @@ def load_policy(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        # said, not left out: transformers would ask on the terminal whether to run it
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=getattr(torch, dtype),
             attn_implementation=attention,
             use_safetensors=True,
+            trust_remote_code=False,
         )
-    except (OSError, ImportError, ValueError) as error:
-        why = str(error).strip().splitlines()[0]
+    except Exception as error:  # files that are broken or of another kind raise anything
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
         remedy = "name a folder in the hub's format with safetensors, or an id that can be reached"
         raise ModelError(f"{option} = {path}: cannot be loaded ({why}); {remedy}") from None
     policy = Policy(model, tokenizer)

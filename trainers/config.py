@@ -68,6 +68,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     assert isinstance(config, Config)
     if config.run.dir is None:
         config.run.dir = f"runs/{run_name(Path(path))}/seed{config.seed}"
+    config.run.dir = os.path.expanduser(config.run.dir)  # not a folder of the name ~
     if config.eval.k is None:
         config.eval.k = config.objective.k
     if config.diagnose.k is None:
@@ -188,12 +189,15 @@ def _overrides(overrides: Iterable[str]) -> Iterator[tuple[str, Any]]:
 def _set(node: Any, key: str, value: Any) -> str | None:
     """Set one leaf; returns what is wrong with it."""
     if key in OPTIONS and not isinstance(value, dict):
-        return "must be a mapping, such as {name: value}"
+        return f"holds names of your own; give them as {key}.name=value"
     if key in OPTIONS or key.rpartition(".")[0] in OPTIONS:
         texts = value.values() if isinstance(value, dict) else [value]
         if key.startswith("task.fields") and not all(isinstance(x, str) for x in texts):
             return "must be the names of fields, as texts"
-        OmegaConf.update(node, key, value, force_add=True)
+        try:
+            OmegaConf.update(node, key, value, force_add=True)
+        except OmegaConfBaseException as error:
+            return f"{_first_line(error)}; give a single value"
         return None
     known = flatten(Config())
     sections = {name.rpartition(".")[0] for name in known} - {""}
@@ -211,6 +215,8 @@ def _set(node: Any, key: str, value: Any) -> str | None:
         return f"must be {_kind(key)}, not a truth value"
     if isinstance(value, float) and not math.isfinite(value):
         return "must be a finite number"
+    if isinstance(value, str) and "\0" in value:
+        return "must be a text without the character NUL"
     try:
         OmegaConf.update(node, key, value, merge=False)
     except OmegaConfBaseException:
@@ -443,7 +449,8 @@ def parse_constraint(text: str) -> tuple[str, float]:
 
 
 def _shown(value: Any) -> str:
-    return "null" if value is None else str(value).replace("\n", " ")
+    text = "null" if value is None else str(value)
+    return "".join(x if x.isprintable() else " " for x in text)
 
 
 def _first_line(error: Exception) -> str:

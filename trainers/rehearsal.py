@@ -90,7 +90,7 @@ class Rehearsal:
 
         self.config, self.fake = config, FakeTensorMode()
         try:
-            shape = AutoConfig.from_pretrained(path)
+            shape = AutoConfig.from_pretrained(path, trust_remote_code=False)
         except (OSError, ValueError) as error:
             why = str(error).strip().splitlines()[0]
             remedy = "name a folder that holds one, or an id that can be reached"
