@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from eval.policy import Chat, ModelError, load_policy
-from tests.hub import save_model
+from tests.models import save_model
 
 
 class Runs:
