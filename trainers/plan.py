@@ -26,6 +26,7 @@ import torch
 
 from eval.report import table
 from eval.tasks import build_task
+from trainers.config import ConfigError
 from trainers.rehearsal import Cost, Rehearsal, Sizes
 from trainers.schema import Config
 
@@ -278,6 +279,9 @@ def _device() -> int | None:
 
 def show(config: Config, arguments: argparse.Namespace, diagnosing: bool = False) -> int:
     """Print the plan, on one rank; the exit code."""
+    for option in ("plan_ranks", "plan_prompt"):
+        if (value := getattr(arguments, option)) < 1:
+            raise ConfigError(f"--{option.replace('_', '-')} = {value}: must be at least 1")
     if int(os.environ.get("RANK", "0")) == 0:
         print(plan(config, arguments.plan_ranks, arguments.plan_prompt, diagnosing))
     return 0

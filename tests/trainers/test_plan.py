@@ -1,5 +1,6 @@
 """The plan against what really is there: built models, DeepSpeed's states, counted allocations."""
 
+import argparse
 import json
 import os
 
@@ -16,7 +17,7 @@ from tests.conftest import ROOT, run
 from tests.trainers.held import model_config
 from tests.trainers.test_probe import Alone
 from trainers import plan
-from trainers.config import load_config
+from trainers.config import ConfigError, load_config
 from trainers.model import make_trainable
 from trainers.probe import Probe
 from trainers.rehearsal import Ledger, Rehearsal, Sizes
@@ -260,3 +261,12 @@ def test_the_command(tmp_path, command, moment):
     (line,) = done.stderr.splitlines()
     assert line.startswith("model.path = nobody/nothing: its config.json cannot be read")
     assert list(work.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--plan-ranks", "--plan-prompt"])
+@pytest.mark.parametrize("value", ["0", "-2"])
+def test_numbers_below_one_are_refused(option, value):
+    parser = argparse.ArgumentParser()
+    plan.add_options(parser)
+    with pytest.raises(ConfigError, match=f"^{option} = {value}: must be at least 1$"):
+        plan.show(Config(), parser.parse_args([f"{option}={value}"]))
