@@ -37,10 +37,11 @@ def surrogate(logp: Tensor, weight: Tensor, old: Tensor | None, clip: float) -> 
 
     With `old`, the log-probabilities under the policy that sampled, PPO's clipped surrogate of each
     token, min(r w, clip(r, 1 - clip, 1 + clip) w), r = pi/pi_old (arXiv 1707.06347, eq. 7). Where
-    the policies are the same both have the same gradient.
+    the policies are the same both have the same gradient. A ratio beyond e^20 is taken as e^20,
+    without a gradient: past float32's range 0 times it would be no number.
     """
     if old is None:
         return ((logp.sum(1) if weight.dim() == 1 else logp) * weight).sum()
     weight = weight[:, None] if weight.dim() == 1 else weight
-    ratio = (logp - old).exp()
+    ratio = (logp - old).clamp(max=20.0).exp()
     return torch.min(ratio * weight, ratio.clamp(1 - clip, 1 + clip) * weight).sum()

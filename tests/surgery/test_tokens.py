@@ -114,3 +114,11 @@ def test_on_policy_both_surrogates_have_one_gradient(shape):
         for old in (None, logp.detach())
     )
     assert torch.equal(plain, clipped)
+
+
+@pytest.mark.parametrize("weight", [-1.0, 0.0, 1.0])
+def test_a_ratio_past_float32_has_no_gradient(weight):
+    logp = torch.tensor([[-1.0, -1.0]], requires_grad=True)
+    value = surrogate(logp, torch.tensor([weight]), torch.tensor([[-300.0, -1.0]]), 0.2)
+    value.backward()
+    assert value.isfinite() and logp.grad.tolist()[0] == pytest.approx([0.0, weight])
