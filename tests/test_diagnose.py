@@ -56,6 +56,24 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+def test_variants_of_a_name_have_folders_of_their_own(tmp_path, monkeypatch):
+    places = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(diagnosis, "Folder", lambda out, config: places.append(str(out)) or stop())
+    spec = importlib.util.spec_from_file_location("diagnose_command", DIAGNOSE)
+    command = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(command)
+
+    def stop():
+        raise command.BadFolder("enough")
+
+    for name in ("pcgrad", "chain/pcgrad"):
+        path = str(ROOT / "configs" / f"{name}.yaml")
+        monkeypatch.setattr(sys, "argv", ["diagnose.py", "--config", path])
+        assert command.main() == 2
+    assert places == ["runs/diagnosis/pcgrad", "runs/diagnosis/chain/pcgrad"]
+
+
 # -- algebra ------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ These are exact, up to the padding of partitions, and so are the cache and all t
 the model: directions of `ghost`, snapshots of watched steps, the reference, ZeRO-3's whole copy.
 Activations and logits are rehearsed (`trainers.rehearsal`), at prompts of an assumed length and
 completions of the full length. Buckets and the step's own copies are upper bounds. Host memory
-under offload is by DeepSpeed's description.
+under offload is by DeepSpeed's description; saving takes fp32 parameters, moments and the model.
 """
 
 import argparse
@@ -156,6 +156,7 @@ def training(
     micro = Micro.within(train.micro_batch_tokens, prompt, new)
     held = _micro_batch(rehearsal.micro_batch(micro.rows, prompt, new, train.temperature))
     always, host = states(sizes, stage, ranks, offload)
+    host |= {"saving, on rank 0 alone": 12 * sizes.trainable + whole}
     if (config.logging.kl_every or train.kl_coef) and not config.model.lora_rank:
         always["reference model"] = whole
     policy = {"whole copy": whole} if stage == 3 else {}

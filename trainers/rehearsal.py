@@ -68,7 +68,6 @@ class Sizes:
     parameters: int
     trainable: int
     chosen: int  # those that ghost measures
-    largest: int  # the largest one of all
     small: int  # all those that ZeRO-3 keeps whole, because they are below its threshold
     element: int  # bytes of a number in the model's dtype
     width: int  # of its last hidden state
@@ -86,8 +85,10 @@ class Rehearsal:
     """The model of a configuration, without its weights."""
 
     def __init__(self, config: Config, path: str):
+        import huggingface_hub
         from transformers import AutoConfig, AutoModelForCausalLM
 
+        huggingface_hub.logging.set_verbosity_error()  # of its retries: what fails is said below
         self.config, self.fake = config, FakeTensorMode()
         try:
             shape = AutoConfig.from_pretrained(path, trust_remote_code=False)
@@ -119,7 +120,6 @@ class Rehearsal:
             parameters=sum(numbers),
             trainable=sum(p.numel() for p in parameters if p.requires_grad),
             chosen=sum(p.numel() for p in chosen),
-            largest=max(numbers),
             small=sum(x for x in numbers if x < threshold),
             element=self.model.dtype.itemsize,
             width=self.model.get_output_embeddings().weight.shape[1],

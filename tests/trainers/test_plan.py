@@ -2,13 +2,15 @@
 
 import argparse
 import json
+import logging
 import os
 
+import huggingface_hub
 import pytest
 import torch
 import transformers as hf
 
-from eval.policy import Policy, completion_logprobs, pad_batch
+from eval.policy import ModelError, Policy, completion_logprobs, pad_batch
 from eval.sampling import Decoding, sample
 from eval.tasks.twin_base import make_tokenizer
 from surgery.estimators import loo, rloo
@@ -126,7 +128,7 @@ def test_sizes_of_real_models(tmp_path, name):
     rehearsal = rehearse(shape, tmp_path, "bfloat16")
     sizes = rehearsal.sizes()
     assert sizes.parameters == sizes.trainable == sizes.chosen == PARAMETERS[name]
-    assert (sizes.element, sizes.largest) == (2, shape.vocab_size * shape.hidden_size)
+    assert sizes.element == 2
     cache, beside = rehearsal.decoding(16, 100, 28)
     heads = shape.num_key_value_heads * shape.hidden_size // shape.num_attention_heads
     assert cache == 2 * shape.num_hidden_layers * heads * 2 * 16 * 128
@@ -183,7 +185,7 @@ def test_deepspeeds_defaults():
 
 
 def test_offload_moves_what_is_held_and_loses_nothing():
-    sizes = Sizes(1000, 1000, 1000, 100, 50, 2, 8)
+    sizes = Sizes(1000, 1000, 1000, 50, 2, 8)
     for stage in (1, 2, 3):
         here, _ = plan.states(sizes, stage, 2)
         device, host = plan.states(sizes, stage, 2, "optimizer")
@@ -230,6 +232,29 @@ def test_moments_of_a_run(tmp_path):
     assert more["sampling"]["whole copy"] == more["backward"]["reference model"] == whole
     assert more["watching"]["watched step"] == 3 * more["backward"]["watched step"] == 3 * whole
     assert "features" in moments()["sampling"]
+
+
+def test_saving_takes_memory_of_the_host(tmp_path):
+    model_config().save_pretrained(tmp_path)
+    config = load_config(ROOT / "configs" / "passk.yaml", [f"model.path={tmp_path}"])
+    rehearsal = Rehearsal(config, str(tmp_path))
+    _, host = plan.training(config, rehearsal, 2, 8)
+    assert host == {"saving, on rank 0 alone": (12 + 4) * rehearsal.sizes().parameters}
+
+
+def test_the_hubs_retries_are_not_told(tmp_path, monkeypatch):
+    logger = huggingface_hub.logging.get_logger("huggingface_hub.utils._http")
+    heard = []
+
+    def unreachable(path):
+        heard.append(logger.isEnabledFor(logging.WARNING))
+        raise OSError("no network")
+
+    monkeypatch.setattr(hf.AutoConfig, "from_pretrained", unreachable)
+    huggingface_hub.logging.set_verbosity_warning()
+    with pytest.raises(ModelError, match="no network"):
+        Rehearsal(Config(), "nobody/nothing")
+    assert heard == [False]
 
 
 ROOM = dict(zip(REAL, ((1, 24), (8, 74), (8, 74)), strict=True))  # ranks; GiB, of 80 GB
