@@ -222,6 +222,12 @@ def _task(config: Config) -> Any:
     return build_task({**vars(config.task), **config.task.options})
 
 
+def _base(config: Config) -> Any:
+    """The shape of the task's own base; its folder, made now, where the task cannot tell."""
+    task = _task(config)
+    return task.base_config() if hasattr(task, "base_config") else task.base_model()
+
+
 def _answer(config: Config) -> int:
     return config.train.max_new_tokens or _task(config).max_new_tokens
 
@@ -256,8 +262,7 @@ def render(moments: Mapping[str, Held], host: Held, device: int | None) -> str:
 def plan(config: Config, ranks: int, prompt: int, diagnosing: bool = False) -> str:
     """The whole text of --plan."""
     model, train = config.model, config.train
-    path = _task(config).base_model() if model.path == "base" else model.path
-    rehearsal = Rehearsal(config, path)
+    rehearsal = Rehearsal(config, _base(config) if model.path == "base" else model.path)
     moments, host = (diagnosis if diagnosing else training)(config, rehearsal, ranks, prompt)
     sizes = rehearsal.sizes()
     spread = "the whole model on each" if diagnosing else f"ZeRO-{train.zero_stage}"
