@@ -258,6 +258,22 @@ def test_the_shape_of_a_base_is_that_of_its_folder(base_path):
     assert Rehearsal(Config(), shape).sizes() == Rehearsal(Config(), base_path).sizes()
 
 
+def test_continuous_rollouts_are_planned_by_their_budget(tmp_path):
+    rehearsal = rehearse(hf.LlamaConfig(**SMALL), tmp_path)
+    train = rehearsal.config.train
+    train.rollouts, train.micro_batch_tokens = "continuous", 1
+    one = plan.sampling(rehearsal, plan.Micro(8, 16, 48), 0, 8, 1.0)
+    token = 2 * 3 * 2 * 32 * 4  # keys and values of three layers and two heads of 32, in float32
+    assert one["cache"] == 5 * 16 * token  # a row of 64, and a page to share its prompt from
+    train.micro_batch_tokens = 64000
+    many = plan.sampling(rehearsal, plan.Micro(8, 16, 48), 0, 8, 1.0)
+    assert many["cache"] == 64000 * token
+    wide = rehearse(hf.LlamaConfig(**SMALL | {"vocab_size": 50000}), tmp_path)
+    wide.config.train.rollouts, wide.config.train.micro_batch_tokens = "continuous", 64000
+    held = plan.sampling(wide, plan.Micro(8, 16, 48), 0, 8, 1.0)
+    assert held["measuring what was drawn"] >= 1000 * 48 * 50000 * (4 + 4)
+
+
 def test_the_hubs_retries_are_not_told(tmp_path, monkeypatch):
     logger = huggingface_hub.logging.get_logger("huggingface_hub.utils._http")
     heard = []
