@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from eval.continuous import FORWARD, PAGE
 from eval.report import table
 from eval.tasks import build_task
 from trainers.config import ConfigError
@@ -137,7 +138,24 @@ def sampling(rehearsal: Rehearsal, work: Micro, prompts: int, n: int, top_p: flo
     number = sizes.element + (20 if top_p == 1 else 41)
     drawing = work.rows * rehearsal.vocabulary * number
     features = {"features": 4 * prompts * n * sizes.width} if prompts else {}
+    if rehearsal.config.train.rollouts == "continuous":
+        return _continuous(rehearsal, work, cache, number) | features
     return {"cache": cache, "drawing a token": max(forward, drawing)} | features
+
+
+def _continuous(rehearsal: Rehearsal, work: Micro, cache: int, number: int) -> Held:
+    """A paged cache of as many tokens as a micro-batch, one row at least, and a token's logits of
+    all rows in a forward; or, when it is gone, all logits of the micro-batch that is measured.
+    """
+    longest, budget = work.prompt + work.completion, rehearsal.config.train.micro_batch_tokens
+    pages = max(budget // PAGE, -(-longest // PAGE) + 1)
+    paged = cache // (work.rows * longest) * pages * PAGE
+    drawing = FORWARD * rehearsal.vocabulary * number
+    rows = Micro.within(budget, work.prompt, work.completion).rows
+    measured = rows * (work.completion + 1) * rehearsal.vocabulary * number
+    if measured > paged + drawing:
+        return {"measuring what was drawn": measured}
+    return {"cache": paged, "drawing a token": drawing}
 
 
 def _micro_batch(cost: Cost) -> Held:
@@ -222,6 +240,12 @@ def _task(config: Config) -> Any:
     return build_task({**vars(config.task), **config.task.options})
 
 
+def _base(config: Config) -> Any:
+    """The shape of the task's own base; its folder, made now, where the task cannot tell."""
+    task = _task(config)
+    return task.base_config() if hasattr(task, "base_config") else task.base_model()
+
+
 def _answer(config: Config) -> int:
     return config.train.max_new_tokens or _task(config).max_new_tokens
 
@@ -256,8 +280,7 @@ def render(moments: Mapping[str, Held], host: Held, device: int | None) -> str:
 def plan(config: Config, ranks: int, prompt: int, diagnosing: bool = False) -> str:
     """The whole text of --plan."""
     model, train = config.model, config.train
-    path = _task(config).base_model() if model.path == "base" else model.path
-    rehearsal = Rehearsal(config, path)
+    rehearsal = Rehearsal(config, _base(config) if model.path == "base" else model.path)
     moments, host = (diagnosis if diagnosing else training)(config, rehearsal, ranks, prompt)
     sizes = rehearsal.sizes()
     spread = "the whole model on each" if diagnosing else f"ZeRO-{train.zero_stage}"

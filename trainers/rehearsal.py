@@ -84,19 +84,22 @@ class Cost:
 class Rehearsal:
     """The model of a configuration, without its weights."""
 
-    def __init__(self, config: Config, path: str):
+    def __init__(self, config: Config, model: Any):
+        """`model`: a folder or hub id with a config.json, or what such a file says."""
         import huggingface_hub
         from transformers import AutoConfig, AutoModelForCausalLM
 
         huggingface_hub.logging.set_verbosity_error()  # of its retries: what fails is said below
         self.config, self.fake = config, FakeTensorMode()
         try:
-            shape = AutoConfig.from_pretrained(path, trust_remote_code=False)
+            shape = model
+            if isinstance(model, str):
+                shape = AutoConfig.from_pretrained(model, trust_remote_code=False)
         except (OSError, ValueError) as error:
             why = str(error).strip().splitlines()[0]
             remedy = "name a folder that holds one, or an id that can be reached"
             raise ModelError(
-                f"model.path = {path}: its config.json cannot be read ({why}); {remedy}"
+                f"model.path = {model}: its config.json cannot be read ({why}); {remedy}"
             ) from None
         # flash attention has to be installed, and holds what sdpa's kernels hold
         attention = config.model.attention.replace("flash_attention_2", "sdpa")

@@ -82,6 +82,14 @@ class ExactTask(Task, Protocol):
         ...
 
 
+class ShapedTask(Task, Protocol):
+    """A task that knows its base's shape before the base is made; --plan makes any other's."""
+
+    def base_config(self) -> Any:
+        """The base's config, as transformers has it."""
+        ...
+
+
 @dataclass(frozen=True)
 class Population:
     """Success probabilities `p` of all problems, each with its share of the population."""

@@ -12,11 +12,12 @@ completions that have little in common.
 import random
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 from eval.sampling import derive_seed
 from eval.tasks import Problem
-from eval.tasks.chain_base import NAMES, SIZES, ChainRecipe, base_folder, draw_story
-from eval.tasks.embedded import cue_given_group
+from eval.tasks.chain_base import NAMES, SIZES, ChainRecipe, base_folder, draw_story, make_tokenizer
+from eval.tasks.embedded import cue_given_group, llama_config
 
 
 @dataclass
@@ -60,6 +61,13 @@ class Chain:
             problems.append(Problem(f"{i:04d}:{story.prompt}{gold}", story.prompt, gold, group))
         return problems
 
-    def base_model(self) -> str:
+    @property
+    def recipe(self) -> ChainRecipe:
         shape = asdict(SIZES[self.size])
-        return base_folder(ChainRecipe(**shape, bias=self.base_bias, seed=self.base_seed))
+        return ChainRecipe(**shape, bias=self.base_bias, seed=self.base_seed)
+
+    def base_model(self) -> str:
+        return base_folder(self.recipe)
+
+    def base_config(self) -> Any:
+        return llama_config(self.recipe, make_tokenizer())

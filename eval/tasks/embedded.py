@@ -106,9 +106,16 @@ def _train(recipe: Any, tokenizer: Any, losses: Losses) -> Policy:
 
 
 def new_llama(recipe: Any, tokenizer: Any) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
-    config = LlamaConfig(
+    return LlamaForCausalLM(llama_config(recipe, tokenizer))
+
+
+def llama_config(recipe: Any, tokenizer: Any) -> Any:
+    """The shape of the base, which is known before it is trained."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=recipe.width,
         intermediate_size=4 * recipe.width,
@@ -119,4 +126,3 @@ def new_llama(recipe: Any, tokenizer: Any) -> Any:
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
     )
-    return LlamaForCausalLM(config)

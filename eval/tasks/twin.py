@@ -11,14 +11,22 @@ It is the two-dimensional example of arXiv 2602.21189, section 3, in a real caus
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from eval.policy import Batch, Policy, answer_batch, completion_logprobs
 from eval.tasks import Population, Problem
-from eval.tasks.embedded import cue_given_group
-from eval.tasks.twin_base import CUES, OPERANDS, TwinRecipe, base_folder, prompt_text
+from eval.tasks.embedded import cue_given_group, llama_config
+from eval.tasks.twin_base import (
+    CUES,
+    OPERANDS,
+    TwinRecipe,
+    base_folder,
+    make_tokenizer,
+    prompt_text,
+)
 from surgery.objectives import pass_at_k, pass_at_k_weight
 
 
@@ -81,8 +89,15 @@ class Twin:
     def evaluation(self, count: int) -> list[Problem]:
         return self._draw(count, torch.Generator().manual_seed(2**40))
 
+    @property
+    def recipe(self) -> TwinRecipe:
+        return TwinRecipe(bias=self.base_bias, seed=self.base_seed)
+
     def base_model(self) -> str:
-        return base_folder(TwinRecipe(bias=self.base_bias, seed=self.base_seed))
+        return base_folder(self.recipe)
+
+    def base_config(self) -> Any:
+        return llama_config(self.recipe, make_tokenizer())
 
     def success(self, policy: Policy, temperature: float = 1.0) -> Population:
         """p = pi(answer, end of text | prompt) of all 630 prompts with either answer."""

@@ -12,6 +12,7 @@ import transformers as hf
 
 from eval.policy import ModelError, Policy, completion_logprobs, pad_batch
 from eval.sampling import Decoding, sample
+from eval.tasks import build_task
 from eval.tasks.twin_base import make_tokenizer
 from surgery.estimators import loo, rloo
 from surgery.rules import RULES
@@ -240,6 +241,37 @@ def test_saving_takes_memory_of_the_host(tmp_path):
     rehearsal = Rehearsal(config, str(tmp_path))
     _, host = plan.training(config, rehearsal, 2, 8)
     assert host == {"saving, on rank 0 alone": (12 + 4) * rehearsal.sizes().parameters}
+
+
+@pytest.mark.parametrize("task", ["twin", "chain"])
+def test_a_base_is_planned_without_training_it(tmp_path, monkeypatch, task):
+    monkeypatch.setenv("PASSK_SURGERY_CACHE", str(tmp_path))
+    config = load_config(ROOT / "configs" / "passk.yaml", [f"task.name={task}"])
+    text = plan.plan(config, 1, 8)
+    assert list(tmp_path.iterdir()) == []
+    made = hf.LlamaForCausalLM(build_task(vars(config.task)).base_config())
+    assert text.startswith(f"base: {made.num_parameters():,} parameters")
+
+
+def test_the_shape_of_a_base_is_that_of_its_folder(base_path):
+    shape = build_task({"name": "twin"}).base_config()
+    assert Rehearsal(Config(), shape).sizes() == Rehearsal(Config(), base_path).sizes()
+
+
+def test_continuous_rollouts_are_planned_by_their_budget(tmp_path):
+    rehearsal = rehearse(hf.LlamaConfig(**SMALL), tmp_path)
+    train = rehearsal.config.train
+    train.rollouts, train.micro_batch_tokens = "continuous", 1
+    one = plan.sampling(rehearsal, plan.Micro(8, 16, 48), 0, 8, 1.0)
+    token = 2 * 3 * 2 * 32 * 4  # keys and values of three layers and two heads of 32, in float32
+    assert one["cache"] == 5 * 16 * token  # a row of 64, and a page to share its prompt from
+    train.micro_batch_tokens = 64000
+    many = plan.sampling(rehearsal, plan.Micro(8, 16, 48), 0, 8, 1.0)
+    assert many["cache"] == 64000 * token
+    wide = rehearse(hf.LlamaConfig(**SMALL | {"vocab_size": 50000}), tmp_path)
+    wide.config.train.rollouts, wide.config.train.micro_batch_tokens = "continuous", 64000
+    held = plan.sampling(wide, plan.Micro(8, 16, 48), 0, 8, 1.0)
+    assert held["measuring what was drawn"] >= 1000 * 48 * 50000 * (4 + 4)
 
 
 def test_the_hubs_retries_are_not_told(tmp_path, monkeypatch):
