@@ -36,6 +36,7 @@ MAX_RESPONSE = 32_768  # characters at the end of a response in which its answer
 BARE = 256  # characters of an expression that is read whole without being boxed
 CACHE_SIZE = 1_000_000
 OUTSIDE = ("os.", "subprocess.", "socket.", "shutil.", "ctypes.", "tempfile.")  # audit events
+ORPHANED = 2.0  # seconds past its limit after which a worker ends by itself
 START_LIMIT = 60.0  # seconds for a worker to import what it needs
 
 
@@ -111,7 +112,7 @@ class Verifier:
         verdicts: dict[tuple[str, str], Judged] = {}
         waiting = list(reversed(pairs))
         while len(self._workers) < min(self._size, len(pairs)):
-            self._workers.append(_Worker(self.mode))
+            self._workers.append(_Worker(self.mode, self.time_limit))
         busy: dict[_Worker, tuple[str, str]] = {}
         idle = list(self._workers)
         while waiting or busy:
@@ -131,7 +132,9 @@ class Verifier:
                     continue
                 verdicts[busy.pop(worker)] = judged
                 if not worker.alive():
-                    self._workers[self._workers.index(worker)] = worker = _Worker(self.mode)
+                    self._workers[self._workers.index(worker)] = worker = _Worker(
+                        self.mode, self.time_limit
+                    )
                 idle.append(worker)
         return verdicts
 
@@ -139,10 +142,10 @@ class Verifier:
 class _Worker:
     """A child process that judges one pair a line."""
 
-    def __init__(self, mode: str):
+    def __init__(self, mode: str, limit: float):
         root = str(Path(__file__).resolve().parents[1])
         path = f"import sys; sys.path.insert(0, {root!r})"
-        code = f"{path}; from eval.verifier import serve; serve({mode!r})"
+        code = f"{path}; from eval.verifier import serve; serve({mode!r}, {limit!r})"
         # what it says until it is ready; later, what it judges may log a lot
         self.complaints = tempfile.TemporaryFile()  # noqa: SIM115
         # Ctrl-C and the launcher's SIGTERM reach all processes, but the trainer's step needs its
@@ -208,8 +211,12 @@ class _Worker:
         return False, UNDECIDED
 
 
-def serve(mode: str) -> None:
-    """The worker: judges (answer, gold) lines from standard input until it closes."""
+def serve(mode: str, limit: float) -> None:
+    """The worker: judges (answer, gold) lines from standard input until it closes.
+
+    Its parent ends it at the `limit` of a verdict. Where the parent is gone, the system does, a
+    little later: nobody else would.
+    """
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a judge prints must not be taken for a verdict
     judge = load_function(mode) if ":" in mode else _math_judge()
@@ -218,12 +225,14 @@ def serve(mode: str) -> None:
     os.dup2(2, 1)
     for line in sys.stdin:
         answer, gold = json.loads(line)
+        signal.setitimer(signal.ITIMER_REAL, limit + ORPHANED)
         try:
             found = judge(answer, gold)
             verdict, read = found if isinstance(found, tuple) else (found, answer)
             judged = None if verdict is None else bool(verdict), str(read)
         except (Exception, RecursionError):
             judged = UNDECIDED
+        signal.setitimer(signal.ITIMER_REAL, 0)
         print(json.dumps(judged), file=out, flush=True)
 
 

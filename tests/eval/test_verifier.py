@@ -1,9 +1,12 @@
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
 from eval.verifier import Verifier, VerifierFailed
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +164,12 @@ def test_a_worker_does_not_hear_what_is_meant_for_the_run(tmp_path):
         assert verifier(["2", "3"], ["2", "2"]) == [True, False]
         assert verifier._workers == [worker]
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_a_worker_whose_parent_is_gone_ends_by_itself(tmp_path):
+    (tmp_path / "mine.py").write_text("def forever(answer, gold):\n    while True: pass\n")
+    code = f"from eval.verifier import serve; serve({f'{tmp_path}/mine.py:forever'!r}, 0.1)"
+    worker = subprocess.run(
+        [sys.executable, "-c", code], input=b'["1", "1"]\n', cwd=ROOT, timeout=60
+    )
+    assert worker.returncode == -signal.SIGALRM
