@@ -54,7 +54,7 @@ def test_mistakes_under_the_launcher(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("stage", [0, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_two_ranks_do_what_one_does(tmp_path, base_path, stage):
     """Nine prompts on two ranks, several unequal micro-batches on both and one on the lone one, no
     C++ compiler on the path.

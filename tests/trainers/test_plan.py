@@ -151,7 +151,9 @@ def test_sampling_holds_what_was_planned(tmp_path, top_p):
     assert sum(held.values()) == pytest.approx(ledger.peak, rel=0.15)
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
+@pytest.fixture(
+    scope="module", params=[1, pytest.param(2, marks=pytest.mark.slow)], ids=["1 rank", "2 ranks"]
+)
 def really_held(request, tmp_path_factory):
     out = tmp_path_factory.mktemp("held") / "held.json"
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -278,7 +280,7 @@ def test_the_hubs_retries_are_not_told(tmp_path, monkeypatch):
     logger = huggingface_hub.logging.get_logger("huggingface_hub.utils._http")
     heard = []
 
-    def unreachable(path):
+    def unreachable(path, trust_remote_code):
         heard.append(logger.isEnabledFor(logging.WARNING))
         raise OSError("no network")
 

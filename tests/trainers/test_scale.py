@@ -80,7 +80,9 @@ def metrics(folder):
     return [{k: v for k, v in line.items() if not k.startswith(slow)} for line in lines]
 
 
-@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize(
+    "kind", [x if x == "lora" else pytest.param(x, marks=pytest.mark.slow) for x in RUNS]
+)
 def test_a_run_that_is_cut_ends_as_the_whole(tmp_path, base_path, folders, kind):
     """A LoRA run of the Qwen2, and an offloaded one of the Llama, both given again."""
     folder, path = tmp_path / "run", folders[list(RUNS).index(kind) - 1]

@@ -53,7 +53,7 @@ class Still:
     def __init__(self):
         self.trained, self.steps_taken = fresh_policy(), 0
 
-    def state(self):
+    def state(self, keep):
         named = self.trained.model.named_parameters()
         whole = {name: p.detach().clone() + self.steps_taken for name, p in named}
         return {"parameters": whole}
@@ -205,9 +205,8 @@ def steps(folder):
     return [json.loads(x)["step"] for x in lines]
 
 
-@pytest.mark.parametrize(
-    "how", ["ctrl-c", *(pytest.param(x, marks=pytest.mark.slow) for x in ("orphaned", "killed"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["ctrl-c", "orphaned", "killed"])
 def test_two_ranks(two_ranks, tmp_path, how):
     launcher, ranks = two_ranks
     assert len(ranks) == 2
