@@ -73,7 +73,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         config.eval.k = config.objective.k
     if config.diagnose.k is None:
         config.diagnose.k = config.diagnose.samples
-    mistakes += [*_out_of_range(config), *_impossible(config)]
+    outside = [*_out_of_range(config)]
+    told = {line.partition(" = ")[0] for line in outside}  # such a value contradicts by itself
+    mistakes += outside
+    mistakes += [line for line in _impossible(config) if line.partition(" = ")[0] not in told]
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return config
