@@ -25,11 +25,6 @@ from trainers.schema import Config
 
 CONTINUOUS = [5, 23]  # the first transformers whose continuous batching eval/continuous.py knows
 OPTIONS = ("task.options", "task.fields", "surgery.options")  # the user's own names: any key
-DATA_KEYS = [
-    *(f"task.{x}" for x in ("path", "subset", "split", "eval_path", "eval_subset", "eval_split")),
-    *(f"task.{x}" for x in ("template", "prompt", "levels", "rates", "easy_above", "hard_below")),
-    "task.decontaminate",
-]
 
 
 class ConfigError(Exception):
@@ -352,8 +347,10 @@ def _impossible(config: Config) -> Iterator[str]:
     elif task.name in OF_DATA:
         yield from (wrong(key, remedy) for key, remedy in _impossible_data(config))
     else:
-        defaults = flatten(Config())
-        for key in (x for x in flat if x.startswith("task.fields.") or x in DATA_KEYS):
+        from eval.tasks.data import Data
+
+        defaults, of_data = flatten(Config()), {f"task.{x.name}" for x in fields(Data) if x.init}
+        for key in (x for x in flat if x.startswith("task.fields.") or x in of_data):
             if flat[key] != defaults.get(key):
                 remedy = f"is of data, and the task is {task.name}; set task.name=data"
                 yield wrong(key, f"{remedy} (or {', '.join(x for x in OF_DATA if x != 'data')})")
