@@ -160,8 +160,8 @@ def _decode(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Tokens (-1 after the end), log-probability, entropy and features of each row of one batch.
 
-    `names` [prompts, n] are the rows' names in the random stream. A prefix that several rows have is
-    read once: the prompts to begin with, and what completions share for as long as they share it.
+    `names` [prompts, n] are the rows' names in the random stream. A prefix that several rows have
+    is read once: the prompts to begin with, and what completions share for as long as they do.
     """
     from transformers import DynamicCache
 
