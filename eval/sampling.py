@@ -168,7 +168,8 @@ def _decode(
     model, device = policy.model, policy.device
     n, names = names.shape[1], names.flatten()
     width, total = max(map(len, prompts)), len(names)
-    tokens = torch.tensor([[policy.pad_id] * (width - len(x)) + x for x in prompts], device=device)
+    pad = policy.pad_id
+    tokens = torch.tensor([[pad] * (width - len(x)) + x for x in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(x)) + [1] * len(x) for x in prompts], device=device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     ends = torch.tensor(policy.end_ids, device=device)
