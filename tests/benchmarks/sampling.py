@@ -1,14 +1,16 @@
 """Sampling against transformers' own, on the same prompts with the same model, interleaved.
 
-python tests/benchmarks/sampling.py [--rounds 7] [--task twin chain] [--samples 4 16 64] [--paged]
+python tests/benchmarks/sampling.py [--rounds 7] [--task twin chain] [--samples 4 16 64]
+                                    [--tokens 16 64 128] [--paged]
 
 `generate` is model.generate(num_return_sequences=n), `generate_batch` its continuous batching; both
 draw from the same distribution, at temperature 1. Prints how many times as long they take, the
 median and the quartiles over the rounds. Completions end where the model ends them: all write as
-many tokens, but for chance.
+many tokens, but for chance; with --tokens no end is one, and all write exactly so many.
 """
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
@@ -28,6 +30,7 @@ def works(policy: Any, prompts: list[str], n: int, limit: int, paged: bool) -> W
     from eval.sampling import Decoding, sample
 
     model, decoding = policy.model, Decoding(limit)
+    model.generation_config.eos_token_id = policy.end_ids
     how = GenerationConfig(
         max_new_tokens=limit,
         do_sample=True,
@@ -74,15 +77,18 @@ def main() -> None:
     parser.add_argument("--task", nargs="+", default=["twin", "chain"])
     parser.add_argument("--samples", nargs="+", type=int, default=[4, 16, 64])
     parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--tokens", type=int, help="the limit; without it the task's own")
+    parser.add_argument("--tokens", nargs="+", type=int, help="lengths; else the task's own")
     parser.add_argument("--paged", action="store_true", help="generate_batch too: slow on a CPU")
     arguments = parser.parse_args()
 
     import torch
 
-    from eval.policy import load_policy
+    from eval.policy import Policy, load_policy
     from eval.report import table
     from eval.tasks import build_task
+
+    class Endless(Policy):
+        end_ids = property(lambda self: [2**30])  # no token's
 
     rows = []
     for name in arguments.task:
@@ -90,8 +96,10 @@ def main() -> None:
         policy = load_policy(task.base_model())
         policy.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         prompts = [str(x.prompt) for x in task.training(0, 1, arguments.prompts)]
-        limit = arguments.tokens or task.max_new_tokens
-        for n in arguments.samples:
+        lengths = arguments.tokens or [task.max_new_tokens]
+        if arguments.tokens:
+            policy = Endless(policy.model, policy.tokenizer)
+        for limit, n in itertools.product(lengths, arguments.samples):
             ways = works(policy, prompts, n, limit, arguments.paged)
             seconds: dict[str, list[float]] = {x: [] for x in ways}
             for turn in range(arguments.rounds + 1):
@@ -102,8 +110,9 @@ def main() -> None:
             for x in list(ways)[1:]:
                 ratios = [b / a for a, b in zip(seconds["ours"], seconds[x], strict=True)]
                 low, middle, high = statistics.quantiles(ratios, n=4)
-                rows.append([name, str(n), x, f"{middle:.2f}", f"{low:.2f} – {high:.2f}"])
-    print(table(["task", "n", "", "time / ours", "quartiles"], rows))
+                cells = [name, str(limit), str(n), x, f"{middle:.2f}", f"{low:.2f} – {high:.2f}"]
+                rows.append(cells)
+    print(table(["task", "tokens", "n", "", "time / ours", "quartiles"], rows))
 
 
 if __name__ == "__main__":
