@@ -35,7 +35,8 @@ def boxes(text: str) -> list[tuple[int, int, str]]:
     """(start, end, content) of each box that is closed and not empty, braces nested; of a box in a
     box the inner one.
     """
-    found, matches = list[tuple[int, int, str]](), list(_BOX.finditer(text))
+    found: list[tuple[int, int, str]] = []
+    matches = list(_BOX.finditer(text))
     closing = _closing(text, matches[0].start()) if matches else {}
     for match in matches:
         start = match.end()
@@ -56,7 +57,8 @@ def _closing(text: str, start: int) -> dict[int, int]:
     """For the place of each brace from `start` on that is closed, the place after the brace that
     closes it.
     """
-    opened, found = list[int](), dict[int, int]()
+    opened: list[int] = []
+    found: dict[int, int] = {}
     for match in _BRACE.finditer(text, start):
         if match[0] == "{":
             opened.append(match.start())

@@ -22,32 +22,21 @@ import sys
 import tempfile
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from functools import lru_cache
 from importlib import metadata
-from itertools import chain
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
 
 from eval import answers as reading
-from surgery.binding import load_function
+from eval.judges import UNDECIDED, Judged, Pair
 
 MAX_CHARS = 4_096  # the end of a longer answer is judged: there the result stands
 MAX_RESPONSE = 32_768  # characters at the end of a response in which its answer is looked for
-BARE = 256  # characters of an expression that is read whole without being boxed
 INTEGER = re.compile(r"0|-?[1-9][0-9]{0,14}")
 CACHE_SIZE = 100_000  # verdicts
-OUTSIDE = ("os.", "subprocess.", "socket.", "shutil.", "ctypes.", "tempfile.")  # audit events
-ORPHANED = 2.0  # seconds past its limit after which a worker ends by itself
 START_LIMIT = 60.0  # seconds for a worker to import what it needs
-GOLDS = 1_000  # that a worker keeps as they were read
 AHEAD = 8  # pairs that a worker is sent at a time, less towards the end: none should wait in a row
-
-Pair = tuple[str, str]  # an answer and its gold
-Judged = tuple[bool | None, str]  # the verdict and the answer that was read
-UNDECIDED: Judged = (None, "")
 
 
 class VerifierFailed(Exception):
@@ -153,7 +142,7 @@ class _Worker:
         root = str(Path(__file__).resolve().parents[1])
         self.limit = limit
         path = f"import sys; sys.path.insert(0, {root!r})"
-        code = f"{path}; from eval.verifier import serve; serve({mode!r}, {limit!r})"
+        code = f"{path}; from eval.judges import serve; serve({mode!r}, {limit!r})"
         # what it says until it is ready; later, what it judges may log a lot
         self.complaints = tempfile.TemporaryFile()  # noqa: SIM115
         # Ctrl-C and the launcher's SIGTERM reach all processes, but the trainer's step needs its
@@ -222,30 +211,6 @@ class _Worker:
         return judged, ended
 
 
-def serve(mode: str, limit: float) -> None:
-    """The worker: judges lists of (answer, gold), a line each, from standard input until it closes.
-
-    Its parent ends it at the `limit` of a verdict. Where the parent is gone, the system does, a
-    little later: nobody else would.
-    """
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a judge prints must not be taken for a verdict
-    judge = load_function(mode) if ":" in mode else _math_judge()
-    print("ready", file=out, flush=True)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    os.dup2(2, 1)
-    for answer, gold in chain.from_iterable(map(json.loads, sys.stdin)):
-        signal.setitimer(signal.ITIMER_REAL, limit + ORPHANED)
-        try:
-            found = judge(answer, gold)
-            verdict, read = found if isinstance(found, tuple) else (found, answer)
-            judged = None if verdict is None else bool(verdict), str(read)
-        except (Exception, RecursionError):
-            judged = UNDECIDED
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        print(json.dumps(judged), file=out, flush=True)
-
-
 def _plain(answer: str, gold: str) -> Judged | None:
     """The verdict of `math` where no mathematics is needed, else None."""
     text, right = reading.canonical(answer), reading.canonical(gold)
@@ -256,50 +221,3 @@ def _plain(answer: str, gold: str) -> Judged | None:
     if reading.several(answer) and not reading.several(reading.boxed(gold)):
         return False, text
     return None
-
-
-def _wall(event: str, args: tuple[Any, ...]) -> None:
-    """An audit hook, which nothing can take away again: the worker reads, and it computes."""
-    writes = event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR) and args[0] != os.devnull
-    if writes or (event.startswith(OUTSIDE) and event not in ("os.listdir", "os.scandir")):
-        raise PermissionError(event)
-
-
-def _math_judge() -> Callable[[str, str], Judged]:
-    """math-verify; its own alarms are off, for the parent keeps the time. What is short and
-    no prose is read as if it were boxed, that is whole.
-    """
-    import logging
-    import resource
-
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-
-    logging.disable()
-    resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30))
-    sys.set_int_max_str_digits(10_000)
-    sys.dont_write_bytecode = True
-    sys.addaudithook(_wall)
-
-    def read(text: str, of_list: bool) -> list[Any]:
-        if len(text) < BARE and not reading.boxes(text) and not reading.is_prose(text):
-            text = reading.boxed(text)
-        text = reading.with_numbers(text)
-        text = reading.apart(text) if of_list else reading.without_separators(text)
-        # of a box that is no LaTeX, the last number in it would be taken
-        kinds = [
-            LatexExtractionConfig(),
-            *([] if reading.boxes(text) else [ExprExtractionConfig()]),
-        ]
-        return parse(text, kinds, parsing_timeout=None, raise_on_error=True)
-
-    known = lru_cache(GOLDS)(read)
-
-    def judge(answer: str, gold: str) -> Judged:
-        of_list = reading.several(reading.boxed(gold))
-        found = read(answer, of_list)
-        if not found:
-            return False, ""
-        right = verify(known(gold, of_list), found, timeout_seconds=None, raise_on_error=True)
-        return right, str(found[0])
-
-    return judge

@@ -75,8 +75,8 @@ def test_no_code_is_run(math, tmp_path):
 
     script = (  # in one process, where all that is compiled from a text can be seen
         "import json, sys\n"
-        "from eval.verifier import _math_judge\n"
-        "judge, seen = _math_judge(), []\n"
+        "from eval.judges import math_judge\n"
+        "judge, seen = math_judge(), []\n"
         "judge('3+4', '7')\n"
         "def hook(event, args):\n"
         "    if event == 'compile' and isinstance(args[0], (str, bytes)):\n"
@@ -133,9 +133,9 @@ def test_the_wall_of_a_worker(tmp_path, deed):
     canary = tmp_path / "canary"
     script = (
         "import os, socket, subprocess, sys\n"
-        "from eval.verifier import _wall\n"
+        "from eval.judges import wall\n"
         "canary = sys.argv[1]\n"
-        "sys.addaudithook(_wall)\n"
+        "sys.addaudithook(wall)\n"
         f"try: {deed}\n"
         "except PermissionError as error: print('refused', error)\n"
     )
@@ -176,7 +176,7 @@ def test_no_worker_leaks(tmp_path):
 
 @pytest.mark.slow
 def test_100_000_verdicts_leave_nothing_behind(tmp_path, monkeypatch):
-    """New answers, old ones and hostile ones, each of these once; in each round one ends a worker."""
+    """New answers, old ones, hostile ones, each of these once; in each round one ends a worker."""
     monkeypatch.setattr("eval.verifier.CACHE_SIZE", 1_000)  # full from the first rounds on
     rounds, count, new = 20, 5_000, 600
     hostile = [*LISTS, *NOT_IT, *SLOW, *code(str(tmp_path / "canary"))]

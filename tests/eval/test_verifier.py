@@ -151,9 +151,7 @@ def test_a_worker_that_is_killed_while_it_waits_costs_no_verdict(tmp_path):
 
 def test_integers_are_told_apart_as_math_verify_does(tmp_path):
     """Without asking it."""
-    (tmp_path / "mine.py").write_text(
-        "from eval.verifier import _math_judge\njudge = _math_judge()\n"
-    )
+    (tmp_path / "mine.py").write_text("from eval.judges import math_judge\njudge = math_judge()\n")
     forms = ["%s", r"\boxed{%s}", r"\$%s", "$%s$", r"\text{%s}", r"\boxed{\text{%s}}", " %s "]
     numbers = ["0", "7", "-7", "70", "1000", "1{,}000", "1,000", "999999999999999"]
     pairs = [(f % x, y) for f in forms for x in numbers for y in ("7", "1,000", "999999999999998")]
@@ -212,7 +210,7 @@ def test_a_worker_does_not_hear_what_is_meant_for_the_run(tmp_path):
 
 def test_a_worker_whose_parent_is_gone_ends_by_itself(tmp_path):
     (tmp_path / "mine.py").write_text("def forever(answer, gold):\n    while True: pass\n")
-    code = f"from eval.verifier import serve; serve({f'{tmp_path}/mine.py:forever'!r}, 0.1)"
+    code = f"from eval.judges import serve; serve({f'{tmp_path}/mine.py:forever'!r}, 0.1)"
     worker = subprocess.run(
         [sys.executable, "-c", code], input=b'[["1", "1"]]\n', cwd=ROOT, timeout=60
     )
