@@ -35,6 +35,7 @@ MAX_CHARS = 4_096  # the end of a longer answer is judged: there the result stan
 MAX_RESPONSE = 32_768  # characters at the end of a response in which its answer is looked for
 INTEGER = re.compile(r"0|-?[1-9][0-9]{0,14}")
 CACHE_SIZE = 100_000  # verdicts
+LIFETIME = 100_000  # verdicts of a worker: of odd LaTeX its parser keeps some 10 MB in a thousand
 START_LIMIT = 60.0  # seconds for a worker to import what it needs
 AHEAD = 8  # pairs that a worker is sent at a time, less towards the end: none should wait in a row
 
@@ -101,8 +102,8 @@ class Verifier:
         return [known[pair] for pair in pairs]
 
     def _ask(self, pairs: Sequence[Pair]) -> dict[Pair, Judged]:
-        """Deal the pairs out to the workers, some at a time. A worker that is ended is replaced,
-        and what it had not come to is dealt again.
+        """Deal the pairs out to the workers, some at a time. What a worker that is replaced had not
+        come to is dealt again.
         """
         judged: dict[Pair, Judged] = {}
         waiting = deque(pairs)
@@ -120,9 +121,9 @@ class Verifier:
             left = min(worker.deadline for worker in busy) - time.monotonic()
             wait([worker.output.fileno() for worker in busy], max(0.0, left))
             for worker in busy:
-                found, ended = worker.receive()
+                found, over = worker.receive()
                 judged |= found
-                if ended:
+                if over:
                     waiting.extendleft(reversed(worker.asked))
                     self._replace(worker)
         return judged
@@ -160,7 +161,7 @@ class _Worker:
         assert self.process.stdout is not None
         self.output = self.process.stdout
         os.set_blocking(self.output.fileno(), False)
-        self.started = False
+        self.started, self.done = False, 0
         self.deadline = time.monotonic() + START_LIMIT
         self.asked: deque[Pair] = deque()
         self.buffer = b""
@@ -186,8 +187,8 @@ class _Worker:
             self.process.stdin.flush()
 
     def receive(self) -> tuple[dict[Pair, Judged], bool]:
-        """What it has judged, and whether it is to be ended: dead or past its deadline, and then
-        the pair that it was at is undecided.
+        """What it has judged, and whether it is to be replaced: old, or dead or past its deadline,
+        and then the pair that it was at is undecided.
         """
         judged: dict[Pair, Judged] = {}
         while chunk := self.output.read(2**16):
@@ -200,6 +201,7 @@ class _Worker:
             else:
                 verdict, read = json.loads(line)
                 judged[self.asked.popleft()] = verdict, read
+                self.done += 1
         ended = chunk == b"" or time.monotonic() >= self.deadline
         if ended and not self.started:
             self.complaints.seek(0)
@@ -208,7 +210,7 @@ class _Worker:
             raise VerifierFailed(f"the verifier does not start: {(said or ['no word'])[-1]}")
         if ended and self.asked:
             judged[self.asked.popleft()] = UNDECIDED
-        return judged, ended
+        return judged, ended or (not self.asked and self.done >= LIFETIME)
 
 
 def _plain(answer: str, gold: str) -> Judged | None:

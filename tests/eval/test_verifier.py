@@ -2,10 +2,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 
-from eval.verifier import Verifier, VerifierFailed, _plain
+from eval.verifier import AHEAD, Verifier, VerifierFailed, _plain
 from tests.conftest import ROOT
 
 
@@ -147,6 +148,18 @@ def test_a_worker_that_is_killed_while_it_waits_costs_no_verdict(tmp_path):
         worker.process.wait()
         assert verifier(["2", "3"], ["2", "2"]) == [True, False]
         assert verifier._workers != [worker]
+
+
+def test_an_old_worker_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr("eval.verifier.LIFETIME", 20)
+    (tmp_path / "mine.py").write_text(
+        "import os\ndef judge(answer, gold):\n    return True, str(os.getpid())\n"
+    )
+    with Verifier(f"{tmp_path}/mine.py:judge", workers=1) as verifier:
+        judged = verifier.judge([*map(str, range(70))], ["1"] * 70)
+    assert all(right for right, _ in judged)
+    lives = Counter(pid for _, pid in judged)
+    assert len(lives) == 4 and max(lives.values()) < 20 + AHEAD
 
 
 def test_integers_are_told_apart_as_math_verify_does(tmp_path):
