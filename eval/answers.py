@@ -83,8 +83,7 @@ def marked(text: str) -> str | None:
     Boxes that only "or", "and" or a comma joins are one answer, a list.
     """
     found = boxes(text)
-    line = _last(_LINE, text, found[-1][0] if found else 0)
-    if line:
+    if line := _last(_LINE, text, found[-1][0] if found else 0):
         return _said(line) or line
     if not found:
         return _said(text)
