@@ -165,7 +165,7 @@ class Trainer:
         geometry, measured = Geometry(correct.mean(1), self.probe.products), dict[str, float]()
         with clock("measure"):
             realised = self.probe.realised(rollout, mine, a_1)
-            if surgery.measure != "none" and (step - 1) % surgery.every == 0:
+            if self._measures(step):
                 geometry, measured = self.probe(rollout, mine, a_k, a_1, correct, of_k)
         decision = self.rule(weights, geometry, self.rule_state)
         advantages = apply(decision, a_k, a_1)
@@ -262,6 +262,12 @@ class Trainer:
         """The seed of the step's completions."""
         return derive_seed(self.config.seed, "train", step)
 
+    def _measures(self, step: int) -> bool:
+        """Whether this step does; until a first measurement is finite, every one does."""
+        surgery = self.config.surgery
+        is_due = (step - 1) % surgery.every == 0 or self.probe.smooth is None
+        return surgery.measure != "none" and is_due
+
     def _sample(self, problems: list[Problem], mine: range, step: int) -> Rollout:
         train, surgery = self.config.train, self.config.surgery
         with self.engine.policy() as policy:
@@ -272,7 +278,7 @@ class Trainer:
                 decoding(self.config, self.task, train.temperature, top_p=1.0),
                 self._stream(step),
                 mine,
-                features=surgery.measure == "last_layer" and (step - 1) % surgery.every == 0,
+                features=surgery.measure == "last_layer" and self._measures(step),
             )
 
     def _everywhere(
