@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from eval.policy import Policy, log_softmax, pad_batch
-from eval.sampling import Decoding, Drawn, chunks, derive_seed, entropies, tapped
+from eval.sampling import (
+    Decoding,
+    Drawn,
+    SamplingFailed,
+    chunks,
+    derive_seed,
+    entropies,
+    tapped,
+)
 
 PAGE = 16  # tokens; n completions of a prompt share its whole pages and copy the rest
 FORWARD = 512  # tokens of one forward: without flash attention, its mask has a row for each
@@ -69,11 +77,11 @@ def _generate(
         while len(found) < n * len(prompts):
             result = manager.get_result(timeout=1)
             if result and result.error:
-                raise RuntimeError(f"continuous batching failed: {result.error}")
+                raise SamplingFailed(f"continuous batching failed: {result.error}")
             if result:
                 found[result.request_id] = result
             elif not manager.is_running():
-                raise RuntimeError("continuous batching ended before all completions had")
+                raise SamplingFailed("continuous batching ended before all completions had")
     return [
         found[name].generated_tokens
         for parent in names

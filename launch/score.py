@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval.policy import ModelError
 from eval.responses import BadResponses
+from eval.sampling import SamplingFailed
 from eval.scoring import (
     BadFolder,
     ScoreFolder,
@@ -40,7 +41,10 @@ from surgery.binding import load_function
 from trainers.config import ConfigError, load_config
 
 CHUNK = 32  # problems between two writes
-REFUSALS = (ConfigError, TaskError, BadFolder, BadResponses, ModelError, VerifierFailed)
+REFUSALS = (
+    *(ConfigError, TaskError, BadFolder, BadResponses, ModelError),
+    *(SamplingFailed, VerifierFailed),
+)
 
 
 def main() -> int:

@@ -44,6 +44,17 @@ def summary(folder):
     return json.loads((folder / "summary.json").read_text())
 
 
+def test_a_model_of_broken_weights_has_no_score(refusal, base_path, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(base_path, tmp_path / "broken")
+    weights = load_file(folder / "model.safetensors")
+    next(iter(weights.values()))[0] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    said = refusal("--model", "broken", "--config", CONFIG, "eval.problems=4")
+    assert "logits are not finite after the prompt" in said.splitlines()[-1]
+
+
 def test_a_model_scores_as_its_true_rates_say(tmp_path, refusal, base_path, twin, base):
     options = ["eval.problems=200", "--out", "out"]
     done = run(SCORE, "--model", base_path, "--config", CONFIG, *options, cwd=tmp_path)
