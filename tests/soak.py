@@ -8,6 +8,7 @@ process holds after each tenth of the run as JSON; exit code 1 if it still grows
 
 import argparse
 import ctypes
+import gc
 import json
 import os
 import sys
@@ -78,10 +79,11 @@ def main() -> int:
 
 def holds(run: Path) -> dict[str, Any]:
     """What this process and its run hold at the moment. `memory_MiB` is what is left of
-    `resident_MiB` when the C library has given back what was freed: it keeps some.
+    `resident_MiB` when Python has collected its garbage and the C library given it back.
     """
     me = psutil.Process(os.getpid())
     resident = me.memory_info().rss
+    gc.collect()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):  # glibc's
         libc.malloc_trim(0)
