@@ -81,8 +81,10 @@ def main() -> int:
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
-        intact = "the last checkpoint is whole; make room, and the same command goes on"
-        return leave(1, f"{config.run.dir}: {error}; {intact}")
+        what = folder.outlook() if folder else "goes on"
+        return leave(
+            1, f"{config.run.dir}: {error}; once it can be written, the same command {what}"
+        )
     except (TrainingFailed, SamplingFailed, VerifierFailed) as error:
         return leave(1, f"{config.run.dir}: {error}")
     if folder and summary:
