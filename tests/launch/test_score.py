@@ -190,6 +190,29 @@ def test_responses_by_hand(tmp_path, refusal):
     assert "--k = 5: must be from 1 to n = 4" in said
 
 
+def test_ids_are_names_of_no_file_and_stay_in_their_line(tmp_path, refusal):
+    ids = ["../../up", "/tmp/x", "a\nb\r\nc", "\u202e\u2028\x1b[31m", "\0", "\ud800", "x" * 5_000]
+    ids += ["..", "日本語/🙂", "<script>", "", "| a |"]
+    problems = [{"id": x, "gold": "1", "responses": ["1", x], "subject": x} for x in ids]
+    (tmp_path / "in").mkdir()
+    write(tmp_path / "in" / "given.jsonl", problems)
+    options = ["--responses", "given.jsonl", "--verifier", "exact"]
+    done = run(SCORE, *options, "--out", "out", cwd=tmp_path / "in")
+    assert done.returncode == 0, done.stderr
+    found = read_lines(tmp_path / "in" / "out" / "problems.jsonl")
+    assert [r["id"] for r in found] == ids
+    assert sum(x.startswith("subject ") for x in done.stdout.splitlines()) == len(ids) - 1
+    assert all(x.isprintable() for x in done.stdout.splitlines())
+    names = {str(x.relative_to(tmp_path)) for x in tmp_path.rglob("*")}
+    files = {f"in/out/{x}" for x in (".lock", "settings.json", "problems.jsonl", "summary.json")}
+    assert names == {"in", "in/given.jsonl", "in/out", *files}
+    again = run(SCORE, *options, "--base", "out", cwd=tmp_path / "in")
+    assert again.returncode == 0 and " for the base " in again.stdout
+    write(tmp_path / "twice.jsonl", [problems[0], problems[0]])
+    said = refusal("--responses", "twice.jsonl", "--verifier", "exact")
+    assert "line 2: id ../../up was met before, in line 1" in said
+
+
 def test_other_field_names_and_marks(tmp_path, refusal):
     answer = "so 2 + 3 = 5\nA: "
     line = {"question": "q", "key": {"text": "it is\nA: 5"}, "m.out": answer + "5", "cut": [True]}
