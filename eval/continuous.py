@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.policy import Policy, log_softmax, pad_batch
+from eval.policy import ModelError, Policy, log_softmax, pad_batch
 from eval.sampling import (
     Decoding,
     Drawn,
@@ -37,10 +37,21 @@ def continuous(
     keys: Sequence[int],
     features: bool,
 ) -> Drawn:
+    check_paged(policy)
     greedy = decoding.temperature == 0  # then all n are the same
     drawn = _generate(policy, prompts, 1 if greedy else n, decoding, derive_seed(seed, *keys))
     completions = [x for x in drawn for _ in range(n)] if greedy else drawn
     return completions, *measure(policy, prompts, completions, decoding, features)
+
+
+def check_paged(policy: Policy) -> None:
+    """Refuse a model whose attention is its own: it would not look into the paged cache, and most
+    such models sample on, from another distribution.
+    """
+    model = policy.model
+    if not model._supports_attention_backend:
+        why = f"the attention of {type(model).__name__} knows no paged cache; set it to cached"
+        raise ModelError(f"train.rollouts = continuous: {why}")
 
 
 def _generate(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from eval.continuous import check_paged
 from eval.files import write_json, write_lines
 from eval.passk import problem_scores
 from eval.policy import Policy, check_chunks, load_policy, pad_batch
@@ -74,6 +75,8 @@ class Trainer:
         self.task.evaluation(1)
         base = self._load_base()
         check_hosts(config, base)
+        if config.train.rollouts == "continuous":
+            check_paged(base)
         self.engine = Engine(base, config)
         if config.train.logprob_chunk:
             with self.engine.policy() as policy:
