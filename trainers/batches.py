@@ -28,9 +28,9 @@ def merged(
     the work is not `linear` in the rows, of one each.
     """
     places: dict[Row, list[int]] = {}
+    prompts = [tuple(x) for x in rollout.prompts]
     for i in wanted.flatten().nonzero().squeeze(1).tolist():
-        tokens = tuple(rollout.prompts[i // rollout.n]), tuple(rollout.completions[i])
-        row = (*tokens, 0 if linear else i)
+        row = prompts[i // rollout.n], tuple(rollout.completions[i]), 0 if linear else i
         places.setdefault(row, []).append(i)
     rows = sorted(places, key=lambda row: -len(row[0]) - len(row[1]))
     for chunk in _fitting(rows, budget):
@@ -54,7 +54,10 @@ def micro_batches(
     batches, sums = [], []
     for batch, places in merged(rollout, wanted, budget, pad_id, device, linear):
         batches.append(batch)
-        whole = torch.stack([flat[x].sum(0) for x in places]).float().to(device)
+        order = torch.tensor([i for x in places for i in x])
+        row = torch.arange(len(places)).repeat_interleave(torch.tensor(list(map(len, places))))
+        whole = flat.new_zeros(len(places), *flat.shape[1:]).index_add_(0, row, flat[order])
+        whole = whole.float().to(device)
         sums.append(whole[:, : batch.completion_mask.shape[1]] if whole.dim() > 1 else whole)
     return batches, sums
 
