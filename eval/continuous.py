@@ -13,8 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.policy import Policy, log_softmax, pad_batch
-from eval.sampling import Decoding, Drawn, chunks, derive_seed, entropies, tapped
+from eval.policy import ModelError, Policy, log_softmax, pad_batch
+from eval.sampling import (
+    Decoding,
+    Drawn,
+    SamplingFailed,
+    chunks,
+    derive_seed,
+    entropies,
+    tapped,
+)
 
 PAGE = 16  # tokens; n completions of a prompt share its whole pages and copy the rest
 FORWARD = 512  # tokens of one forward: without flash attention, its mask has a row for each
@@ -29,10 +37,21 @@ def continuous(
     keys: Sequence[int],
     features: bool,
 ) -> Drawn:
+    check_paged(policy)
     greedy = decoding.temperature == 0  # then all n are the same
     drawn = _generate(policy, prompts, 1 if greedy else n, decoding, derive_seed(seed, *keys))
     completions = [x for x in drawn for _ in range(n)] if greedy else drawn
     return completions, *measure(policy, prompts, completions, decoding, features)
+
+
+def check_paged(policy: Policy) -> None:
+    """Refuse a model whose attention is its own: it would not look into the paged cache, and most
+    such models sample on, from another distribution.
+    """
+    model = policy.model
+    if not model._supports_attention_backend:
+        why = f"the attention of {type(model).__name__} knows no paged cache; set it to cached"
+        raise ModelError(f"train.rollouts = continuous: {why}")
 
 
 def _generate(
@@ -69,11 +88,11 @@ def _generate(
         while len(found) < n * len(prompts):
             result = manager.get_result(timeout=1)
             if result and result.error:
-                raise RuntimeError(f"continuous batching failed: {result.error}")
+                raise SamplingFailed(f"continuous batching failed: {result.error}")
             if result:
                 found[result.request_id] = result
             elif not manager.is_running():
-                raise RuntimeError("continuous batching ended before all completions had")
+                raise SamplingFailed("continuous batching ended before all completions had")
     return [
         found[name].generated_tokens
         for parent in names

@@ -40,7 +40,10 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """All records; none where there is no file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not path.exists():
+        return []
+    with path.open() as file:  # no splitlines, for which other characters end a line too
+        return [json.loads(line) for line in file]
 
 
 def whole_lines(path: Path) -> list[dict[str, Any]]:

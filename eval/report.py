@@ -7,7 +7,10 @@ from eval.passk import verdict
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns padded to their widest cell; the first is flush left, the others flush right."""
+    """Columns padded to their widest cell; the first is flush left, the others flush right. Cells
+    may be names out of data: each stays in its line, and what cannot be printed is a space.
+    """
+    header, *rows = ([_printable(cell) for cell in row] for row in [header, *rows])
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
@@ -18,6 +21,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return "  ".join([first, *rest]).rstrip()
 
     return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, rows)])
+
+
+def _printable(text: str) -> str:
+    return "".join(x if x.isprintable() else " " for x in text)
 
 
 STAR = "*"

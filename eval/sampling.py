@@ -20,6 +20,10 @@ OWN = 0.9  # share of distinct prefixes beyond which it does not pay to look for
 LOOK = {"cpu": 1, "cuda": 8}  # tokens between looks at what has ended, which hold a GPU up
 
 
+class SamplingFailed(Exception):
+    """A policy of which nothing can be drawn, in one line."""
+
+
 def derive_seed(*parts: int | str) -> int:
     """An independent 63-bit seed for each purpose, such as derive_seed(seed, "train", step)."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
@@ -108,6 +112,10 @@ def sample(
         drawn = continuous(policy, ids, n, decoding, seed, keys, features)
     policy.model.train(training)
     completions, logprobs, entropy, taken = drawn
+    if not logprobs.isfinite().all():
+        prompt = prompts[int(logprobs.isfinite().logical_not().nonzero()[0]) // n]
+        why = f"the model's logits are not finite after the prompt {prompt[:60]!r}"
+        raise SamplingFailed(f"{why}; look at its weights, and try model.dtype=float32")
     ends = set(policy.end_ids)
     truncated = [x[-1] not in ends for x in completions]
     bodies = [tuple(x if cut else x[:-1]) for x, cut in zip(completions, truncated, strict=True)]
@@ -241,10 +249,13 @@ def entropies(logp: Tensor) -> Tensor:
 
 
 def _draw(logp: Tensor, decoding: Decoding, u: Tensor) -> Tensor:
-    """One token a row, by inversion of the cumulative distribution at u."""
+    """One token a row, by inversion of the cumulative distribution at u: never one of probability
+    0. Where logits are not finite it is the last.
+    """
     if decoding.temperature == 0:
         return logp.argmax(1)
     levels = logp.double().exp().cumsum(1)
+    u = u.clamp(max=1 - 2**-52)  # no rounding takes it to the last level, behind which nothing is
     token = torch.searchsorted(levels, u[:, None] * levels[:, -1:], right=True).squeeze(1)
     return token.clamp(max=levels.shape[1] - 1)
 

@@ -48,6 +48,7 @@ def main() -> int:
     import transformers
 
     from eval.diagnosis_report import write
+    from eval.sampling import SamplingFailed
     from eval.verifier import VerifierFailed
     from trainers.engine import start_ranks
     from trainers.ghost import Unsupported
@@ -68,7 +69,7 @@ def main() -> int:
         return leave(2, f"diagnose.measure = ghost: {error}; set diagnose.measure=last_layer")
     except KeyboardInterrupt:
         return leave(130, f"{out}: interrupted; the same command goes on")
-    except VerifierFailed as error:
+    except (SamplingFailed, VerifierFailed) as error:
         return leave(1, f"{out}: {error}")
     finally:
         if folder:

@@ -42,6 +42,7 @@ def main() -> int:
     import transformers
 
     from eval.report import run_table
+    from eval.sampling import SamplingFailed
     from eval.tasks import TaskError
     from eval.verifier import VerifierFailed
     from trainers.engine import share, start_ranks
@@ -73,9 +74,11 @@ def main() -> int:
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
-        intact = "the last checkpoint is whole; make room, and the same command goes on"
-        return leave(1, f"{config.run.dir}: {error}; {intact}")
-    except (TrainingFailed, VerifierFailed) as error:
+        what = folder.outlook() if folder else "goes on"
+        return leave(
+            1, f"{config.run.dir}: {error}; once it can be written, the same command {what}"
+        )
+    except (TrainingFailed, SamplingFailed, VerifierFailed) as error:
         return leave(1, f"{config.run.dir}: {error}")
     if folder and summary:
         print(f"\n{run_table(summary)}\n\nCurves: tensorboard --logdir {folder.path}")

@@ -31,6 +31,10 @@ class Products:
     norm_k: float  # |J_k|^2
 
     @property
+    def finite(self) -> bool:
+        return math.isfinite(self.dot + self.norm_1) and not math.isinf(self.norm_k)
+
+    @property
     def cosine(self) -> float:
         """0 where either norm is; NaN without |J_k|."""
         scale = self.norm_1 * self.norm_k
@@ -56,6 +60,12 @@ class Geometry:
     agreement: Tensor | None = None  # [N] a_i = <g_i, J_1>
     gram: Tensor | None = None  # [N, N] <g_i, g_j> of the pass@1 gradients
     others: Others | None = None  # by what is decided where prompts are told apart
+
+    @property
+    def finite(self) -> bool:
+        """Whether what was measured are numbers to decide by."""
+        agreement = self.agreement is None or bool(self.agreement.isfinite().all())
+        return agreement and (self.products is None or self.products.finite)
 
     @property
     def degenerate(self) -> bool:

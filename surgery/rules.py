@@ -32,10 +32,14 @@ class Rule:
     needs: frozenset[str]
 
     def bind(self, settings: Mapping[str, Any]) -> Callable[[Tensor, Geometry, State], Decision]:
-        """The rule with its own settings out of `settings`."""
+        """The rule with its own settings out of `settings`. By a measurement that is not finite no
+        rule decides: the weights are NaN, which makes of the gradient what no step is taken with.
+        """
         own = own_settings(self.function, settings)
 
         def bound(weights: Tensor, geometry: Geometry, state: State) -> Decision:
+            if self.needs and not geometry.finite:
+                return (torch.full_like(weights, math.nan),) * 2
             decision = self.function(weights, geometry, state, **own)
             if [getattr(x, "shape", (0,))[0] for x in decision] != [len(weights)] * 2:
                 name, size = self.function.__name__, len(weights)

@@ -11,6 +11,7 @@ that was left alone. Prints what it saw as JSON; exit code 1 if anything differs
 """
 
 import argparse
+import errno
 import functools
 import hashlib
 import importlib
@@ -164,6 +165,11 @@ def fill(_: tuple[Any, ...]) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
 
 
+def refuse(given: tuple[Any, ...]) -> None:
+    """What a disk says that has turned read-only."""
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(given[0]))
+
+
 def flip(given: tuple[Any, ...]) -> None:
     """One bit of the newest checkpoint of the run is another one."""
     file = max(given[0].glob("checkpoints/step_*")) / "optimizer.safetensors"
@@ -172,12 +178,13 @@ def flip(given: tuple[Any, ...]) -> None:
     file.write_bytes(content)
 
 
-# kill; what Ctrl-C and a launcher send; a full disk; a damaged checkpoint
+# kill; what Ctrl-C and a launcher send; a full disk; a read-only one; a damaged checkpoint
 WHAT: dict[str, Callable[[tuple[Any, ...]], None]] = {
     "kill": kill,
     "int": lambda _: signal.raise_signal(signal.SIGINT),
     "term": lambda _: signal.raise_signal(signal.SIGTERM),
     "full": fill,
+    "readonly": refuse,
     "flip": flip,
 }
 

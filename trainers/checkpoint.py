@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -74,8 +75,10 @@ def _whole(place: Path) -> Iterator[Path]:
             sync(path)
         work.rename(place)
         sync(place.parent)
-    except SafetensorError as error:  # a full disk, in its words
-        raise OSError(errno.EIO, str(error), str(place)) from error
+    except SafetensorError as error:  # such as of a full disk, in its words
+        found = re.search(r"os error (\d+)", str(error))
+        code = int(found[1]) if found else errno.EIO
+        raise OSError(code, os.strerror(code) if found else str(error), str(place)) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -48,14 +48,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a file and its overrides, complete and checked."""
     node = OmegaConf.structured(Config)
     mistakes = []
-    for key, value in [*leaves(_read(Path(path))), *_overrides(overrides)]:
+    given = [*leaves(_read(Path(path))), *_overrides(overrides)]
+    for key, value in given:
         mistake = _set(node, key, value)
         if mistake:
             mistakes.append(f"{key} = {shown(value)}: {mistake}")
     try:
         config = OmegaConf.to_object(node)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {first_line(error)}; correct the interpolation") from None
+        key = str(error.full_key).partition("[")[0]
+        why = str(error).partition("\n")[0]
+        mistakes.append(f"{key} = {shown(dict(given).get(key))}: {why}; correct the interpolation")
+        raise ConfigError("\n".join(mistakes)) from None
     assert isinstance(config, Config)
     if config.run.dir is None:
         config.run.dir = f"runs/{run_name(Path(path))}/seed{config.seed}"

@@ -2,6 +2,7 @@
 the rollouts.
 """
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ class Metrics:
             self._writer.add_text("config", f"|key|value|\n|-|-|\n{rows}", 0)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        """What is not finite is left out: JSON has no word for it."""
+        scalars = {name: x for name, x in scalars.items() if math.isfinite(x)}
         append_lines(self.folder / "metrics.jsonl", [{"step": step, **scalars}])
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)

@@ -64,7 +64,9 @@ class Probe:
         correct: Tensor,
         k: int,
     ) -> tuple[Geometry, dict[str, float]]:
-        """The geometry of the whole batch and its scalars; `mine` are this rank's prompts."""
+        """The geometry of the whole batch and its scalars; `mine` are this rank's prompts. One that
+        is not finite is told by its products, and forgotten.
+        """
         gram = probes = None
         if self.surgery.measure == "ghost":
             now, naive, agreement, probes = self._by_ghost(rollout, mine, a_k, a_1)
@@ -75,6 +77,8 @@ class Probe:
             if self.by_others:
                 assert rollout.features is not None
                 probes = self._whole(mine, probes_of(g_1, rollout.features.cpu(), mine))
+        if not Geometry(correct.mean(1), now, agreement).finite:  # it would stay in the average
+            return Geometry(correct.mean(1), Products(math.nan, math.nan, math.nan)), {}
         now_and_then = self.surgery.measure == "ghost" and not self.with_norm_k
         used = replace(now, norm_k=math.nan) if now_and_then else now
         self.smooth = smoothed(used, self.smooth, self.surgery.ema, self.measured)

@@ -10,8 +10,9 @@ from eval.files import read_lines
 from trainers.config import OF_BASE, ConfigError, differences, save_config
 from trainers.schema import Config
 
-# a disk that is full or does not take what is written
+# a disk that is full or does not take what is written, or no longer from us
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+UNWRITABLE |= {errno.EACCES, errno.EPERM}
 
 
 class RunFolder:
@@ -67,6 +68,11 @@ class RunFolder:
     def summary(self) -> dict[str, Any] | None:
         path = self.path / "summary.json"
         return json.loads(path.read_text()) if path.exists() else None
+
+    def outlook(self) -> str:
+        """What the same command would do with what is on the disk: all of it is whole."""
+        saved = [int(x.name[5:]) for x in (self.path / "checkpoints").glob("step_*")]
+        return f"goes on from step {max(saved)}" if saved else "begins anew, as nothing was saved"
 
     def finished(self, config: Config) -> bool:
         done = self.summary()

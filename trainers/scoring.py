@@ -13,7 +13,7 @@ from torch import cuda
 from eval.harness import evaluate
 from eval.policy import ModelError, Policy, interpolate, load_policy
 from eval.responses import BadResponses, parse_fields, read_responses, score_responses
-from eval.sampling import derive_seed
+from eval.sampling import SamplingFailed, derive_seed
 from eval.scoring import (
     BadFolder,
     ScoreFolder,
@@ -31,7 +31,9 @@ from trainers.config import ConfigError, load_config
 from trainers.evaluation import decoding
 
 CHUNK = 32  # problems between two writes
-REFUSALS = (ConfigError, TaskError, BadFolder, BadResponses, ModelError, VerifierFailed)
+REFUSALS = (ConfigError, TaskError, BadFolder, BadResponses, ModelError, VerifierFailed) + (
+    SamplingFailed,
+)
 
 
 def score(arguments: argparse.Namespace) -> list[dict[str, Any]]:

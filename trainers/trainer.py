@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from eval.continuous import check_paged
 from eval.files import write_json, write_lines
 from eval.passk import problem_scores
 from eval.policy import Policy, check_chunks, load_policy, pad_batch
@@ -75,6 +76,8 @@ class Trainer:
         self.task.evaluation(1)
         base = self._load_base()
         check_hosts(config, base)
+        if config.train.rollouts == "continuous":
+            check_paged(base)
         self.engine = Engine(base, config)
         if config.train.logprob_chunk:
             with self.engine.policy() as policy:
@@ -169,7 +172,7 @@ class Trainer:
         geometry, measured = Geometry(correct.mean(1), self.probe.products), dict[str, float]()
         with clock("measure"):
             realised = self.probe.realised(rollout, mine, a_1)
-            if surgery.measure != "none" and (step - 1) % surgery.every == 0:
+            if self._measures(step):
                 geometry, measured = self.probe(rollout, mine, a_k, a_1, correct, of_k)
         decision = self.rule(weights, geometry, self.rule_state)
         advantages = apply(decision, a_k, a_1)
@@ -266,6 +269,12 @@ class Trainer:
         """The seed of the step's completions."""
         return derive_seed(self.config.seed, "train", step)
 
+    def _measures(self, step: int) -> bool:
+        """Whether this step does; until a first measurement is finite, every one does."""
+        surgery = self.config.surgery
+        is_due = (step - 1) % surgery.every == 0 or self.probe.smooth is None
+        return surgery.measure != "none" and is_due
+
     def _sample(self, problems: list[Problem], mine: range, step: int) -> Rollout:
         train, surgery = self.config.train, self.config.surgery
         with self.engine.policy() as policy:
@@ -276,7 +285,7 @@ class Trainer:
                 decoding(self.config, self.task, train.temperature, top_p=1.0),
                 self._stream(step),
                 mine,
-                features=surgery.measure == "last_layer" and (step - 1) % surgery.every == 0,
+                features=surgery.measure == "last_layer" and self._measures(step),
             )
 
     def _everywhere(

@@ -84,6 +84,7 @@ class Twin:
         ]
 
     def training(self, seed: int, step: int, count: int) -> list[Problem]:
+        # not by `derive_seed`: whatever is published of this task was trained on these draws
         return self._draw(count, torch.Generator().manual_seed(seed * 1_000_003 + step))
 
     def evaluation(self, count: int) -> list[Problem]:

@@ -4,11 +4,18 @@ batching.
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTJConfig,
+    GPTJForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from eval import sampling
 from eval.continuous import measure
-from eval.policy import Policy, completion_logprobs, pad_batch
+from eval.policy import ModelError, Policy, completion_logprobs, pad_batch
 from eval.sampling import Decoding, derive_seed, sample, uniform
 from eval.tasks.twin import Twin
 from eval.tasks.twin_base import make_tokenizer
@@ -166,6 +173,20 @@ def test_continuous_in_a_cache_too_small_for_all():
     end = policy.end_ids[0]
     for completion in rollout.completions:
         assert len(completion) == 30 or completion[-1] == end
+
+
+def test_continuous_refuses_an_attention_that_knows_no_pages():
+    """GPT-J would give other completions, without a word."""
+    policy = random_policy("gpt2")
+    shape = {"n_embd": 32, "n_layer": 2, "n_head": 2, "rotary_dim": 4, "n_positions": 64}
+    size = {"vocab_size": policy.model.config.vocab_size}
+    with pytest.raises(ModelError) as error:
+        other = Policy(GPTJForCausalLM(GPTJConfig(**shape, **size)), policy.tokenizer)
+        sample(other, PROMPTS, 1, Decoding(2, engine="continuous"), seed=0)
+    assert str(error.value) == (
+        "train.rollouts = continuous: the attention of GPTJForCausalLM knows no paged cache; "
+        "set it to cached"
+    )
 
 
 def test_the_draws_do_not_depend_on_batches_or_shares():

@@ -19,6 +19,7 @@ from tests.test_diagnose import Alone
 # whatever it is asked the model says 2 in half of the cases and 6 in a quarter
 TRAIN = [(f"How many legs has bird {x}?", 2) for x in "ABCDEFGH"]
 TEST = [(f"How many legs has beetle {x}?", 6) for x in "ABCD"]
+HOSTILE = "../../{}/..\n\x1b[31m|\u202e<b>\u2028\\"  # an id
 SMALL = ["train.steps=2", "train.prompts=4", "train.samples=4", "train.max_new_tokens=12"]
 SMALL += ["objective.k=2", "eval.problems=4", "eval.samples=8", "eval.k=2", "run.threads=1"]
 
@@ -33,7 +34,10 @@ def folder(tmp_path_factory):
     qwen2(path / "model", *zip(*pairs, strict=True), steps=40)
     (path / "gsm8k").mkdir()
     for name, part in (("train", TRAIN), ("test", TEST)):
-        rows = [{"question": x, "answer": f"so\n#### {gold}"} for x, gold in part]
+        rows = [
+            {"id": HOSTILE.format(x), "question": x, "answer": f"so\n#### {gold}"}
+            for x, gold in part
+        ]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (path / "gsm8k" / f"{name}.jsonl").write_text(text)
     (path / "floor.yaml").write_text(
@@ -78,6 +82,9 @@ def test_train(folder):
     assert held == sum(r["c"] for r in reference) / 64
     numbers = next((folder / "run" / "checkpoints").glob("step_*/*.json"))
     assert json.loads(numbers.read_text())["rule_state"]["base_pass@1"] == held
+    ids = sorted(r["id"] for r in read_lines(folder / "run" / "eval" / "before.jsonl"))
+    assert ids == [HOSTILE.format(x) for x, _ in TEST]  # and no file is named after them
+    assert {x.name for x in folder.iterdir()} == {"model", "gsm8k", "floor.yaml", "run"}
     looks = read_lines(folder / "run" / "rollouts.jsonl")
     assert any(r"\boxed{" in text for look in looks for text in look["texts"])
 

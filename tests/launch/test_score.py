@@ -44,6 +44,17 @@ def summary(folder):
     return json.loads((folder / "summary.json").read_text())
 
 
+def test_a_model_of_broken_weights_has_no_score(refusal, base_path, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(base_path, tmp_path / "broken")
+    weights = load_file(folder / "model.safetensors")
+    next(iter(weights.values()))[0] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    said = refusal("--model", "broken", "--config", CONFIG, "eval.problems=4")
+    assert "logits are not finite after the prompt" in said.splitlines()[-1]
+
+
 def test_a_model_scores_as_its_true_rates_say(tmp_path, refusal, base_path, twin, base):
     options = ["eval.problems=200", "--out", "out"]
     done = run(SCORE, "--model", base_path, "--config", CONFIG, *options, cwd=tmp_path)
@@ -177,6 +188,29 @@ def test_responses_by_hand(tmp_path, refusal):
     assert "* Too few solved" in done.stdout
     said = refusal("--responses", "r.jsonl", "--k", "5")
     assert "--k = 5: must be from 1 to n = 4" in said
+
+
+def test_ids_are_names_of_no_file_and_stay_in_their_line(tmp_path, refusal):
+    ids = ["../../up", "/tmp/x", "a\nb\r\nc", "\u202e\u2028\x1b[31m", "\0", "\ud800", "x" * 5_000]
+    ids += ["..", "日本語/🙂", "<script>", "", "| a |"]
+    problems = [{"id": x, "gold": "1", "responses": ["1", x], "subject": x} for x in ids]
+    (tmp_path / "in").mkdir()
+    write(tmp_path / "in" / "given.jsonl", problems)
+    options = ["--responses", "given.jsonl", "--verifier", "exact"]
+    done = run(SCORE, *options, "--out", "out", cwd=tmp_path / "in")
+    assert done.returncode == 0, done.stderr
+    found = read_lines(tmp_path / "in" / "out" / "problems.jsonl")
+    assert [r["id"] for r in found] == ids
+    assert sum(x.startswith("subject ") for x in done.stdout.splitlines()) == len(ids) - 1
+    assert all(x.isprintable() for x in done.stdout.splitlines())
+    names = {str(x.relative_to(tmp_path)) for x in tmp_path.rglob("*")}
+    files = {f"in/out/{x}" for x in (".lock", "settings.json", "problems.jsonl", "summary.json")}
+    assert names == {"in", "in/given.jsonl", "in/out", *files}
+    again = run(SCORE, *options, "--base", "out", cwd=tmp_path / "in")
+    assert again.returncode == 0 and " for the base " in again.stdout
+    write(tmp_path / "twice.jsonl", [problems[0], problems[0]])
+    said = refusal("--responses", "twice.jsonl", "--verifier", "exact")
+    assert "line 2: id ../../up was met before, in line 1" in said
 
 
 def test_other_field_names_and_marks(tmp_path, refusal):

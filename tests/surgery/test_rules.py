@@ -74,6 +74,26 @@ def test_no_signal(name):
             assert (alpha == 1).all() and (beta == 0).all()
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_no_rule_decides_by_what_is_not_finite(name):
+    """Its weights are NaN then, and its state is as before."""
+    rule, ones, nan = RULES[name], torch.ones(4).double(), math.nan
+    fine, bad = Products(-1.0, 1.0, 1.0), torch.tensor([0.0, nan, 0.0, 0.0]).double()
+    broken = [
+        Geometry(ones, Products(nan, 1.0, 1.0), ones),
+        Geometry(ones, Products(1.0, math.inf, nan), ones),
+        Geometry(ones, Products(1.0, 1.0, math.inf), ones),
+        Geometry(ones, Products(nan, nan, nan)),
+        Geometry(ones, fine, bad),
+    ]
+    for found in broken:
+        state = {}
+        decision = rule.bind({})(ones, found, state)
+        assert all(bool(x.isnan().all()) == bool(rule.needs) for x in decision)
+        assert not (rule.needs and state)
+    assert Geometry(ones, Products(1.0, 1.0, nan), ones).finite  # |J_k| may be unmeasured
+
+
 COEFFICIENTS = [x for x, r in RULES.items() if PRODUCTS in r.needs and AGREEMENT not in r.needs]
 
 

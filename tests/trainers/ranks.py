@@ -51,9 +51,9 @@ def check(stage):
     reference = {name: p.grad for name, p in plain.model.named_parameters()}
     scale = max(float(g.abs().max()) for g in reference.values())
 
-    def backward(spoil=False):
+    def backward(spoil=1.0):
         mine = [torch.tensor(rows) for rows in shares(engine.world)[engine.rank]]
-        weights = [WEIGHTS[rows] * (float("nan") if spoil else 1) for rows in mine]
+        weights = [WEIGHTS[rows] * spoil for rows in mine]
         return engine.backward([batch[rows] for rows in mine], weights, 1 / 5, idle(batch))
 
     found = {}
@@ -66,9 +66,11 @@ def check(stage):
     after_one = engine.state()
     found["preconditioner_error"] = preconditioner_error(engine, reference, after_one, config)
 
-    backward(spoil=engine.rank == 0)
-    found["spoiled_step"] = engine.step(1e-3)
-    found["unchanged_by_nan"] = same(after_one, engine.state())
+    found["spoiled_steps"] = []
+    for rank, spoil in ((0, float("nan")), (engine.world - 1, float("inf"))):
+        backward(spoil if engine.rank == rank else 1.0)
+        found["spoiled_steps"] += engine.gather(engine.step(1e-3))
+    found["unchanged_by_them"] = same(after_one, engine.state())
     found["policy_is_current"] = policy_matches(engine, after_one)
 
     backward()

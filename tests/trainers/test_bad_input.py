@@ -112,6 +112,26 @@ def test_tags_of_yaml_are_refused_and_run_nothing(tmp_path):
     assert not canary.exists()
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["${nope}", "${train.lr}", "${train.nope}", "${foo:1}", "${oc.env:NO_SUCH}", "${seed}x"],
+)
+def test_an_interpolation_is_told_by_its_key(tmp_path, text):
+    """Of a file or of an override, beside what else is wrong."""
+    told = f"train.lr = {text}: "
+    (tmp_path / "x.yaml").write_text(f"extends: {PASSK}\ntrain: {{lr: '{text}', promts: 3}}\n")
+    for lines in (refusal(path=tmp_path / "x.yaml"), refusal("train.promts=3", f"train.lr={text}")):
+        unknown, line = lines
+        assert unknown.startswith("train.promts = 3: ") and line.startswith(told)
+        assert line.endswith("; correct the interpolation") and "full_key" not in line
+
+
+def test_an_interpolation_inside_a_list_is_told_by_the_list(tmp_path):
+    (tmp_path / "x.yaml").write_text(f"extends: {PASSK}\ntask: {{levels: [a, '${{nope}}']}}\n")
+    (line,) = refusal(path=tmp_path / "x.yaml")
+    assert line.startswith("task.levels = ['a', '${nope}']: Interpolation key 'nope' not found; ")
+
+
 @pytest.fixture
 def ask(tmp_path, monkeypatch, capsys):
     """The command in this process, and what it says; a model must not be asked for."""

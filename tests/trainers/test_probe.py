@@ -3,6 +3,7 @@
 import json
 import math
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -188,6 +189,33 @@ def test_coverage_is_asserted(base):
         make_probe(base, measure="ghost", modules="lm_head")
     allowed = make_probe(base, measure="ghost", modules="lm_head", min_coverage=0.01)
     assert 0 < allowed.coverage < 1
+
+
+@pytest.mark.parametrize("measure", ["last_layer", "ghost"])
+def test_what_is_not_finite_is_forgotten(base, twin, measure, monkeypatch):
+    """Of three batches the second has one such completion: the average is that of the others."""
+    batches = [a_batch(base, twin, step) for step in range(3)]
+
+    def measured(which):
+        probe = make_probe(base, measure=measure, ema=0.5)
+        for step in which:
+            rollout, correct = batches[step]
+            with monkeypatch.context() as patch:
+                if step == 1 and measure == "ghost":
+                    patch.setattr(ghost, "probe", lambda model, batch, *_, **__: nans(batch))
+                elif step == 1:
+                    rollout = replace(rollout, features=rollout.features.clone())
+                    rollout.features[3, 5] = math.nan
+                a_k, a_1 = loo(correct, K), rloo(correct)
+                geometry, scalars = probe(rollout, range(PROMPTS), a_k, a_1, correct, K)
+            assert geometry.finite == bool(scalars) == (step != 1)
+        return probe.state()
+
+    assert measured([0, 1, 2]) == measured([0, 2])
+
+
+def nans(batch):
+    return torch.full((len(batch.input_ids),), math.nan).double()
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])

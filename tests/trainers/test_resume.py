@@ -143,6 +143,42 @@ def test_resumed_on_another_number_of_ranks(two_ranks, tmp_path, ranks):
             assert (again[name] - x).norm() <= 1e-2 * (fifth[name] - x).norm(), name
 
 
+DIES = """
+import os, signal
+from pathlib import Path
+from surgery.rules import RULES
+
+steps = [0]
+
+def rule(weights, geometry, state):
+    steps[0] += 1
+    if steps[0] == 6 and os.environ.get("RANK") == "1" and not Path("died").exists():
+        Path("died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return RULES["pcgrad"].function(weights, geometry, state)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_rank_that_was_killed_has_changed_nothing(tmp_path, base_path, stage):
+    """Rank 1 of two, in the sixth step: the numbers are those of a run in which it lived."""
+    (tmp_path / "dies.py").write_text(DIES)
+    options = ["surgery.rule=dies.py:rule", f"train.zero_stage={stage}", "train.steps=7"]
+    options += ["train.save_every=4", "eval.every=3", "logging.kl_every=2"]
+    killed = train(tmp_path / "cut", *options, cwd=tmp_path, ranks=2)
+    assert killed.returncode != 0 and "was lost, and so all ranks end" in killed.stderr
+    assert [x["step"] for x in metrics(tmp_path / "cut")] == [*range(6)]
+    for name in ("cut", "whole"):  # now nobody is killed
+        done = train(tmp_path / name, *options, cwd=tmp_path, ranks=2)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert ("going on from step 4" in done.stderr) == (name == "cut")
+    cut, whole = (tmp_path / name for name in ("cut", "whole"))
+    assert metrics(cut) == metrics(whole)
+    for name in ("model/model.safetensors", "eval/after.jsonl"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes()
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")

@@ -21,26 +21,32 @@ from trainers import checkpoint, stop
 
 CHAOS = str(ROOT / "tests" / "chaos.py")
 # each a life of one run: (where and what happens, exit code)
-LIVES = {
-    "evaluation:1": -9,
-    "sampling:2": -9,
-    "checkpoint:1": -9,
-    "update:3": -9,
-    "metrics:2": -9,
-    "checkpoint:1:full": 1,
-    "sampling:2:term": 130,
-    "publishing:1": -9,
-    "loading:1:flip": 0,
-}
+LIVES = [
+    ("evaluation:1", -9),
+    ("metrics:1:readonly", 1),
+    ("sampling:2", -9),
+    ("checkpoint:1", -9),
+    ("update:3", -9),
+    ("metrics:2", -9),
+    ("checkpoint:1:full", 1),
+    ("metrics:1:readonly", 1),
+    ("sampling:2:term", 130),
+    ("publishing:1", -9),
+    ("loading:1:flip", 0),
+]
 
 
 def test_a_run_of_many_lives(tmp_path, base_path):
-    done = run(CHAOS, "--out", str(tmp_path), "--at", *LIVES, cwd=tmp_path)
+    places, codes = zip(*LIVES, strict=True)
+    done = run(CHAOS, "--out", str(tmp_path), "--at", *places, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["same"] and found["lives"] == [[*LIVES.values(), 0]]
+    assert found["same"] and found["lives"] == [[*codes, 0]]
     said = (tmp_path / "cut0.log").read_text()
-    assert "File too large" in said and "the last checkpoint is whole; make room" in said
+    outlook = "once it can be written, the same command"
+    assert f"Read-only file system: '{tmp_path}/cut0/metrics.jsonl'; {outlook} begins anew" in said
+    assert f"Read-only file system: '{tmp_path}/cut0/metrics.jsonl'; {outlook} goes on from" in said
+    assert f"File too large: '{tmp_path}/cut0/checkpoints/step_000004'; {outlook} goes on" in said
     assert "interrupted; step 5 is saved, and the same command goes on" in said
     assert "step_000006 is damaged (optimizer.safetensors); set aside" in said
     assert "going on from step 5" in said.partition("is damaged")[2]

@@ -41,13 +41,37 @@ def spoilt(weights, geometry, state):
     return torch.full_like(weights, float("nan")), weights
 """
 
+# of the last rank: features in step 2, weights in step 3
+ON_ONE_RANK = """
+import math, os
+import trainers.probe, trainers.trainer
+from surgery.rules import RULES
+
+last = int(os.environ.get("RANK", 0)) + 1 == int(os.environ.get("WORLD_SIZE", 1))
+features_of, update, steps = trainers.probe.prompt_gradients, trainers.trainer.micro_batches, [0]
+
+def spoilt_features(a, features):
+    if last and steps[0] == 1:
+        features[0, 0] = math.nan
+    return features_of(a, features)
+
+def spoilt_update(rollout, weights, *more):
+    steps[0] += 1
+    if last and steps[0] == 3:
+        weights[-1, -1] = math.inf
+    return update(rollout, weights, *more)
+
+trainers.probe.prompt_gradients, trainers.trainer.micro_batches = spoilt_features, spoilt_update
+rule = RULES["pcgrad"].function
+"""
+
 
 def metrics(folder):
     return [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def train(cwd, *options):
-    return run(TRAIN, "--config", PASSK, *SMALL, *options, cwd=cwd)
+def train(cwd, *options, **how):
+    return run(TRAIN, "--config", PASSK, *SMALL, *options, cwd=cwd, **how)
 
 
 @pytest.mark.parametrize("rule", ["pcgrad", "floor"])
@@ -87,6 +111,29 @@ def test_gradients_that_are_not_finite_stop_the_run(tmp_path, base_path):
     assert "Traceback" not in done.stderr
     (first,) = [x for x in metrics(tmp_path / "bad") if x["step"] == 1]
     assert first["train/skipped"] == 1 and "train/grad_norm" not in first
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stage"),
+    [
+        (0, 0),
+        pytest.param(2, 0, marks=pytest.mark.slow),
+        pytest.param(2, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_what_is_not_finite_on_one_rank_skips_the_step_on_all(tmp_path, base_path, ranks, stage):
+    """Neither weights nor averages keep anything of it, and the run goes on."""
+    (tmp_path / "spoilt.py").write_text(ON_ONE_RANK)
+    options = ["surgery.rule=spoilt.py:rule", f"train.zero_stage={stage}", "train.steps=4"]
+    options += ["surgery.realised_every=1", "logging.histograms_every=1", "run.dir=run"]
+    done = train(tmp_path, *options, ranks=ranks)
+    assert done.returncode == 0, done.stdout + done.stderr
+    _, *steps = metrics(tmp_path / "run")
+    assert [x["train/skipped"] for x in steps] == [0, 1, 1, 0]
+    assert ["surgery/dot" in x for x in steps] == [True, False, True, True]
+    assert "train/grad_norm" in steps[3] and steps[3]["surgery/lambda"] >= 0
+    assert steps[2]["exact/pass@1"] == steps[0]["exact/pass@1"] != steps[3]["exact/pass@1"]
+    assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
 def test_the_best_checkpoint_keeps_its_constraint():
