@@ -18,6 +18,7 @@ from eval.diagnosis import analyse, cosines, interval, resampled, sign_change
 from eval.files import read_lines
 from eval.policy import answer_batch, completion_logprobs, load_policy, log_softmax
 from eval.sampling import Decoding, sample
+from eval.scoring import BadFolder
 from surgery import gram
 from surgery.estimators import ESTIMATORS
 from surgery.interference import (
@@ -65,7 +66,7 @@ def test_variants_of_a_name_have_folders_of_their_own(tmp_path, monkeypatch):
     spec.loader.exec_module(command)
 
     def stop():
-        raise command.BadFolder("enough")
+        raise BadFolder("enough")
 
     for name in ("pcgrad", "chain/pcgrad"):
         path = str(ROOT / "configs" / f"{name}.yaml")
