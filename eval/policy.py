@@ -156,12 +156,16 @@ def pad_batch(
 ) -> Batch:
     left = max(map(len, prompts))
     right = max(map(len, completions), default=0)
-    ids = torch.full((len(prompts), left + right), pad_id)
-    mask = torch.zeros_like(ids)
-    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        start, stop = left - len(prompt), left + len(completion)
-        ids[row, start:stop] = torch.tensor([*prompt, *completion])
-        mask[row, start:stop] = 1
+    rows = zip(prompts, completions, strict=True)
+    ids = torch.tensor(
+        [
+            [*[pad_id] * (left - len(prompt)), *prompt, *body, *[pad_id] * (right - len(body))]
+            for prompt, body in rows
+        ]
+    )
+    before, after = (torch.tensor([[len(x)] for x in part]) for part in (prompts, completions))
+    columns = torch.arange(left + right)
+    mask = ((columns >= left - before) & (columns < left + after)).long()
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     ids, mask, positions = ids.to(device), mask.to(device), positions.to(device)
     return Batch(ids, mask, positions, mask[:, left:].bool())

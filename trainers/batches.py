@@ -28,9 +28,9 @@ def merged(
     the work is not `linear` in the rows, of one each.
     """
     places: dict[Row, list[int]] = {}
+    prompts = [tuple(x) for x in rollout.prompts]
     for i in wanted.flatten().nonzero().squeeze(1).tolist():
-        tokens = tuple(rollout.prompts[i // rollout.n]), tuple(rollout.completions[i])
-        row = (*tokens, 0 if linear else i)
+        row = prompts[i // rollout.n], tuple(rollout.completions[i]), 0 if linear else i
         places.setdefault(row, []).append(i)
     rows = sorted(places, key=lambda row: -len(row[0]) - len(row[1]))
     for chunk in _fitting(rows, budget):
@@ -54,9 +54,16 @@ def micro_batches(
     batches, sums = [], []
     for batch, places in merged(rollout, wanted, budget, pad_id, device, linear):
         batches.append(batch)
-        whole = torch.stack([flat[x].sum(0) for x in places]).float().to(device)
+        whole = summed(flat, places).to(device)
         sums.append(whole[:, : batch.completion_mask.shape[1]] if whole.dim() > 1 else whole)
     return batches, sums
+
+
+def summed(flat: Tensor, places: Sequence[Sequence[int]]) -> Tensor:
+    """In float32, the sum over the completions that each row stands for."""
+    rows = torch.tensor([row for row, those in enumerate(places) for _ in those])
+    chosen = flat[[i for those in places for i in those]]
+    return flat.new_zeros(len(places), *flat.shape[1:]).index_add(0, rows, chosen).float()
 
 
 def _fitting(rows: Sequence[Row], budget: int) -> Iterator[Sequence[Row]]:
