@@ -156,16 +156,12 @@ def pad_batch(
 ) -> Batch:
     left = max(map(len, prompts))
     right = max(map(len, completions), default=0)
-    rows = zip(prompts, completions, strict=True)
-    ids = torch.tensor(
-        [
-            [*[pad_id] * (left - len(prompt)), *prompt, *body, *[pad_id] * (right - len(body))]
-            for prompt, body in rows
-        ]
-    )
-    before, after = (torch.tensor([[len(x)] for x in part]) for part in (prompts, completions))
-    columns = torch.arange(left + right)
-    mask = ((columns >= left - before) & (columns < left + after)).long()
+    rows, marks = [], []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        before, after = left - len(prompt), right - len(completion)
+        rows.append([pad_id] * before + [*prompt, *completion] + [pad_id] * after)
+        marks.append([0] * before + [1] * (len(prompt) + len(completion)) + [0] * after)
+    ids, mask = torch.tensor(rows), torch.tensor(marks)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     ids, mask, positions = ids.to(device), mask.to(device), positions.to(device)
     return Batch(ids, mask, positions, mask[:, left:].bool())
@@ -231,6 +227,34 @@ def completion_logprobs(
     logp = torch.cat(
         [checkpoint(of_hidden, *x, use_reentrant=False, preserve_rng_state=False) for x in parts], 1
     )
+    return logp.where(batch.completion_mask, 0.0)
+
+
+@torch.no_grad()
+def answers_logprobs(model, batch: Batch, answers: int, temperature: float = 1.0) -> Tensor:
+    """`completion_logprobs` where each prompt has as many `answers`, one row after the other: the
+    prompt is read once for all of them.
+    """
+    from transformers import DynamicCache
+
+    width, cache = batch.prompt_width, DynamicCache(config=model.config)
+
+    def logits(rows: slice, columns: slice, **more: Any) -> Tensor:
+        return model(
+            input_ids=batch.input_ids[rows, columns],
+            attention_mask=batch.attention_mask[rows, : columns.stop],
+            position_ids=batch.position_ids[rows, columns],
+            past_key_values=cache,
+            use_cache=True,
+            **more,
+        ).logits
+
+    first = logits(slice(None, None, answers), slice(0, width), logits_to_keep=1)
+    cache.batch_repeat_interleave(answers)
+    later = logits(slice(None), slice(width, batch.input_ids.shape[1] - 1))
+    whole = torch.cat([first.repeat_interleave(answers, 0), later], 1)
+    tokens = batch.input_ids[:, width:]
+    logp = log_softmax(whole, temperature).gather(-1, tokens[..., None]).squeeze(-1)
     return logp.where(batch.completion_mask, 0.0)
 
 

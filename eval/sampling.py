@@ -16,6 +16,9 @@ from torch import Tensor
 
 from eval.policy import Policy, log_softmax
 
+OWN = 0.9  # share of distinct prefixes beyond which it does not pay to look for equal ones
+LOOK = {"cpu": 1, "cuda": 8}  # tokens between looks at what has ended, which hold a GPU up
+
 
 def derive_seed(*parts: int | str) -> int:
     """An independent 63-bit seed for each purpose, such as derive_seed(seed, "train", step)."""
@@ -107,8 +110,11 @@ def sample(
     completions, logprobs, entropy, taken = drawn
     ends = set(policy.end_ids)
     truncated = [x[-1] not in ends for x in completions]
-    bodies = [x if cut else x[:-1] for x, cut in zip(completions, truncated, strict=True)]
-    texts = policy.tokenizer.batch_decode(bodies, skip_special_tokens=False)
+    bodies = [tuple(x if cut else x[:-1]) for x, cut in zip(completions, truncated, strict=True)]
+    distinct = list(dict.fromkeys(bodies))  # of few tokens, many completions are equal
+    decoded = policy.tokenizer.batch_decode(distinct, skip_special_tokens=False)
+    text_of = dict(zip(distinct, decoded, strict=True))
+    texts = [text_of[x] for x in bodies]
     return Rollout(ids, completions, texts, torch.tensor(truncated), logprobs, entropy, taken, n)
 
 
@@ -122,13 +128,14 @@ def _cached(
     features: bool,
 ) -> Drawn:
     rows = (torch.tensor(keys)[:, None] * n + torch.arange(n)).to(policy.device)
-    lengths = [len(x) + decoding.max_new_tokens for x in prompts]
+    places = [len(x) + decoding.max_new_tokens for x in prompts]
     parts = [
         _decode(policy, prompts[chunk], rows[chunk], decoding, seed, features)
-        for chunk in chunks(lengths, n, decoding.token_budget)
+        for chunk in chunks(places, n, decoding.token_budget)
     ]
     tokens, logprobs, entropy, taken = (torch.cat(x) for x in zip(*parts, strict=True))
-    completions = [[x for x in row if x >= 0] for row in tokens.tolist()]
+    lengths = (tokens >= 0).sum(1).tolist()
+    completions = [x[:length] for x, length in zip(tokens.tolist(), lengths, strict=True)]
     return completions, logprobs, entropy, taken if features else None
 
 
@@ -153,7 +160,8 @@ def _decode(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Tokens (-1 after the end), log-probability, entropy and features of each row of one batch.
 
-    `names` [prompts, n] are the rows' names in the random stream.
+    `names` [prompts, n] are the rows' names in the random stream. A prefix that several rows have is
+    read once: the prompts to begin with, and what completions share for as long as they share it.
     """
     from transformers import DynamicCache
 
@@ -168,10 +176,12 @@ def _decode(
     logprobs, entropy = torch.zeros(2, total, device=device)
     taken = torch.zeros(total, 0, device=device)
     cache = DynamicCache(config=model.config)
-    live = torch.arange(total, device=device)  # the rows that have not ended
+    live = torch.arange(total, device=device)  # the rows at hand
+    going = torch.ones(total, dtype=torch.bool, device=device)  # which of them have not ended
+    prefix, shared = live // n, True  # the prefix of each row; whether any is that of several
     with tapped(model, features) as tap:
         for t in range(decoding.max_new_tokens):
-            tap.repeats = n if t == 0 else 1  # the prompt is read once for all its n completions
+            tap.rows = prefix
             with torch.no_grad():  # for features, the tap turns gradients on behind the last layer
                 logits = model(
                     input_ids=tokens,
@@ -188,25 +198,40 @@ def _decode(
                 (gradient,) = torch.autograd.grad(chosen.sum(), tap.hidden)
                 if t == 0:
                     taken = torch.zeros(total, gradient.shape[-1], device=device)
-                taken[live] += gradient[:, -1].float()
+                taken[live] += gradient[:, -1].float() * going[:, None]
                 logp, chosen = logp.detach(), chosen.detach()
-            drawn[live, t] = token
-            logprobs[live] += chosen
-            entropy[live] += entropies(logp)
-            if t == 0:
-                cache.batch_repeat_interleave(n)
-                mask, positions = mask.repeat_interleave(n, 0), positions.repeat_interleave(n, 0)
-            going = ~torch.isin(token, ends)
-            if not going.any():
-                break
-            if not going.all():
-                keep = going.nonzero().squeeze(1)
-                cache.batch_select_indices(keep)
-                live, token, mask, positions = live[keep], token[keep], mask[keep], positions[keep]
+            drawn[live, t] = token.where(going, -1)
+            logprobs[live] += chosen * going
+            entropy[live] += entropies(logp) * going
+            going &= ~torch.isin(token, ends)
+
+            if shared or (t + 1) % LOOK[device.type] == 0:
+                kept = going.nonzero().squeeze(1)
+                if not len(kept):
+                    break
+                if shared or len(kept) < len(live):
+                    live, token, parent, going = live[kept], token[kept], prefix[kept], going[kept]
+                    if shared:
+                        parent, token, prefix, shared = _grown(parent, token, logits.shape[-1])
+                    else:
+                        prefix = torch.arange(len(live), device=device)
+                    cache.batch_select_indices(parent)
+                    mask, positions = mask[parent], positions[parent]
             tokens = token[:, None]
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
             positions = positions[:, -1:] + 1
     return drawn, logprobs, entropy / (drawn >= 0).sum(1), taken
+
+
+def _grown(prefix: Tensor, token: Tensor, vocabulary: int) -> tuple[Tensor, Tensor, Tensor, bool]:
+    """Prefixes that grew by a token, each but once: which each grew from, its token, which of them
+    each row has, and whether that is worth it: where few are shared each row gets its own, for
+    good.
+    """
+    pairs, place = torch.unique(prefix * vocabulary + token, return_inverse=True)
+    if len(pairs) > OWN * len(prefix):
+        return prefix, token, torch.arange(len(prefix), device=prefix.device), False
+    return pairs // vocabulary, pairs % vocabulary, place, True
 
 
 def entropies(logp: Tensor) -> Tensor:
@@ -224,23 +249,21 @@ def _draw(logp: Tensor, decoding: Decoding, u: Tensor) -> Tensor:
 
 
 class Tap:
-    repeats = 1
+    rows: Tensor | None = None
     hidden: Tensor
 
 
 @contextmanager
 def tapped(model, features: bool) -> Iterator[Tap]:
-    """A tap on the output head: repeats its input `repeats` times and, for features, starts a graph
-    there.
+    """A tap on the output head: gives it the hidden states of `rows` (None: each once), and for
+    features starts a graph there.
 
     The graph runs through whatever the model does after the hidden state, soft-capping included.
     """
     tap = Tap()
 
     def hook(module, args):
-        hidden = args[0]
-        if tap.repeats > 1:
-            hidden = hidden.repeat_interleave(tap.repeats, 0)
+        hidden = args[0] if tap.rows is None else args[0][tap.rows]
         if features:
             torch.set_grad_enabled(True)
             hidden = hidden.detach().requires_grad_()

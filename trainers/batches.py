@@ -61,9 +61,9 @@ def micro_batches(
 
 def summed(flat: Tensor, places: Sequence[Sequence[int]]) -> Tensor:
     """In float32, the sum over the completions that each row stands for."""
-    rows = torch.tensor([row for row, those in enumerate(places) for _ in those])
-    chosen = flat[[i for those in places for i in those]]
-    return flat.new_zeros(len(places), *flat.shape[1:]).index_add(0, rows, chosen).float()
+    order = torch.tensor([i for x in places for i in x])
+    row = torch.arange(len(places)).repeat_interleave(torch.tensor(list(map(len, places))))
+    return flat.new_zeros(len(places), *flat.shape[1:]).index_add_(0, row, flat[order]).float()
 
 
 def _fitting(rows: Sequence[Row], budget: int) -> Iterator[Sequence[Row]]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.policy import Batch, Policy, answer_batch, completion_logprobs
+from eval.policy import Batch, Policy, answer_batch, answers_logprobs
 from eval.tasks import Population, Problem
 from eval.tasks.embedded import cue_given_group, llama_config
 from eval.tasks.twin_base import (
@@ -104,15 +104,8 @@ class Twin:
         if self._teacher is None:
             prompts, golds = zip(*((x.prompt, x.gold) for x in self.population), strict=True)
             self._teacher = answer_batch(policy, prompts, golds)
-        with torch.no_grad():
-            p = (
-                completion_logprobs(policy.model, self._teacher, temperature)
-                .sum(1)
-                .double()
-                .cpu()
-                .exp()
-            )
-        return Population(p, self.shares, self._index)
+        logp = answers_logprobs(policy.model, self._teacher, 2, temperature).sum(1)
+        return Population(logp.double().cpu().exp(), self.shares, self._index)
 
     @cached_property
     def _index(self) -> dict[tuple[str, str], int]:

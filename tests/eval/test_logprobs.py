@@ -6,7 +6,14 @@ import pytest
 import torch
 import transformers as hf
 
-from eval.policy import ModelError, Policy, check_chunks, completion_logprobs
+from eval.policy import (
+    ModelError,
+    Policy,
+    answers_logprobs,
+    check_chunks,
+    completion_logprobs,
+    pad_batch,
+)
 from eval.sampling import Decoding, sample
 from eval.tasks.twin_base import make_tokenizer
 from tests.eval.test_sampling import PROMPTS, random_policy
@@ -49,6 +56,18 @@ def test_equal_to_all_at_once(kind, dtype):
         assert (parts - whole).abs().max() < exact
         assert max(float((again[n] - g).abs().max()) for n, g in gradient.items()) < exact * scale
     check_chunks(Policy(model, make_tokenizer()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_to_a_prompt_that_is_read_once(kind):
+    model = model_of(kind)
+    short = [7, 8, 9, 4] if "eager" in kind else [7, 8]  # see `rows` of test_ghost
+    prompts = [[3, 4, 5, 6], short]  # ragged, as are the answers
+    answers = [[9, 1], [10, 11, 1], [1], [12, 9, 9, 1], [9, 1], [5, 1]]
+    rows = pad_batch([x for x in prompts for _ in range(3)], answers, 0, "cpu")
+    with torch.no_grad():
+        whole = completion_logprobs(model, rows, 0.7)
+    assert torch.allclose(answers_logprobs(model, rows, 3, 0.7), whole, rtol=0, atol=1e-12)
 
 
 def test_equal_when_cut_at_top_p():

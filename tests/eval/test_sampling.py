@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from eval import sampling
 from eval.continuous import measure
 from eval.policy import Policy, completion_logprobs, pad_batch
 from eval.sampling import Decoding, derive_seed, sample, uniform
@@ -176,6 +177,28 @@ def test_the_draws_do_not_depend_on_batches_or_shares():
     assert share.completions == whole.completions[6:12] + whole.completions[18:24]
     other = sample(policy, PROMPTS, 6, Decoding(5), seed=8)
     assert other.completions != whole.completions
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_what_is_read_once_and_when_ends_are_seen_change_nothing(kind, monkeypatch):
+    """Rows of a prefix each, from the start, late or never; ends seen at once or some tokens later."""
+    policy = random_policy(kind)
+    found, read, tokens = [], [], []
+    counting = policy.model.register_forward_pre_hook(
+        lambda model, _, named: read.append(named["input_ids"].numel()), with_kwargs=True
+    )
+    for own, look in ((0, 1), (0.5, 1), (1, 1), (0, 3), (0.5, 4)):
+        monkeypatch.setattr(sampling, "OWN", own)
+        monkeypatch.setitem(sampling.LOOK, "cpu", look)
+        found.append(sample(policy, PROMPTS, 16, Decoding(7), seed=7, features=True))
+        tokens.append(sum(read))
+        read.clear()
+    counting.remove()
+    for other in found[1:]:
+        assert other.completions == found[0].completions and other.texts == found[0].texts
+        for name in ("logprobs", "entropy", "features"):
+            assert torch.allclose(getattr(other, name), getattr(found[0], name), atol=1e-3)
+    assert tokens[2] < tokens[0]  # of those that the model read
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
