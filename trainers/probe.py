@@ -252,9 +252,9 @@ def check_coverage(model: Any, surgery: SurgeryConfig) -> float:
 
 def _spread(values: Tensor, rows: Sequence[Sequence[int]], whole: Tensor) -> None:
     """Each row's value to all completions that it stands for."""
-    flat = whole.view(-1)
-    for value, places in zip(values.cpu(), rows, strict=True):
-        flat[places] = value
+    counts = torch.tensor([len(places) for places in rows])
+    order = torch.tensor([place for places in rows for place in places])
+    whole.view(-1)[order] = values.cpu().repeat_interleave(counts)
 
 
 def _mean(parts: Sequence[Direction]) -> Direction:

@@ -43,7 +43,7 @@ from trainers import ghost
 try:
     from torchjd.autogram import Engine
 except ImportError:
-    Engine: Any = None
+    Engine = None  # type: ignore[assignment,misc]
 
 SAMPLES, RUN = 16, 64  # completions of a prompt; single backwards that are run
 
