@@ -2,7 +2,8 @@
 
 `last_layer` uses the features that the sampler took. `ghost` is exact over the chosen parameters:
 one backward gives J_1, a probe gives its product with every completion. Leave-one-out then means
-halves: even and odd prompts of the whole batch, each probed with the J_1 of the other.
+halves: even and odd prompts of the whole batch, each probed with the J_1 of the other. The second
+is probed on the way of the backward that gives its own.
 """
 
 import math
