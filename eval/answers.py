@@ -7,12 +7,19 @@ the last line does: a bare answer is read, and so is a last sentence that names 
 """
 
 import re
+from collections.abc import Sequence
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
+_BRACE = re.compile(r"\\.|[{}]", re.S)  # \{ is a character, no group
 _TOKEN = re.compile(r"[^\s$]{0,256}")  # what follows \boxed without braces; longer is no answer
 _JOINED = re.compile(r"[ \t$,;]{0,9}(?:\\text\{ ?(?:or|and) ?\}|or|and)?[ \t$,;]{0,9}")
-_LINE = re.compile(r"^[ \t]*####(?!#)[ \t]*|\banswer\s{0,3}(?:\*\*)?\s{0,3}:\s*", re.I | re.M)
-_SAID = re.compile(r"\banswer\s{1,3}is\b\s{0,3}:?", re.I)
+# \banswer, whose first letter a search can run to
+_ANSWER = r"[aA](?<!\w[aA])(?i:nswer)"
+_LINE = (
+    re.compile(r"^[ \t]*####(?!#)[ \t]*", re.M),
+    re.compile(_ANSWER + r"\s{0,3}(?:\*\*)?\s{0,3}:\s*"),
+)
+_SAID = (re.compile(_ANSWER + r"\s{1,3}(?i:is)\b\s{0,3}:?"),)
 _SENTENCE_END = re.compile(r"(?<=\S)\.(?=\s+[A-Z]|\s*$)")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox)\s*\{([^{}]*)\}")
 _SPACING = re.compile(r"\\(?:left|right)(?![a-zA-Z])|\\[!,;:]|\\?\$|\\(?= )")
@@ -28,8 +35,10 @@ def boxes(text: str) -> list[tuple[int, int, str]]:
     """(start, end, content) of each box that is closed and not empty, braces nested; of a box in a
     box the inner one.
     """
-    found, closing = list[tuple[int, int, str]](), _closing(text)
-    for match in _BOX.finditer(text):
+    found: list[tuple[int, int, str]] = []
+    matches = list(_BOX.finditer(text))
+    closing = _closing(text, matches[0].start()) if matches else {}
+    for match in matches:
         start = match.end()
         if text[start : start + 1] == "{":
             end = closing.get(start, start)
@@ -44,10 +53,13 @@ def boxes(text: str) -> list[tuple[int, int, str]]:
     return found
 
 
-def _closing(text: str) -> dict[int, int]:
-    """For the place of each brace that is closed, the place after the brace that closes it."""
-    opened, found = list[int](), dict[int, int]()
-    for match in re.finditer(r"\\.|[{}]", text, re.S):  # \{ is a character, no group
+def _closing(text: str, start: int) -> dict[int, int]:
+    """For the place of each brace from `start` on that is closed, the place after the brace that
+    closes it.
+    """
+    opened: list[int] = []
+    found: dict[int, int] = {}
+    for match in _BRACE.finditer(text, start):
         if match[0] == "{":
             opened.append(match.start())
         elif match[0] == "}" and opened:
@@ -71,8 +83,7 @@ def marked(text: str) -> str | None:
     Boxes that only "or", "and" or a comma joins are one answer, a list.
     """
     found = boxes(text)
-    start, line = _last(_LINE, text)
-    if line and (not found or start > found[-1][0]):
+    if line := _last(_LINE, text, found[-1][0] if found else 0):
         return _said(line) or line
     if not found:
         return _said(text)
@@ -85,15 +96,18 @@ def marked(text: str) -> str | None:
 
 
 def _said(text: str) -> str | None:
-    return _last(_SAID, text)[1] or None
+    return _last(_SAID, text) or None
 
 
-def _last(mark: re.Pattern[str], text: str) -> tuple[int, str]:
-    """Where the last mark ends that is followed by something, and what it is."""
-    for match in reversed(list(mark.finditer(text))):
-        if line := _rest(text, match.end()):
-            return match.end(), line
-    return 0, ""
+def _last(marks: Sequence[re.Pattern[str]], text: str, start: int = 0) -> str:
+    """What follows the last of the marks from `start` on that is followed by something."""
+    found = ""
+    for mark in marks:
+        for match in reversed(list(mark.finditer(text, start))):
+            if line := _rest(text, match.end()):
+                start, found = match.end(), line
+                break
+    return found
 
 
 def _rest(text: str, start: int) -> str:
@@ -110,9 +124,10 @@ def extract(response: str) -> str:
     """The answer of a response: at its last mark, else its last line; empty where that is cut off
     in a box.
     """
+    if answer := marked(response):
+        return answer
     last = (response.strip().splitlines() or [""])[-1]
-    bare = "" if _BOX.search(last) else _SENTENCE_END.sub("", last).strip()
-    return marked(response) or bare
+    return "" if _BOX.search(last) else _SENTENCE_END.sub("", last).strip()
 
 
 def gold(text: str) -> str | None:

@@ -160,15 +160,16 @@ def _decode(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Tokens (-1 after the end), log-probability, entropy and features of each row of one batch.
 
-    `names` [prompts, n] are the rows' names in the random stream. A prefix that several rows have is
-    read once: the prompts to begin with, and what completions share for as long as they share it.
+    `names` [prompts, n] are the rows' names in the random stream. A prefix that several rows have
+    is read once: the prompts to begin with, and what completions share for as long as they do.
     """
     from transformers import DynamicCache
 
     model, device = policy.model, policy.device
     n, names = names.shape[1], names.flatten()
     width, total = max(map(len, prompts)), len(names)
-    tokens = torch.tensor([[policy.pad_id] * (width - len(x)) + x for x in prompts], device=device)
+    pad = policy.pad_id
+    tokens = torch.tensor([[pad] * (width - len(x)) + x for x in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(x)) + [1] * len(x) for x in prompts], device=device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     ends = torch.tensor(policy.end_ids, device=device)

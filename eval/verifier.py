@@ -15,33 +15,29 @@ found.
 import hashlib
 import json
 import os
-import selectors
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import metadata
+from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
 
 from eval import answers as reading
-from surgery.binding import load_function
+from eval.judges import UNDECIDED, Judged, Pair
 
 MAX_CHARS = 4_096  # the end of a longer answer is judged: there the result stands
 MAX_RESPONSE = 32_768  # characters at the end of a response in which its answer is looked for
-BARE = 256  # characters of an expression that is read whole without being boxed
-CACHE_SIZE = 1_000_000
-OUTSIDE = ("os.", "subprocess.", "socket.", "shutil.", "ctypes.", "tempfile.")  # audit events
-ORPHANED = 2.0  # seconds past its limit after which a worker ends by itself
+INTEGER = re.compile(r"0|-?[1-9][0-9]{0,14}")
+CACHE_SIZE = 100_000  # verdicts
+LIFETIME = 100_000  # verdicts of a worker: of odd LaTeX its parser keeps some 10 MB in a thousand
 START_LIMIT = 60.0  # seconds for a worker to import what it needs
-
-
-Judged = tuple[bool | None, str]  # the verdict and the answer that was read
-UNDECIDED: Judged = (None, "")
+AHEAD = 8  # pairs that a worker is sent at a time, less towards the end: none should wait in a row
 
 
 class VerifierFailed(Exception):
@@ -55,7 +51,7 @@ class Verifier:
         self.mode, self.time_limit = mode, time_limit
         self._size = workers
         self._workers: list[_Worker] = []
-        self._cache: OrderedDict[tuple[str, str], Judged] = OrderedDict()
+        self._cache: OrderedDict[Pair, Judged] = OrderedDict()
 
     def __enter__(self) -> "Verifier":
         return self
@@ -92,7 +88,7 @@ class Verifier:
         pairs = [(ends[x], right[y]) for x, y in zip(answers, golds, strict=True)]
         if self.mode in ("exact", "boxed"):
             return [(answer == gold, answer) for answer, gold in pairs]
-        known: dict[tuple[str, str], Judged] = {}
+        known: dict[Pair, Judged] = {}
         for pair in dict.fromkeys(pairs):
             if pair in self._cache:
                 self._cache.move_to_end(pair)
@@ -105,47 +101,49 @@ class Verifier:
             self._cache.popitem(last=False)
         return [known[pair] for pair in pairs]
 
-    def _ask(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Judged]:
-        """Deal the pairs out to the workers, one at a time each; a worker past its limit is
-        replaced.
+    def _ask(self, pairs: Sequence[Pair]) -> dict[Pair, Judged]:
+        """Deal the pairs out to the workers, some at a time. What a worker that is replaced had not
+        come to is dealt again.
         """
-        verdicts: dict[tuple[str, str], Judged] = {}
-        waiting = list(reversed(pairs))
+        judged: dict[Pair, Judged] = {}
+        waiting = deque(pairs)
+        for worker in list(self._workers):
+            if not worker.alive():  # ended by somebody while it had nothing to do
+                self._replace(worker)
         while len(self._workers) < min(self._size, len(pairs)):
             self._workers.append(_Worker(self.mode, self.time_limit))
-        busy: dict[_Worker, tuple[str, str]] = {}
-        idle = list(self._workers)
-        while waiting or busy:
-            while waiting and idle:
-                worker = idle.pop()
-                busy[worker] = waiting.pop()
-                worker.send(busy[worker], self.time_limit)
-            with selectors.DefaultSelector() as selector:
-                for worker in busy:
-                    selector.register(worker.output, selectors.EVENT_READ)
-                selector.select(
-                    max(0.0, min(worker.deadline for worker in busy) - time.monotonic())
-                )
-            for worker in list(busy):
-                done, judged = worker.receive()
-                if not done and time.monotonic() < worker.deadline:
-                    continue
-                verdicts[busy.pop(worker)] = judged
-                if not worker.alive():
-                    self._workers[self._workers.index(worker)] = worker = _Worker(
-                        self.mode, self.time_limit
-                    )
-                idle.append(worker)
-        return verdicts
+        while len(judged) < len(pairs):
+            for worker in self._workers:
+                if waiting and worker.started and not worker.asked:
+                    share = min(AHEAD, len(waiting) // (2 * self._size)) or 1
+                    worker.send([waiting.popleft() for _ in range(share)])
+            busy = [worker for worker in self._workers if worker.asked or not worker.started]
+            left = min(worker.deadline for worker in busy) - time.monotonic()
+            wait([worker.output.fileno() for worker in busy], max(0.0, left))
+            for worker in busy:
+                found, over = worker.receive()
+                judged |= found
+                if over:
+                    waiting.extendleft(reversed(worker.asked))
+                    self._replace(worker)
+        return judged
+
+    def _replace(self, worker: "_Worker") -> None:
+        worker.kill()
+        new = _Worker(self.mode, self.time_limit)
+        self._workers[self._workers.index(worker)] = new
 
 
 class _Worker:
-    """A child process that judges one pair a line."""
+    """A child process that judges the pairs it is sent in their order, and says each verdict before
+    it goes on: a verdict's time begins with the one before.
+    """
 
     def __init__(self, mode: str, limit: float):
         root = str(Path(__file__).resolve().parents[1])
+        self.limit = limit
         path = f"import sys; sys.path.insert(0, {root!r})"
-        code = f"{path}; from eval.verifier import serve; serve({mode!r}, {limit!r})"
+        code = f"{path}; from eval.judges import serve; serve({mode!r}, {limit!r})"
         # what it says until it is ready; later, what it judges may log a lot
         self.complaints = tempfile.TemporaryFile()  # noqa: SIM115
         # Ctrl-C and the launcher's SIGTERM reach all processes, but the trainer's step needs its
@@ -163,8 +161,9 @@ class _Worker:
         assert self.process.stdout is not None
         self.output = self.process.stdout
         os.set_blocking(self.output.fileno(), False)
-        self.started = False
-        self.deadline = 0.0
+        self.started, self.done = False, 0
+        self.deadline = time.monotonic() + START_LIMIT
+        self.asked: deque[Pair] = deque()
         self.buffer = b""
 
     def alive(self) -> bool:
@@ -178,114 +177,49 @@ class _Worker:
                 if pipe is not None:
                     pipe.close()
 
-    def send(self, pair: tuple[str, str], limit: float) -> None:
-        self.deadline = time.monotonic() + (limit if self.started else START_LIMIT)
-        self.limit = limit
+    def send(self, pairs: Sequence[Pair]) -> None:
+        """To a worker that waits: it reads what is written."""
+        self.asked.extend(pairs)
+        self.deadline = time.monotonic() + self.limit
         assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(json.dumps(pair).encode() + b"\n")
+        with suppress(BrokenPipeError):  # it died; `receive` finds the end of its output
+            self.process.stdin.write(json.dumps(pairs).encode() + b"\n")
             self.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died; `receive` finds the end of its output and has it replaced
 
-    def receive(self) -> tuple[bool, Judged]:
-        """(done, judged). Dead or past its deadline, the worker is ended and the verdict None."""
+    def receive(self) -> tuple[dict[Pair, Judged], bool]:
+        """What it has judged, and whether it is to be replaced: old, or dead or past its deadline,
+        and then the pair that it was at is undecided.
+        """
+        judged: dict[Pair, Judged] = {}
         while chunk := self.output.read(2**16):
             self.buffer += chunk
-        ended = chunk == b""
-        while b"\n" in self.buffer:
-            line, _, self.buffer = self.buffer.partition(b"\n")
+        *lines, self.buffer = self.buffer.split(b"\n")
+        for line in lines:
+            self.deadline = time.monotonic() + self.limit
             if line == b"ready":
                 self.started = True
-                self.deadline = time.monotonic() + self.limit
             else:
                 verdict, read = json.loads(line)
-                return True, (verdict, read)
-        if ended or time.monotonic() >= self.deadline:
+                judged[self.asked.popleft()] = verdict, read
+                self.done += 1
+        ended = chunk == b"" or time.monotonic() >= self.deadline
+        if ended and not self.started:
             self.complaints.seek(0)
-            lines = self.complaints.read().decode(errors="replace").strip().splitlines()
+            said = self.complaints.read().decode(errors="replace").strip().splitlines()
             self.kill()
-            if not self.started:
-                raise VerifierFailed(f"the verifier does not start: {(lines or ['no word'])[-1]}")
-            return True, UNDECIDED
-        return False, UNDECIDED
-
-
-def serve(mode: str, limit: float) -> None:
-    """The worker: judges (answer, gold) lines from standard input until it closes.
-
-    Its parent ends it at the `limit` of a verdict. Where the parent is gone, the system does, a
-    little later: nobody else would.
-    """
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a judge prints must not be taken for a verdict
-    judge = load_function(mode) if ":" in mode else _math_judge()
-    print("ready", file=out, flush=True)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    os.dup2(2, 1)
-    for line in sys.stdin:
-        answer, gold = json.loads(line)
-        signal.setitimer(signal.ITIMER_REAL, limit + ORPHANED)
-        try:
-            found = judge(answer, gold)
-            verdict, read = found if isinstance(found, tuple) else (found, answer)
-            judged = None if verdict is None else bool(verdict), str(read)
-        except (Exception, RecursionError):
-            judged = UNDECIDED
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        print(json.dumps(judged), file=out, flush=True)
+            raise VerifierFailed(f"the verifier does not start: {(said or ['no word'])[-1]}")
+        if ended and self.asked:
+            judged[self.asked.popleft()] = UNDECIDED
+        return judged, ended or (not self.asked and self.done >= LIFETIME)
 
 
 def _plain(answer: str, gold: str) -> Judged | None:
     """The verdict of `math` where no mathematics is needed, else None."""
-    text = reading.canonical(answer)
-    if not text or text == reading.canonical(gold):
+    text, right = reading.canonical(answer), reading.canonical(gold)
+    if not text or text == right:
         return bool(text), text
+    if INTEGER.fullmatch(text) and INTEGER.fullmatch(right):
+        return False, text
     if reading.several(answer) and not reading.several(reading.boxed(gold)):
         return False, text
     return None
-
-
-def _wall(event: str, args: tuple[Any, ...]) -> None:
-    """An audit hook, which nothing can take away again: the worker reads, and it computes."""
-    writes = event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR) and args[0] != os.devnull
-    if writes or (event.startswith(OUTSIDE) and event not in ("os.listdir", "os.scandir")):
-        raise PermissionError(event)
-
-
-def _math_judge() -> Callable[[str, str], Judged]:
-    """math-verify; its own alarms are off, for the parent keeps the time. What is short and
-    no prose is read as if it were boxed, that is whole.
-    """
-    import logging
-    import resource
-
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-
-    logging.disable()
-    resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30))
-    sys.set_int_max_str_digits(10_000)
-    sys.dont_write_bytecode = True
-    sys.addaudithook(_wall)
-
-    def read(text: str, of_list: bool) -> list[Any]:
-        if len(text) < BARE and not reading.boxes(text) and not reading.is_prose(text):
-            text = reading.boxed(text)
-        text = reading.with_numbers(text)
-        text = reading.apart(text) if of_list else reading.without_separators(text)
-        # of a box that is no LaTeX, the last number in it would be taken
-        kinds = [
-            LatexExtractionConfig(),
-            *([] if reading.boxes(text) else [ExprExtractionConfig()]),
-        ]
-        return parse(text, kinds, parsing_timeout=None, raise_on_error=True)
-
-    def judge(answer: str, gold: str) -> Judged:
-        of_list = reading.several(reading.boxed(gold))
-        found = read(answer, of_list)
-        if not found:
-            return False, ""
-        right = verify(read(gold, of_list), found, timeout_seconds=None, raise_on_error=True)
-        return right, str(found[0])
-
-    return judge

@@ -17,9 +17,6 @@ from pathlib import Path
 # a clone works without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from trainers.ablation import Ablation, combinations, plan
-from trainers.config import ConfigError
-
 
 def main() -> int:
     parser = argparse.ArgumentParser(
@@ -34,6 +31,10 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
     parser.add_argument("sweeps", nargs="*", metavar="key=a,b", help="one run for each value")
     arguments = parser.parse_intermixed_args()
+
+    from trainers.ablation import Ablation, combinations, plan
+    from trainers.config import ConfigError
+
     try:
         if arguments.jobs < 1:
             raise ConfigError(f"--jobs = {arguments.jobs}: must be at least 1")

@@ -17,25 +17,23 @@ from pathlib import Path
 # a clone works without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from eval.policy import ModelError
-from eval.scoring import BadFolder
-from eval.tasks import TaskError
-from trainers.config import ConfigError, load_config, refuse, run_name
-from trainers.plan import add_options, show
+from trainers.arguments import add_options
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", required=True, help="a YAML file, see configs/")
     parser.add_argument("--out", type=Path, help="default: runs/diagnosis/<configuration>")
-    parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="such as diagnose.measure=last_layer"
-    )
-    add_options(parser)
+    add_options(parser, "diagnose.measure=last_layer")
     arguments = parser.parse_intermixed_args()
+
+    from eval.policy import ModelError
+    from eval.scoring import BadFolder
+    from eval.tasks import TaskError
+    from trainers.config import ConfigError, load_config, refuse, run_name
+    from trainers.plan import show
+
     out = arguments.out or Path("runs/diagnosis") / run_name(Path(arguments.config))
     try:
         config = load_config(arguments.config, arguments.overrides)

@@ -15,32 +15,26 @@ from pathlib import Path
 # a clone works without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from eval.policy import ModelError
-from trainers.config import ConfigError, check_ranks, load_config, refuse
-from trainers.plan import add_options, show
+from trainers.arguments import add_options
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", required=True, help="a YAML file, see configs/")
-    parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="such as train.steps=300 or run.dir=runs/trial",
-    )
-    add_options(parser)
+    add_options(parser, "train.steps=300 or run.dir=runs/trial")
     arguments = parser.parse_intermixed_args()
+
+    from eval.policy import ModelError
+    from trainers.config import ConfigError, check_ranks, load_config, refuse
+    from trainers.plan import show
+    from trainers.run import UNWRITABLE, RunFolder
+
     try:
         config = load_config(arguments.config, arguments.overrides)
         if arguments.plan:
             return show(config, arguments)
         check_ranks(config, int(os.environ.get("WORLD_SIZE", "1")))
-        from trainers.run import RunFolder
-
         folder = RunFolder(config) if int(os.environ.get("RANK", "0")) == 0 else None
     except (ConfigError, ModelError) as error:
         return refuse(error)
@@ -51,7 +45,6 @@ def main() -> int:
     from eval.tasks import TaskError
     from eval.verifier import VerifierFailed
     from trainers.engine import share, start_ranks
-    from trainers.run import UNWRITABLE
     from trainers.trainer import Interrupted, Trainer, TrainingFailed
     from trainers.watch import leave
 

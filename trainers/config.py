@@ -7,13 +7,10 @@ model.
 import difflib
 import math
 import os
-import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
-from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,6 @@ from omegaconf.errors import OmegaConfBaseException
 from eval.files import leaves, replace_text
 from trainers.schema import Config
 
-CONTINUOUS = [5, 23]  # the first transformers whose continuous batching eval/continuous.py knows
 OPTIONS = ("task.options", "task.fields", "surgery.options")  # the user's own names: any key
 
 
@@ -55,11 +51,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for key, value in [*leaves(_read(Path(path))), *_overrides(overrides)]:
         mistake = _set(node, key, value)
         if mistake:
-            mistakes.append(f"{key} = {_shown(value)}: {mistake}")
+            mistakes.append(f"{key} = {shown(value)}: {mistake}")
     try:
         config = OmegaConf.to_object(node)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {_first_line(error)}; correct the interpolation") from None
+        raise ConfigError(f"{path}: {first_line(error)}; correct the interpolation") from None
     assert isinstance(config, Config)
     if config.run.dir is None:
         config.run.dir = f"runs/{run_name(Path(path))}/seed{config.seed}"
@@ -68,10 +64,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         config.eval.k = config.objective.k
     if config.diagnose.k is None:
         config.diagnose.k = config.diagnose.samples
+
+    from trainers.contradictions import contradictions  # needs torch
+
     outside = [*_out_of_range(config)]
     told = {line.partition(" = ")[0] for line in outside}  # such a value contradicts by itself
     mistakes += outside
-    mistakes += [line for line in _impossible(config) if line.partition(" = ")[0] not in told]
+    mistakes += [line for line in contradictions(config) if line.partition(" = ")[0] not in told]
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return config
@@ -121,7 +120,7 @@ def differences(config: Config, path: Path, among: Sequence[str] = ("",)) -> lis
     saved = flatten(Config()) | dict(leaves(_read(path)))
     now = flatten(config)
     return [
-        f"{key} = {_shown(now.get(key))} (was {_shown(saved.get(key))})"
+        f"{key} = {shown(now.get(key))} (was {shown(saved.get(key))})"
         for key in now | saved
         if saved.get(key) != now.get(key)
         and not key.startswith(FREE)
@@ -146,16 +145,16 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         ) from None
     except Exception as error:  # YAML, encoding, a folder: all are the file's fault
         raise ConfigError(
-            f"--config = {path}: not readable as YAML: {_first_line(error)}; correct the file"
+            f"--config = {path}: not readable as YAML: {first_line(error)}; correct the file"
         ) from None
     if not isinstance(content, dict):
-        raise ConfigError(f"--config = {path}: holds {_shown(content)}; write `key: value` lines")
+        raise ConfigError(f"--config = {path}: holds {shown(content)}; write `key: value` lines")
     parent = content.pop("extends", None)
     if parent is None:
         return content
     if not isinstance(parent, str):
         raise ConfigError(
-            f"extends = {_shown(parent)}: must be the name of one file, relative to {path}"
+            f"extends = {shown(parent)}: must be the name of one file, relative to {path}"
         )
     return _merged(_read(path.parent / parent, (*seen, path)), content)
 
@@ -180,7 +179,7 @@ def _overrides(overrides: Iterable[str]) -> Iterator[tuple[str, Any]]:
             yield key.strip(), parsed["x"]
         except Exception as error:
             raise ConfigError(
-                f"{key} = {value}: not readable as YAML: {_first_line(error)}; quote the value"
+                f"{key} = {value}: not readable as YAML: {first_line(error)}; quote the value"
             ) from None
 
 
@@ -195,7 +194,7 @@ def _set(node: Any, key: str, value: Any) -> str | None:
         try:
             OmegaConf.update(node, key, value, force_add=True)
         except OmegaConfBaseException as error:
-            return f"{_first_line(error)}; give a single value"
+            return f"{first_line(error)}; give a single value"
         return None
     known = flatten(Config())
     sections = {name.rpartition(".")[0] for name in known} - {""}
@@ -249,7 +248,7 @@ def _out_of_range(section: Any, prefix: str = "") -> Iterator[str]:
         bounds = f.metadata
         if value is None:
             continue
-        line = f"{prefix}{f.name} = {_shown(value)}: must be"
+        line = f"{prefix}{f.name} = {shown(value)}: must be"
         if "one of" in bounds and value not in bounds["one of"]:
             near = difflib.get_close_matches(value, bounds["one of"], 1)
             hint = f" (did you mean {near[0]}?)" if near else ""
@@ -260,162 +259,6 @@ def _out_of_range(section: Any, prefix: str = "") -> Iterator[str]:
             yield f"{line} above {bounds['above']}"
         if "at most" in bounds and not value <= bounds["at most"]:
             yield f"{line} at most {bounds['at most']}"
-
-
-def _impossible(config: Config) -> Iterator[str]:
-    """What no range of a single key can say."""
-    from eval.passk import ladder
-    from eval.tasks import OF_DATA, TASKS
-    from surgery.binding import load_function
-    from surgery.estimators import ESTIMATORS, OF_PASS_AT_K, largest_k
-    from surgery.rules import AGREEMENT, RULES
-
-    assert config.eval.k is not None
-    flat = flatten(config)
-
-    def wrong(key: str, remedy: str) -> str:
-        return f"{key} = {_shown(flat[key])}: {remedy}"
-
-    def not_a_function(key: str) -> Iterator[str]:
-        try:
-            if not callable(load_function(flat[key])):
-                raise TypeError("not a function or class")
-        except Exception as error:  # whatever the user's file does
-            why = f"{type(error).__name__}: {_first_line(error)}"
-            yield wrong(key, f"cannot be loaded ({why}); give it as file.py:function")
-
-    model, task, surgery, train = config.model, config.task, config.surgery, config.train
-    k, n, estimator = config.objective.k, train.samples, config.objective.estimator
-    try:
-        scheduled = [later for _, later in parse_schedule(config.objective.k_schedule)]
-    except ValueError:
-        scheduled = [0]
-    if min(scheduled, default=1) < 1:
-        yield wrong("objective.k_schedule", "write k@step, such as 4@50,1@100")
-    if estimator not in ESTIMATORS:
-        yield wrong("objective.estimator", f"must be one of {', '.join(ESTIMATORS)}")
-    elif n >= 2 and max([k, *scheduled]) > largest_k(estimator, n):
-        most = f"{estimator} serves k <= {largest_k(estimator, n)} from train.samples = {n}"
-        yield wrong("objective.k", f"{most}; lower it or raise train.samples")
-    compares = AGREEMENT in RULES[surgery.rule].needs if surgery.rule in RULES else False
-    if compares and estimator in set(ESTIMATORS) - OF_PASS_AT_K:
-        remedy = f"rule {surgery.rule} compares weights of pass@k; use loo, or another rule"
-        yield wrong("objective.estimator", remedy)
-    if holds_pass_1(config) and (
-        config.eval.temperature != train.temperature or config.eval.top_p != 1
-    ):
-        remedy = f"rule {surgery.rule} holds training against it; use train.temperature and top_p=1"
-        remedy += ", or surgery.gain=0" if surgery.rule == "pcgrad" else ""
-        yield wrong("eval.temperature", remedy)
-    local = model.path.startswith((".", "/", "~")) or Path(model.path).exists()
-    if local and not (Path(model.path) / "config.json").is_file():
-        yield wrong("model.path", "no model folder (no config.json in it); name one, or a hub id")
-    if model.dtype != "float32" and train.zero_stage == 0:
-        yield wrong("model.dtype", "needs the fp32 weights that ZeRO keeps; set train.zero_stage=1")
-    flash = model.attention == "flash_attention_2"
-    if flash and find_spec("flash_attn") is None:
-        remedy = "needs flash-attn, which is not installed; install it, or set model.attention=sdpa"
-        yield wrong("model.attention", remedy)
-    elif flash and model.dtype != "bfloat16":
-        yield wrong("model.attention", "computes in 16 bits; set model.dtype=bfloat16")
-    if model.lora_rank and find_spec("peft") is None:
-        remedy = "needs peft, which is not installed; install '.[lora]', or set it to 0"
-        yield wrong("model.lora_rank", remedy)
-    if train.offload == "all" and train.zero_stage < 3:
-        yield wrong("train.offload", "only ZeRO-3 parts with the weights; set train.zero_stage=3")
-    elif train.offload != "none" and train.zero_stage == 0:
-        yield wrong("train.offload", "needs the optimiser that ZeRO splits; set train.zero_stage=1")
-    if train.top_p != 1:
-        why = "must be 1, or the samples would not come from the policy that is trained"
-        yield wrong("train.top_p", f"{why}; eval.top_p is free")
-    installed = metadata.version("transformers")
-    if train.rollouts == "continuous" and [*map(int, installed.split(".")[:2])] < CONTINUOUS:
-        least = ".".join(map(str, CONTINUOUS))
-        remedy = f"needs transformers {least}, and this is {installed}; upgrade it, or use cached"
-        yield wrong("train.rollouts", remedy)
-    if config.eval.k > config.eval.samples:
-        most = f"needs eval.samples >= eval.k, which is {config.eval.samples}"
-        yield wrong("eval.k", f"{most}; lower it or raise eval.samples")
-    assert config.diagnose.k is not None
-    if config.diagnose.k > config.diagnose.samples:
-        most = f"needs as many answers, and diagnose.samples = {config.diagnose.samples}"
-        yield wrong("diagnose.k", f"{most}; lower it or raise diagnose.samples")
-    if ":" in task.name:
-        yield from not_a_function("task.name")
-    elif task.name not in TASKS:
-        yield wrong("task.name", f"must be one of {', '.join(TASKS)}, or file.py:Class")
-    elif task.name in OF_DATA:
-        yield from (wrong(key, remedy) for key, remedy in _impossible_data(config))
-    else:
-        from eval.tasks.data import Data
-
-        defaults, of_data = flatten(Config()), {f"task.{x.name}" for x in fields(Data) if x.init}
-        for key in (x for x in flat if x.startswith("task.fields.") or x in of_data):
-            if flat[key] != defaults.get(key):
-                remedy = f"is of data, and the task is {task.name}; set task.name=data"
-                yield wrong(key, f"{remedy} (or {', '.join(x for x in OF_DATA if x != 'data')})")
-    if ":" in surgery.rule:
-        yield from not_a_function("surgery.rule")
-    elif surgery.rule not in RULES:
-        yield wrong("surgery.rule", f"must be one of {', '.join(RULES)}, or file.py:function")
-    elif surgery.measure == "none" and RULES[surgery.rule].needs:
-        remedy = f"rule {surgery.rule} decides by measurement; set surgery.measure=last_layer"
-        yield wrong("surgery.measure", remedy)
-    elif surgery.every > 1 and AGREEMENT in RULES[surgery.rule].needs:
-        remedy = f"rule {surgery.rule} needs the agreement of every prompt; set surgery.every=1"
-        yield wrong("surgery.every", remedy)
-    if surgery.metric == "adam" and surgery.measure != "ghost":
-        yield wrong("surgery.metric", "is a metric of parameters; set surgery.measure=ghost")
-    if surgery.modules is not None:
-        try:
-            re.compile(surgery.modules)
-        except re.error as error:
-            yield wrong("surgery.modules", f"not a regular expression ({error}); correct it")
-    if surgery.measure != "none" and surgery.statistic == "loo" and train.prompts == 1:
-        remedy = "surgery.statistic = loo compares prompts; use 2 or more, or surgery.measure=none"
-        yield wrong("train.prompts", remedy)
-    if task.verifier is not None and ":" in task.verifier:
-        yield from not_a_function("task.verifier")
-    elif task.verifier not in (None, "exact", "math", "boxed"):
-        yield wrong("task.verifier", "must be exact, math, boxed or file.py:function")
-    if (train.warmup_steps or 0) > train.steps:
-        yield wrong("train.warmup_steps", f"exceeds train.steps = {train.steps}; lower it")
-    metrics = [f"{x}/pass@{j}" for x in ("eval", "exact") for j in ladder(config.eval.k)]
-    if train.best_constraint is not None:
-        try:
-            constrained, _ = parse_constraint(train.best_constraint)
-        except ValueError:
-            yield wrong("train.best_constraint", "write it as eval/pass@8>=0.9")
-            constrained = None
-        if constrained is not None and constrained not in metrics:
-            yield wrong("train.best_constraint", f"must name one of {', '.join(metrics)}")
-    if train.best_metric not in metrics:
-        yield wrong("train.best_metric", f"must be one of {', '.join(metrics)}")
-
-
-def _impossible_data(config: Config) -> Iterator[tuple[str, str]]:
-    """(key, remedy) of what a task of data cannot be."""
-    from eval.tasks.rows import FIELDS
-
-    task = config.task
-    if config.model.path == "base":
-        yield "model.path", f"task {task.name} has no base policy; name a folder or a hub id"
-    if task.name == "data" and task.path is None:
-        yield "task.path", "task data is your own; name a file, a folder or a hub id"
-    if task.prompt is not None and "{problem}" not in task.prompt:
-        yield "task.prompt", "must say where the problem goes; write {problem} there"
-    thresholds = [x for x in (task.hard_below, task.easy_above) if x is not None]
-    if thresholds and task.rates is None:
-        yield (
-            "task.rates",
-            "task.easy_above and task.hard_below choose by records of the base; name some",
-        )
-    if task.rates is not None and not thresholds:
-        yield "task.rates", "needs a threshold; give task.easy_above, task.hard_below or both"
-    if thresholds != sorted(thresholds):
-        yield "task.easy_above", f"lies below task.hard_below = {task.hard_below}; raise it"
-    for name in task.fields.keys() - set(FIELDS):
-        yield f"task.fields.{name}", f"must name one of {', '.join(FIELDS)}"
 
 
 def holds_pass_1(config: Config) -> bool:
@@ -448,10 +291,10 @@ def parse_constraint(text: str) -> tuple[str, float]:
     return name.strip(), float(bound)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     text = "null" if value is None else str(value)
     return "".join(x if x.isprintable() else " " for x in text)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return str(error).strip().replace("\n", " ")[:200]

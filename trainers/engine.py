@@ -7,6 +7,7 @@ gather.
 
 import atexit
 import copy
+import gc
 import math
 import os
 import signal
@@ -67,6 +68,7 @@ def _part() -> None:
     """
     if torch.distributed.is_initialized() and not watch.failed():
         torch.distributed.destroy_process_group()
+    gc.freeze()  # or the interpreter would search all that was imported for garbage: a second
 
 
 def _end_with_launcher() -> None:

@@ -38,13 +38,6 @@ GIB = 2**30
 BUCKET, GATHERED, THRESHOLD = 500_000_000, 1_000_000_000, 100_000
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    parser.add_argument("--plan", action="store_true", help="only print the memory that it needs")
-    parser.add_argument("--plan-ranks", type=int, default=ranks, help="over so many ranks")
-    parser.add_argument("--plan-prompt", type=int, default=512, help="tokens of a prompt")
-
-
 def states(sizes: Sizes, stage: int, ranks: int, offload: str = "none") -> tuple[Held, Held]:
     """(device, host): what a rank holds at all times."""
     share = math.ceil(sizes.trainable / ranks)

@@ -1,5 +1,6 @@
 """A training run, in the order in which it happens. `step` is the algorithm."""
 
+import gc
 import math
 import sys
 import time
@@ -94,6 +95,8 @@ class Trainer:
         train, start = self.config.train, self._resume()
         began = time.monotonic() - self.seconds
         metrics = Metrics(self.folder.path, self.config, start) if self.folder else None
+        gc.collect()
+        gc.freeze()  # or each step's lists would now and then have all modules searched for garbage
         if start == train.steps:  # all but the results were there
             self._evaluate("after")
         if start == 0:
@@ -106,11 +109,12 @@ class Trainer:
         with self.verifier, Stop(self.folder is not None) as stop, self._progress(start) as bar:
             for step in range(start + 1, train.steps + 1):
                 scalars, prompts, looks = self.step(step)
-                last = step == train.steps
+                last, stepped = step == train.steps, time.monotonic()
                 if last or due(step, self.config.eval.every):
                     scalars |= self._evaluate("after" if last else None)
                 else:
                     scalars |= self.evaluation.exact()
+                scalars["time/evaluate"] = time.monotonic() - stepped
                 if metrics:
                     metrics.log(step, scalars)
                     metrics.prompts(step, prompts)

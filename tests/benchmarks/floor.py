@@ -1,6 +1,6 @@
 """The whole step against its floor: the same forwards and backwards, and nothing else.
 
-python tests/benchmarks/floor.py [--config configs/passk.yaml configs/pcgrad.yaml] [--rounds 30] [key=value ...]
+python tests/benchmarks/floor.py [--config FILE ...] [--rounds 30] [key=value ...]
 
 What the model was called with in a step is called again in turn: the forwards of the sampler, each
 with a cache of that length, and the forward and backward of the update, its log-probabilities

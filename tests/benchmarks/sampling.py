@@ -1,21 +1,72 @@
 """Sampling against transformers' own, on the same prompts with the same model, interleaved.
 
-python tests/benchmarks/sampling.py [--rounds 7] [--task twin chain] [--samples 4 16 64] [--tokens N]
+python tests/benchmarks/sampling.py [--rounds 7] [--task twin chain] [--samples 4 16 64]
+                                    [--tokens 16 64 128] [--paged]
 
 `generate` is model.generate(num_return_sequences=n), `generate_batch` its continuous batching; both
 draw from the same distribution, at temperature 1. Prints how many times as long they take, the
-median and the quartiles over the rounds. Completions end where the model ends them: all three write
-as many tokens, but for chance. --tokens cuts them all at that many.
+median and the quartiles over the rounds. Completions end where the model ends them: all write as
+many tokens, but for chance; with --tokens no end is one, and all write exactly so many.
 """
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+Works = dict[str, Callable[[], object]]
+
+
+def works(policy: Any, prompts: list[str], n: int, limit: int, paged: bool) -> Works:
+    """The same work in several ways; the first is ours."""
+    from transformers import GenerationConfig
+
+    from eval.sampling import Decoding, sample
+
+    model, decoding = policy.model, Decoding(limit)
+    model.generation_config.eos_token_id = policy.end_ids
+    how = GenerationConfig(
+        max_new_tokens=limit,
+        do_sample=True,
+        top_k=0,
+        top_p=1.0,
+        num_return_sequences=n,
+        eos_token_id=policy.end_ids,
+        pad_token_id=policy.pad_id,
+    )
+
+    def generate() -> None:
+        inputs = policy.tokenizer(prompts, return_tensors="pt", padding=True).to(policy.device)
+        inputs.pop("token_type_ids", None)
+        ids = model.generate(**inputs, generation_config=how)
+        policy.tokenizer.batch_decode(ids[:, inputs.input_ids.shape[1] :])
+
+    def generate_batch() -> None:
+        ids = policy.encode(prompts)
+        model.generate_batch(ids, generation_config=how, progress_bar=False)
+
+    found: Works = {
+        "ours": lambda: sample(policy, prompts, n, decoding, seed=1),
+        "with features": lambda: sample(policy, prompts, n, decoding, seed=1, features=True),
+        "generate": generate,
+    }
+    return found | ({"generate_batch": generate_batch} if paged else {})
+
+
+def clocked(work: Callable[[], object]) -> float:
+    import torch
+
+    start = time.monotonic()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.monotonic() - start
 
 
 def main() -> None:
@@ -26,67 +77,42 @@ def main() -> None:
     parser.add_argument("--task", nargs="+", default=["twin", "chain"])
     parser.add_argument("--samples", nargs="+", type=int, default=[4, 16, 64])
     parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--tokens", type=int, help="the limit; without it the task's own")
+    parser.add_argument("--tokens", nargs="+", type=int, help="lengths; else the task's own")
     parser.add_argument("--paged", action="store_true", help="generate_batch too: slow on a CPU")
     arguments = parser.parse_args()
 
     import torch
-    from transformers import GenerationConfig
 
-    from eval.policy import load_policy
+    from eval.policy import Policy, load_policy
     from eval.report import table
-    from eval.sampling import Decoding, sample
     from eval.tasks import build_task
 
-    def clock(work: Callable[[], object]) -> float:
-        start = time.monotonic()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.monotonic() - start
+    class Endless(Policy):
+        end_ids = property(lambda self: [2**30])  # no token's
 
     rows = []
     for name in arguments.task:
         task = build_task({"name": name})
         policy = load_policy(task.base_model())
         policy.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-        tokenizer, limit = policy.tokenizer, arguments.tokens or task.max_new_tokens
-        prompts = [x.prompt for x in task.training(0, 1, arguments.prompts)]
-        inputs = tokenizer(prompts, return_tensors="pt", padding=True).to(policy.device)
-        inputs.pop("token_type_ids", None)
-        for n in arguments.samples:
-            how = GenerationConfig(
-                max_new_tokens=limit,
-                do_sample=True,
-                top_k=0,
-                top_p=1.0,
-                num_return_sequences=n,
-                eos_token_id=policy.end_ids,
-                pad_token_id=policy.pad_id,
-            )
-            works: dict[str, Callable[[], object]] = {
-                "ours": lambda: sample(policy, prompts, n, Decoding(limit), seed=1),
-                "with features": lambda: sample(
-                    policy, prompts, n, Decoding(limit), seed=1, features=True
-                ),
-                "generate": lambda: policy.model.generate(**inputs, generation_config=how),
-            }
-            if arguments.paged:
-                ids = policy.encode(prompts)
-                works["generate_batch"] = lambda: policy.model.generate_batch(
-                    ids, generation_config=how, progress_bar=False
-                )
-            seconds: dict[str, list[float]] = {x: [] for x in works}
+        prompts = [str(x.prompt) for x in task.training(0, 1, arguments.prompts)]
+        lengths = arguments.tokens or [task.max_new_tokens]
+        if arguments.tokens:
+            policy = Endless(policy.model, policy.tokenizer)
+        for limit, n in itertools.product(lengths, arguments.samples):
+            ways = works(policy, prompts, n, limit, arguments.paged)
+            seconds: dict[str, list[float]] = {x: [] for x in ways}
             for turn in range(arguments.rounds + 1):
-                for x, work in works.items():
-                    spent = clock(work)
-                    if turn:  # the first warms up
-                        seconds[x].append(spent)
-            for x in list(works)[1:]:
+                spent = {x: clocked(work) for x, work in ways.items()}
+                if turn:  # the first warms up
+                    for x in ways:
+                        seconds[x].append(spent[x])
+            for x in list(ways)[1:]:
                 ratios = [b / a for a, b in zip(seconds["ours"], seconds[x], strict=True)]
                 low, middle, high = statistics.quantiles(ratios, n=4)
-                rows.append([name, str(n), x, f"{middle:.2f}", f"{low:.2f} – {high:.2f}"])
-    print(table(["task", "n", "", "time / ours", "quartiles"], rows))
+                cells = [name, str(limit), str(n), x, f"{middle:.2f}", f"{low:.2f} – {high:.2f}"]
+                rows.append(cells)
+    print(table(["task", "tokens", "n", "", "time / ours", "quartiles"], rows))
 
 
 if __name__ == "__main__":

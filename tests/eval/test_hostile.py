@@ -26,7 +26,7 @@ LONG = settings(QUICK, max_examples=20_000, derandomize=False)
 @pytest.fixture(scope="module")
 def math():
     with Verifier("math", workers=2, time_limit=LIMIT) as verifier:
-        verifier(["8"], ["7"])  # the first worker is up
+        verifier(["8.5"], ["7"])  # the first worker is up
         yield verifier
 
 
@@ -75,8 +75,8 @@ def test_no_code_is_run(math, tmp_path):
 
     script = (  # in one process, where all that is compiled from a text can be seen
         "import json, sys\n"
-        "from eval.verifier import _math_judge\n"
-        "judge, seen = _math_judge(), []\n"
+        "from eval.judges import math_judge\n"
+        "judge, seen = math_judge(), []\n"
         "judge('3+4', '7')\n"
         "def hook(event, args):\n"
         "    if event == 'compile' and isinstance(args[0], (str, bytes)):\n"
@@ -133,9 +133,9 @@ def test_the_wall_of_a_worker(tmp_path, deed):
     canary = tmp_path / "canary"
     script = (
         "import os, socket, subprocess, sys\n"
-        "from eval.verifier import _wall\n"
+        "from eval.judges import wall\n"
         "canary = sys.argv[1]\n"
-        "sys.addaudithook(_wall)\n"
+        "sys.addaudithook(wall)\n"
         f"try: {deed}\n"
         "except PermissionError as error: print('refused', error)\n"
     )
@@ -152,26 +152,58 @@ def held():
     return len(os.listdir("/proc/self/fd")), len(pids)
 
 
-@pytest.mark.parametrize(
-    ("mode", "count"),
-    [("own", 5_000), pytest.param("math", 100_000, marks=pytest.mark.slow)],
-)
-def test_no_worker_leaks(tmp_path, mode, count):
+def memory():
+    """Megabytes that this process holds."""
+    return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+
+def test_no_worker_leaks(tmp_path):
     path = tmp_path / "own.py"
     path.write_text(
         "import os\ndef judge(answer, gold):\n    if '!' in answer: os._exit(1)\n    return True\n"
     )
     before = held()
-    with Verifier(f"{path}:judge" if mode == "own" else mode, 2, LIMIT) as verifier:
+    with Verifier(f"{path}:judge", 2, LIMIT) as verifier:
         verifier(["1.0", "2.0"], ["1", "2"])
         busy = held()
-        for i in range(0, count, 1_000):
-            numbers = range(i, i + 1_000)
-            responses = [f"{x}.0" for x in numbers] + [f"9^{{9^{{9^{{{i}9}}}}}}!"]
-            verdicts = verifier(responses, [*map(str, numbers), "7"])
+        for i in range(0, 5_000, 1_000):
+            responses = [f"{x}.0" for x in range(i, i + 1_000)] + [f"{i}!"]
+            verdicts = verifier(responses, ["7"] * 1_001)
             assert verdicts == [True] * 1_000 + [None]  # a worker was lost, and replaced
             assert held() == busy
     assert held() == before
+
+
+@pytest.mark.slow
+def test_100_000_verdicts_leave_nothing_behind(tmp_path, monkeypatch):
+    """New answers, old ones, hostile ones, each of these once; in each round one ends a worker."""
+    monkeypatch.setattr("eval.verifier.CACHE_SIZE", 1_000)  # full from the first rounds on
+    rounds, count, new = 20, 5_000, 600
+    hostile = [*LISTS, *NOT_IT, *SLOW, *code(str(tmp_path / "canary"))]
+    before, pids, sizes, undecided = held(), set(), [], 0
+    with Verifier("math", 2, LIMIT) as verifier:
+        verifier(["1.5", "2.5"], ["7", "7"])
+        busy = held()
+        for i in range(rounds):
+            share = [f"9^{{9^{{9^{{{i}9}}}}}}!", *hostile[i::rounds]]
+            numbers = range(i * new, (i + 1) * new)
+            responses = [rf"So \boxed{{{x}.0}}." for x in numbers]
+            golds = [str(x + x % 2) for x in numbers]  # of the odd ones another number
+            old = count - len(share) - new
+            responses += [rf"It is \boxed{{{x % 64}/3}}." for x in range(old)]
+            golds += [rf"\frac{{{x % 64}}}{{3}}" for x in range(old)]
+            verdicts = verifier([*responses, *share], [*golds, *[GOLD] * len(share)])
+            assert verdicts[: count - len(share)] == [True, False] * (new // 2) + [True] * old
+            found = verdicts[count - len(share) :]
+            assert found[0] is None and True not in found
+            undecided += found.count(None)
+            assert held() == busy  # those that were ended are replaced
+            pids |= {worker.process.pid for worker in verifier._workers}
+            sizes.append(memory())
+    assert held() == before
+    assert len(pids) >= 2 + rounds
+    assert sizes[-1] < sizes[rounds // 4] + 8, sizes
+    print(f"{rounds * count} verdicts, {undecided} undecided, {len(pids)} workers, {sizes}")
 
 
 @QUICK

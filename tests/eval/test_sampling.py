@@ -181,7 +181,7 @@ def test_the_draws_do_not_depend_on_batches_or_shares():
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_what_is_read_once_and_when_ends_are_seen_change_nothing(kind, monkeypatch):
-    """Rows of a prefix each, from the start, late or never; ends seen at once or some tokens later."""
+    """Rows with a prefix each from the start, late or never; ends seen at once or later."""
     policy = random_policy(kind)
     found, read, tokens = [], [], []
     counting = policy.model.register_forward_pre_hook(

@@ -2,10 +2,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 
-from eval.verifier import Verifier, VerifierFailed
+from eval.verifier import AHEAD, Verifier, VerifierFailed, _plain
 from tests.conftest import ROOT
 
 
@@ -90,7 +91,7 @@ def test_answers_by_their_marks(math, answer, gold, verdict):
 
 def test_hostile_answers_neither_hang_nor_hurt(math):
     hostile = [r"\boxed{9^{9^{9^9}}}", "9^{9^{9^9}}", "(" * 100_000, r"\boxed{" + "{" * 100_000]
-    math(["8"], ["7"])  # the workers are up
+    math(["8.5"], ["7"])  # the workers are up
     start = time.monotonic()
     verdicts = math([*hostile, "7.0"], ["7"] * 5)
     assert time.monotonic() - start < 15
@@ -120,9 +121,63 @@ def test_a_function_of_the_user(tmp_path):
     assert verdicts == [True, False, None, None, None, True]
 
 
+def test_a_bad_pair_costs_only_its_own_verdict(tmp_path):
+    """Though others wait in a row behind it, and though all in a row take longer than the limit."""
+    (tmp_path / "mine.py").write_text(
+        "import os, time\n"
+        "def judge(answer, gold):\n"
+        "    if answer.startswith('sleep'): time.sleep(60)\n"
+        "    if answer.startswith('die'): os._exit(1)\n"
+        "    if answer.startswith('late'): time.sleep(0.3)\n"
+        "    return answer.endswith(gold)\n"
+    )
+    answers = [f"{i} {i % 3}" for i in range(60)]
+    answers[7], answers[8], answers[31], answers[59] = "sleep 1", "die 1", "die 2", "sleep 2"
+    answers += [f"late {i} 1" for i in range(8)]
+    right = [None if x[:3] in ("sle", "die") else x.endswith("1") for x in answers]
+    with Verifier(f"{tmp_path}/mine.py:judge", workers=1, time_limit=1.0) as verifier:
+        assert verifier(answers, ["1"] * len(answers)) == right
+
+
+def test_a_worker_that_is_killed_while_it_waits_costs_no_verdict(tmp_path):
+    (tmp_path / "mine.py").write_text("def judge(answer, gold):\n    return answer == gold\n")
+    with Verifier(f"{tmp_path}/mine.py:judge", workers=1) as verifier:
+        assert verifier(["1"], ["1"]) == [True]
+        (worker,) = verifier._workers
+        worker.process.kill()
+        worker.process.wait()
+        assert verifier(["2", "3"], ["2", "2"]) == [True, False]
+        assert verifier._workers != [worker]
+
+
+def test_an_old_worker_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr("eval.verifier.LIFETIME", 20)
+    (tmp_path / "mine.py").write_text(
+        "import os\ndef judge(answer, gold):\n    return True, str(os.getpid())\n"
+    )
+    with Verifier(f"{tmp_path}/mine.py:judge", workers=1) as verifier:
+        judged = verifier.judge([*map(str, range(70))], ["1"] * 70)
+    assert all(right for right, _ in judged)
+    lives = Counter(pid for _, pid in judged)
+    assert len(lives) == 4 and max(lives.values()) < 20 + AHEAD
+
+
+def test_integers_are_told_apart_as_math_verify_does(tmp_path):
+    """Without asking it."""
+    (tmp_path / "mine.py").write_text("from eval.judges import math_judge\njudge = math_judge()\n")
+    forms = ["%s", r"\boxed{%s}", r"\$%s", "$%s$", r"\text{%s}", r"\boxed{\text{%s}}", " %s "]
+    numbers = ["0", "7", "-7", "70", "1000", "1{,}000", "1,000", "999999999999999"]
+    pairs = [(f % x, y) for f in forms for x in numbers for y in ("7", "1,000", "999999999999998")]
+    pairs = [x for x in pairs if _plain(*x) is not None]
+    assert len(pairs) > 150
+    with Verifier(f"{tmp_path}/mine.py:judge", workers=1) as verifier:
+        of_math_verify = verifier(*zip(*pairs, strict=True))
+    assert [_plain(*x)[0] for x in pairs] == of_math_verify
+
+
 def test_closing_ends_the_workers():
     with Verifier("math", workers=2) as verifier:
-        verifier(["1", "2"], ["3", "3"])
+        verifier(["1.5", "2.5"], ["3", "3"])
         processes = [worker.process for worker in verifier._workers]
         assert len(processes) == 2
     assert all(process.poll() is not None for process in processes)
@@ -168,8 +223,8 @@ def test_a_worker_does_not_hear_what_is_meant_for_the_run(tmp_path):
 
 def test_a_worker_whose_parent_is_gone_ends_by_itself(tmp_path):
     (tmp_path / "mine.py").write_text("def forever(answer, gold):\n    while True: pass\n")
-    code = f"from eval.verifier import serve; serve({f'{tmp_path}/mine.py:forever'!r}, 0.1)"
+    code = f"from eval.judges import serve; serve({f'{tmp_path}/mine.py:forever'!r}, 0.1)"
     worker = subprocess.run(
-        [sys.executable, "-c", code], input=b'["1", "1"]\n', cwd=ROOT, timeout=60
+        [sys.executable, "-c", code], input=b'[["1", "1"]]\n', cwd=ROOT, timeout=60
     )
     assert worker.returncode == -signal.SIGALRM

@@ -203,7 +203,7 @@ def test_ranks():
 def test_continuous_needs_a_transformers_that_has_it(monkeypatch):
     passk = ROOT / "configs" / "passk.yaml"
     load_config(passk, ["train.rollouts=continuous"])
-    monkeypatch.setattr("trainers.config.metadata.version", lambda name: "5.9.2")
+    monkeypatch.setattr("trainers.contradictions.metadata.version", lambda name: "5.9.2")
     load_config(passk)
     (line,) = refusal("train.rollouts=continuous")
     assert line == (
@@ -219,12 +219,12 @@ def test_user_files_are_relative_to_the_working_folder(tmp_path, monkeypatch):
 
 
 def test_what_is_not_installed_is_said_before_a_model_is_loaded(monkeypatch):
-    from trainers import config
+    from trainers import contradictions
 
-    monkeypatch.setattr(config, "find_spec", lambda name: None)
+    monkeypatch.setattr(contradictions, "find_spec", lambda name: None)
     (line,) = refusal("model.lora_rank=8")
     assert "model.lora_rank = 8" in line and "install '.[lora]'" in line
-    monkeypatch.setattr(config, "find_spec", lambda name: name)
+    monkeypatch.setattr(contradictions, "find_spec", lambda name: name)
     (line,) = refusal("model.attention=flash_attention_2")
     assert "model.dtype=bfloat16" in line
 

@@ -20,6 +20,7 @@ from tests.conftest import ROOT, run
 from tests.trainers.held import model_config
 from tests.trainers.test_probe import Alone
 from trainers import plan
+from trainers.arguments import add_options
 from trainers.config import ConfigError, load_config
 from trainers.model import make_trainable
 from trainers.probe import Probe
@@ -326,6 +327,6 @@ def test_the_command(tmp_path, command, moment):
 @pytest.mark.parametrize("value", ["0", "-2"])
 def test_numbers_below_one_are_refused(option, value):
     parser = argparse.ArgumentParser()
-    plan.add_options(parser)
+    add_options(parser, "train.steps=300")
     with pytest.raises(ConfigError, match=f"^{option} = {value}: must be at least 1$"):
-        plan.show(Config(), parser.parse_args([f"{option}={value}"]))
+        plan.show(Config(), parser.parse_args(["--config", "", f"{option}={value}"]))

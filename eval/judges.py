@@ -1,0 +1,118 @@
+"""The workers of `eval.verifier`: the loop, the wall around it, and math-verify as the judge."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from itertools import chain
+from typing import Any
+
+from eval import answers as reading
+from surgery.binding import load_function
+
+BARE = 256  # characters of an expression that is read whole without being boxed
+GOLDS = 1_000  # that a worker keeps as they were read
+ORPHANED = 2.0  # seconds past its limit after which a worker ends by itself
+OUTSIDE = ("os.", "subprocess.", "socket.", "shutil.", "ctypes.", "tempfile.")  # audit events
+
+Pair = tuple[str, str]  # an answer and its gold
+Judged = tuple[bool | None, str]  # the verdict and the answer that was read
+UNDECIDED: Judged = (None, "")
+
+
+def serve(mode: str, limit: float) -> None:
+    """The worker: judges lists of (answer, gold), a line each, from standard input until it closes.
+
+    Its parent ends it at the `limit` of a verdict. Where the parent is gone, the system does, a
+    little later: nobody else would.
+    """
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a judge prints must not be taken for a verdict
+    judge = load_function(mode) if ":" in mode else math_judge()
+    print("ready", file=out, flush=True)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    os.dup2(2, 1)
+    for answer, gold in chain.from_iterable(map(json.loads, sys.stdin)):
+        signal.setitimer(signal.ITIMER_REAL, limit + ORPHANED)
+        try:
+            found = judge(answer, gold)
+            verdict, read = found if isinstance(found, tuple) else (found, answer)
+            judged = None if verdict is None else bool(verdict), str(read)
+        except (Exception, RecursionError):
+            judged = UNDECIDED
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        print(json.dumps(judged), file=out, flush=True)
+
+
+def wall(event: str, args: tuple[Any, ...]) -> None:
+    """An audit hook, which nothing can take away again: the worker reads, and it computes."""
+    writes = event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR) and args[0] != os.devnull
+    if writes or (event.startswith(OUTSIDE) and event not in ("os.listdir", "os.scandir")):
+        raise PermissionError(event)
+
+
+def math_judge() -> Callable[[str, str], Judged]:
+    """math-verify; its own alarms are off, for the parent keeps the time. What is short and
+    no prose is read as if it were boxed, that is whole.
+    """
+    import logging
+    import resource
+
+    from latex2sympy2_extended.antlr_parser import PSParser
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+
+    PSParser.math = in_two_stages(PSParser.math)
+    logging.disable()
+    resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30))
+    sys.set_int_max_str_digits(10_000)
+    sys.dont_write_bytecode = True
+    sys.addaudithook(wall)
+
+    def read(text: str, of_list: bool) -> list[Any]:
+        if len(text) < BARE and not reading.boxes(text) and not reading.is_prose(text):
+            text = reading.boxed(text)
+        text = reading.with_numbers(text)
+        text = reading.apart(text) if of_list else reading.without_separators(text)
+        # of a box that is no LaTeX, the last number in it would be taken
+        kinds = [
+            LatexExtractionConfig(),
+            *([] if reading.boxes(text) else [ExprExtractionConfig()]),
+        ]
+        return parse(text, kinds, parsing_timeout=None, raise_on_error=True)
+
+    known = lru_cache(GOLDS)(read)
+
+    def judge(answer: str, gold: str) -> Judged:
+        of_list = reading.several(reading.boxed(gold))
+        found = read(answer, of_list)
+        if not found:
+            return False, ""
+        right = verify(known(gold, of_list), found, timeout_seconds=None, raise_on_error=True)
+        return right, str(found[0])
+
+    return judge
+
+
+def in_two_stages(rule: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A rule of an ANTLR parser that predicts without the calling context first (SLL) and, where
+    that ends in a syntax error, with it (LL), which takes several times as long. A tree of the
+    first stage is that of the second (Parr, Harwell, Fisher 2014, "Adaptive LL(*) Parsing").
+    """
+    from antlr4.atn.PredictionMode import PredictionMode
+
+    @wraps(rule)
+    def parsed(parser: Any) -> Any:
+        parser._interp.predictionMode = PredictionMode.SLL
+        try:
+            return rule(parser)
+        except Exception:  # of whatever class the parser's listener raises
+            lexer = parser._input.tokenSource
+            lexer.reset()
+            parser._input.setTokenSource(lexer)
+            parser.reset()
+            parser._interp.predictionMode = PredictionMode.LL
+            return rule(parser)
+
+    return parsed

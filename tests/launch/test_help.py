@@ -1,0 +1,27 @@
+"""A help text comes at once: a command imports what takes a while after it has read its arguments.
+
+Not by the clock, which is the machine's: by what has been imported.
+"""
+
+from tests.conftest import ROOT, run
+
+HELP = """
+import runpy, sys
+at_start, scripts = set(sys.modules), sys.argv[1:]
+for script in scripts:
+    sys.argv = [script, "--help"]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        assert end.code == 0, script
+imported = {name.partition(".")[0] for name in set(sys.modules) - at_start}
+print(*sorted(imported - sys.stdlib_module_names), file=sys.stderr)
+"""
+
+
+def test_help_needs_the_standard_library_only(tmp_path):
+    scripts = [str(x) for x in sorted((ROOT / "launch").glob("*.py"))]
+    done = run("-c", HELP, *scripts, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("usage: ") == len(scripts) == 6
+    assert done.stderr.split() == ["trainers"]
