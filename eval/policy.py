@@ -200,10 +200,10 @@ def completion_logprobs(
     """
     columns = batch.completion_mask.shape[1]
     tokens = batch.input_ids[:, batch.prompt_width :]
-    inputs = {
-        "input_ids": batch.input_ids,
-        "attention_mask": batch.attention_mask,
-        "position_ids": batch.position_ids,
+    inputs = {  # nothing follows the last column
+        "input_ids": batch.input_ids[:, :-1],
+        "attention_mask": batch.attention_mask[:, :-1],
+        "position_ids": batch.position_ids[:, :-1],
         "use_cache": False,
     }
 
@@ -212,11 +212,11 @@ def completion_logprobs(
         return logp.gather(-1, tokens[..., None]).squeeze(-1)
 
     if pieces == 1:
-        logp = of_tokens(model(**inputs, logits_to_keep=columns + 1).logits[:, :-1], tokens)
+        logp = of_tokens(model(**inputs, logits_to_keep=columns).logits, tokens)
         return logp.where(batch.completion_mask, 0.0)
 
     output = model.base_model(**inputs)
-    hidden = output.last_hidden_state[:, -columns - 1 : -1]
+    hidden = output.last_hidden_state[:, -columns:]
 
     def of_hidden(hidden: Tensor, tokens: Tensor) -> Tensor:
         with _given(model, replace(output, last_hidden_state=hidden)):

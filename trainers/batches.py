@@ -54,12 +54,16 @@ def micro_batches(
     batches, sums = [], []
     for batch, places in merged(rollout, wanted, budget, pad_id, device, linear):
         batches.append(batch)
-        order = torch.tensor([i for x in places for i in x])
-        row = torch.arange(len(places)).repeat_interleave(torch.tensor(list(map(len, places))))
-        whole = flat.new_zeros(len(places), *flat.shape[1:]).index_add_(0, row, flat[order])
-        whole = whole.float().to(device)
+        whole = summed(flat, places).to(device)
         sums.append(whole[:, : batch.completion_mask.shape[1]] if whole.dim() > 1 else whole)
     return batches, sums
+
+
+def summed(flat: Tensor, places: Sequence[Sequence[int]]) -> Tensor:
+    """In float32, the sum over the completions that each row stands for."""
+    order = torch.tensor([i for x in places for i in x])
+    row = torch.arange(len(places)).repeat_interleave(torch.tensor(list(map(len, places))))
+    return flat.new_zeros(len(places), *flat.shape[1:]).index_add_(0, row, flat[order]).float()
 
 
 def _fitting(rows: Sequence[Row], budget: int) -> Iterator[Sequence[Row]]:

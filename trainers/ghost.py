@@ -16,13 +16,11 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional
 
 from eval.policy import Batch, completion_logprobs
 
 Direction = Mapping[str, Tensor]  # by parameter name; what is missing is 0
-
-
-LINEAR = (nn.Linear, nn.Embedding)  # F(x; 0) is known to be 0
 
 
 class Unsupported(Exception):
@@ -57,21 +55,51 @@ def gradient(
     It is added in place to the `total` of earlier rows, if that is given: a sum is as large as the
     model, and one of them is held.
     """
-    parameters = chosen(model, pattern)
     total = total or {
         name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
-        for name, p in parameters.items()
+        for name, p in chosen(model, pattern).items()
     }
     for batch, weight in zip(batches, weights, strict=True):
-        pieces = batch.pieces(chunk)
-        logp = completion_logprobs(model, batch, temperature, top_p, pieces).sum(1)
-        parts = torch.autograd.grad(
-            logp @ weight.to(logp), list(parameters.values()), allow_unused=True
-        )
-        for name, part in zip(total, parts, strict=True):
-            if part is not None:
-                total[name] += part
+        add_gradient(model, batch, weight, total, temperature, top_p, chunk)
     return total
+
+
+def add_gradient(
+    model: nn.Module,
+    batch: Batch,
+    weight: Tensor,
+    total: dict[str, Tensor],
+    temperature: float,
+    top_p: float = 1.0,
+    chunk: int = 0,
+) -> None:
+    """`total`, by name, moves by the gradient of one batch."""
+    named = dict(model.named_parameters())
+    logp = completion_logprobs(model, batch, temperature, top_p, batch.pieces(chunk)).sum(1)
+    loss = logp @ weight.to(logp)
+    parts = torch.autograd.grad(loss, [named[name] for name in total], allow_unused=True)
+    for name, part in zip(total, parts, strict=True):
+        if part is not None:
+            total[name] += part
+
+
+def probed_gradient(
+    model: nn.Module,
+    batch: Batch,
+    weight: Tensor,
+    v: Direction,
+    total: dict[str, Tensor],
+    temperature: float,
+    top_p: float = 1.0,
+    chunk: int = 0,
+) -> Tensor:
+    """`probe` on the way of the backward that adds sum weight * grad log pi to `total`: what flows
+    back to a row's activations is that of a probe, times the row's weight. NaN where that is 0.
+    """
+    rows = len(batch.input_ids)
+    with _taps(model, v, rows, batch.input_ids.device) as (shares, _):
+        add_gradient(model, batch, weight, total, temperature, top_p, chunk)
+    return shares / weight.to(shares)
 
 
 def probe(
@@ -84,13 +112,8 @@ def probe(
 ) -> Tensor:
     """[rows] <grad log pi(row), v>, in float64."""
     rows = len(batch.input_ids)
-    shares = torch.zeros(rows, dtype=torch.float64, device=batch.input_ids.device)
-    with _taps(model, v, rows, shares) as (sites, triggers), torch.enable_grad():
-        pieces = batch.pieces(chunk)
-        logp = completion_logprobs(model, batch, temperature, top_p, pieces).sum(1)
-        for site in sites:
-            if not site.called and any(x.any() for x in site.v.values()):
-                raise Unsupported(f"{site.label}: holds parameters, but is never called itself")
+    with _taps(model, v, rows, batch.input_ids.device) as (shares, triggers), torch.enable_grad():
+        logp = completion_logprobs(model, batch, temperature, top_p, batch.pieces(chunk)).sum(1)
         torch.autograd.grad(logp.sum(), triggers)
     return shares
 
@@ -119,15 +142,13 @@ class _Site:
     """One module with parameters of its own, and its part of the direction."""
 
     affine: ClassVar[WeakSet[nn.Module]] = WeakSet()  # modules found to be
+    linear: ClassVar[WeakSet[nn.Module]] = WeakSet()  # and those with F(x; 0) = 0
 
     def __init__(
         self, name: str, module: nn.Module, v: dict[str, Tensor], rows: int, shares: Tensor
     ):
         self.module, self.v, self.rows, self.shares = module, v, rows, shares
         self.label = f"{name} ({type(module).__name__})"
-        # as large as v, and not needed where F(x; 0) is known
-        linear = type(module) in LINEAR
-        self.zero = {} if linear else {key: torch.zeros_like(x) for key, x in v.items()}
         self.busy = self.called = False
 
     def hook(self, module: nn.Module, inputs: tuple, named: dict[str, Any], output: Any) -> Any:
@@ -145,37 +166,53 @@ class _Site:
     def add(self, delta: Tensor, inputs: Sequence[Tensor]) -> None:
         self.busy = True  # calling the module again must not set its own tap off
         try:
-            tangent = self._tangent(self.v, inputs)
-            if type(self.module) not in LINEAR and self.module not in self.affine:
-                self._check(tangent, inputs)
+            tangent = self._tangent(inputs)
         finally:
             self.busy = False
-        self.shares += (delta.double() * tangent.double()).flatten(1).sum(1)
+        wide = tangent.to(torch.promote_types(tangent.dtype, torch.float32))
+        self.shares += wide.mul_(delta).flatten(1).sum(1)
 
-    def _tangent(self, values: dict[str, Tensor], inputs: Sequence[Tensor]) -> Tensor:
-        """F(x; values) - F(x; 0); the latter is known to be 0 for the layers that cost."""
-        at = functional_call(self.module, values, tuple(inputs), tie_weights=False)
-        if type(self.module) in LINEAR:
-            return at
-        return at - functional_call(self.module, self.zero, tuple(inputs), tie_weights=False)
+    def _tangent(self, inputs: Sequence[Tensor]) -> Tensor:
+        """F(x; v) - F(x; 0), in a tensor of its own."""
+        if type(self.module) is nn.Linear:
+            return functional.linear(inputs[0], self.v["weight"], self.v.get("bias"))
+        if type(self.module) is nn.Embedding:
+            return functional.embedding(inputs[0], self.v["weight"])
+        if self.module not in self.affine:
+            return self._checked(inputs)
+        at = self._at(1, inputs)
+        return at.clone() if self.module in self.linear else at - self._at(0, inputs)
 
-    def _check(self, tangent: Tensor, inputs: Sequence[Tensor]) -> None:
-        """Affine means that twice the step is twice the move."""
-        twice = self._tangent({key: 2 * x for key, x in self.v.items()}, inputs)
+    def _at(self, step: int, inputs: Sequence[Tensor]) -> Tensor:
+        """F(x; step * v)."""
+        values = {key: step * x for key, x in self.v.items()}
+        return functional_call(self.module, values, tuple(inputs), tie_weights=False)
+
+    def _checked(self, inputs: Sequence[Tensor]) -> Tensor:
+        """The tangent where nothing is known of the module yet. Affine means that twice the step is
+        twice the move.
+        """
+        at = [self._at(step, inputs) for step in range(3)]
+        tangent, twice = at[1] - at[0], at[2] - at[0]
         if (twice - 2 * tangent).abs().max() > 1e-2 * twice.abs().max():
             raise Unsupported(f"{self.label}: not affine in its own parameters")
         if twice.any():
             self.affine.add(self.module)
+            if not at[0].any():
+                self.linear.add(self.module)
+        return tangent
 
 
 @contextmanager
 def _taps(
-    model: nn.Module, v: Direction, rows: int, shares: Tensor
-) -> Iterator[tuple[list[_Site], list[Tensor]]]:
-    """Taps on all modules that own a part of v. Yields them, and a list that the forward fills with
-    the outputs of all embeddings: every module's output lies on a way back to one of these.
+    model: nn.Module, v: Direction, rows: int, device: torch.device
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Taps on all modules that own a part of v. Yields the shares [rows] that a backward fills, and
+    a list that the forward fills with the outputs of all embeddings: every module's output lies on
+    a way back to one of these.
     """
     names = {id(p): name for name, p in model.named_parameters()}  # a shared parameter has one name
+    shares = torch.zeros(rows, dtype=torch.float64, device=device)
     sites: list[_Site] = []
     triggers: list[Tensor] = []
     handles = []
@@ -199,7 +236,10 @@ def _taps(
         sites.append(_Site(name, module, direction, rows, shares))
         handles.append(module.register_forward_hook(sites[-1].hook, with_kwargs=True))
     try:
-        yield sites, triggers
+        yield shares, triggers
+        for site in sites:
+            if not site.called and any(x.any() for x in site.v.values()):
+                raise Unsupported(f"{site.label}: holds parameters, but is never called itself")
     finally:
         for handle in handles:
             handle.remove()

@@ -2,17 +2,19 @@
 
 `last_layer` uses the features that the sampler took. `ghost` is exact over the chosen parameters:
 one backward gives J_1, a probe gives its product with every completion. Leave-one-out then means
-halves: even and odd prompts of the whole batch, each probed with the J_1 of the other.
+halves: even and odd prompts of the whole batch, each probed with the J_1 of the other. The second
+is probed on the way of the backward that gives its own.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from eval.policy import Batch
 from eval.sampling import Rollout
 from surgery import diagnostics
 from surgery.gram import (
@@ -29,7 +31,7 @@ from surgery.gram import (
 )
 from surgery.rules import AGREEMENT, NORM_K
 from trainers import ghost
-from trainers.batches import merged, micro_batches
+from trainers.batches import merged, summed
 from trainers.config import ConfigError
 from trainers.engine import Engine
 from trainers.schema import Config, SurgeryConfig
@@ -117,21 +119,27 @@ class Probe:
         prompts = torch.arange(len(a_1))
         sides = prompts % 2 if self.surgery.statistic == "loo" else torch.zeros_like(prompts)
         names = list(range(int(sides.max()) + 1))
-        local = torch.zeros(len(mine), rollout.n, dtype=torch.float64)
+        wanted = ((a_1 != 0) | (a_k != 0))[list(mine)]
+        local = torch.full(wanted.shape, math.nan, dtype=torch.float64)  # nan: not probed yet
         with self.engine.policy() as policy:
 
-            def means(a: Tensor) -> list[Direction]:
-                found = [self._gradient(policy.model, rollout, mine, a, sides == s) for s in names]
-                return [{key: self.engine.total(x) for key, x in one.items()} for one in found]
+            def mean(a: Tensor, s: int, v: Direction | None = None) -> Direction:
+                part = self._gradient(policy.model, rollout, mine, a, sides == s, v=v, probes=local)
+                return {key: self.engine.total(x) for key, x in part.items()}
 
-            j_1 = means(a_1)
+            j_1 = [mean(a_1, 0)]
+            for s in names[1:]:
+                # the first is known by then, but Adam's metric is of both
+                early = j_1[0] if self.surgery.metric == "euclid" else None
+                j_1.append(mean(a_1, s, early))
             metric = self._metric(j_1)
             for s in names:
                 other = sides == names[s - 1]
-                wanted = (((a_1 != 0) | (a_k != 0)) & other[:, None])[list(mine)]
-                local += self._probe(policy.model, rollout, wanted, metric(j_1[s]))
+                left = wanted & other[list(mine), None] & local.isnan()
+                self._probe(policy.model, rollout, left, metric(j_1[s]), local)
             watched = self.with_norm_k or self.measured % WATCH_EVERY == 0
-            j_k = means(a_k) if watched else None
+            j_k = [mean(a_k, s) for s in names] if watched else None
+        local = local.where(wanted, 0.0)
         probes = self._whole(mine, local)
         now, agreement = probed(a_k, a_1, probes, sides)
         if j_k is None:
@@ -167,31 +175,44 @@ class Probe:
         a: Tensor,
         side: Tensor | None = None,
         everything: bool = False,
+        v: Direction | None = None,
+        probes: Tensor | None = None,
     ) -> Direction:
-        """This rank's part of the mean over the prompts (of one side) of sum_j A_ij grad log pi."""
-        train, engine = self.config.train, self.engine
+        """This rank's part of the mean over the prompts (of one side) of sum_j A_ij grad log pi.
+
+        Given a `v`, the same backwards leave in `probes` [mine, n] what `_probe` would.
+        """
+        train = self.config.train
         side = torch.ones(len(a)) if side is None else side.double()
         weights = (a * side[:, None] / side.sum())[list(mine)]
-        budget, pad, device = train.micro_batch_tokens, engine.pad_id, engine.device
-        batches, sums = micro_batches(rollout, weights, budget, pad, device)
         pattern = None if everything else self.surgery.modules
-        chunk = train.logprob_chunk
-        return ghost.gradient(model, batches, sums, train.temperature, pattern, chunk=chunk)
+        total = ghost.gradient(model, [], [], train.temperature, pattern)  # zeros
+        for batch, rows in self._merged(rollout, weights != 0):
+            sums = summed(weights.flatten(), rows).to(self.engine.device)
+            how = total, train.temperature, 1.0, train.logprob_chunk
+            if v is None or probes is None:
+                ghost.add_gradient(model, batch, sums, *how)
+            else:
+                _spread(ghost.probed_gradient(model, batch, sums, v, *how), rows, probes)
+        return total
 
     def _probe(
-        self, model: Any, rollout: Rollout, wanted: Tensor, direction: Mapping[str, Tensor]
-    ) -> Tensor:
-        """[prompts, n] <grad log pi(y_ij), direction> where wanted, else 0; equal rows once."""
-        train, engine = self.config.train, self.engine
-        budget = train.micro_batch_tokens
-        probes = torch.zeros(wanted.numel(), dtype=torch.float64)
-        for batch, rows in merged(rollout, wanted, budget, engine.pad_id, engine.device):
-            values = ghost.probe(
-                model, batch, direction, train.temperature, chunk=train.logprob_chunk
-            ).cpu()
-            for value, places in zip(values, rows, strict=True):
-                probes[places] = value
-        return probes.view(wanted.shape)
+        self,
+        model: Any,
+        rollout: Rollout,
+        wanted: Tensor,
+        v: Mapping[str, Tensor],
+        probes: Tensor,
+    ) -> None:
+        """<grad log pi(y_ij), v> into `probes` [prompts, n] where wanted; equal rows once."""
+        train = self.config.train
+        for batch, rows in self._merged(rollout, wanted):
+            found = ghost.probe(model, batch, v, train.temperature, chunk=train.logprob_chunk)
+            _spread(found, rows, probes)
+
+    def _merged(self, rollout: Rollout, wanted: Tensor) -> Iterator[tuple[Batch, list[list[int]]]]:
+        budget, engine = self.config.train.micro_batch_tokens, self.engine
+        return merged(rollout, wanted, budget, engine.pad_id, engine.device)
 
     def watch(self, before: Direction, after: Direction) -> None:
         """Keep the step really taken, to be held against the next batch's J_1."""
@@ -232,6 +253,13 @@ def check_coverage(model: Any, surgery: SurgeryConfig) -> float:
             f"parameters; widen it, or allow that by surgery.min_coverage={covered:.3f}"
         )
     return covered
+
+
+def _spread(values: Tensor, rows: Sequence[Sequence[int]], whole: Tensor) -> None:
+    """Each row's value to all completions that it stands for."""
+    counts = torch.tensor([len(places) for places in rows])
+    order = torch.tensor([place for places in rows for place in places])
+    whole.view(-1)[order] = values.cpu().repeat_interleave(counts)
 
 
 def _mean(parts: Sequence[Direction]) -> Direction:

@@ -120,6 +120,25 @@ def test_against_forward_mode():
     assert error(ghost.probe(model, batch(kind), v, 0.7), expected.detach()) < 1e-6
 
 
+@pytest.mark.parametrize("chunk", [0, 16])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt-neox", "phi3"])
+def test_on_the_way_of_a_gradient(kind, chunk):
+    """One backward gives the weighted gradient and, of each row that has a weight, the probe."""
+    model = make_model(kind, tie_word_embeddings=kind == "llama")
+    v, rows = directions(model), batch(kind)
+    # powers of two: the norms of Llama compute in float32, and round other multiples in other ways
+    weights = torch.tensor([1, -2, 0, 0.5, -0.25, 4, -1, 2], dtype=torch.float64)
+    expected = ghost.gradient(model, [rows], [weights], 0.7)
+    total = {name: torch.ones_like(x) for name, x in expected.items()}
+    found = ghost.probed_gradient(model, rows, weights, v, total, 0.7, chunk=chunk)
+    scale = max(x.abs().max() for x in expected.values())
+    assert all((total[n] - 1 - x).abs().max() < 1e-10 * scale for n, x in expected.items())
+    assert found[2].isnan()
+    weighted = weights != 0
+    assert error(found[weighted], by_autograd(model, v, kind)[weighted]) < 1e-10
+    assert all(p.grad is None for p in model.parameters())
+
+
 def test_a_module_left_out_is_seen(monkeypatch):
     """Negative control: without one module's share the comparison fails."""
     model = make_model("gpt2")

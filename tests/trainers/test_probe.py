@@ -146,6 +146,28 @@ def test_ghost_products_against_gradients(base, twin, statistic):
     assert scalars["coverage"] == 1.0
 
 
+def test_weights_that_cancel_are_probed_as_well(base, twin):
+    """Equal completions of unequal verdicts may sum to a row of no weight in J_1."""
+    rollout, correct = a_batch(base, twin, 0)
+    a_1 = rloo(correct)
+    equal = [i for i in range(1, PROMPTS, 2) if _first_two_are_equal(rollout, i)]
+    assert len(equal) > 3
+    for i in equal:
+        a_1[i] = torch.tensor([1.0, -1.0] + (N - 2) * [0.0])
+    probe = make_probe(base, measure="ghost")
+    _, _, agreement, probes = probe._by_ghost(rollout, range(PROMPTS), a_1, a_1)
+    even = probe._gradient(base.model, rollout, range(PROMPTS), a_1, torch.arange(PROMPTS) % 2 == 0)
+    expected = torch.zeros_like(a_1)
+    probe._probe(base.model, rollout, a_1 != 0, even, expected)
+    assert torch.isfinite(probes).all() and (probes[equal, :2] != 0).all()
+    assert torch.allclose(probes[1::2], expected[1::2], atol=1e-5 * float(expected.abs().max()))
+    assert (agreement[equal].abs() < 1e-6 * agreement.abs().max()).all()
+
+
+def _first_two_are_equal(rollout, i):
+    return rollout.completions[i * N] == rollout.completions[i * N + 1]
+
+
 def test_the_metric_of_adam(base, twin):
     """Products in a diagonal metric, against gradients scaled by hand."""
     rollout, correct = a_batch(base, twin, 0)
