@@ -31,8 +31,14 @@ from trainers.config import ConfigError, load_config
 from trainers.evaluation import decoding
 
 CHUNK = 32  # problems between two writes
-REFUSALS = (ConfigError, TaskError, BadFolder, BadResponses, ModelError, VerifierFailed) + (
+REFUSALS = (
+    ConfigError,
+    TaskError,
+    BadFolder,
+    BadResponses,
+    ModelError,
     SamplingFailed,
+    VerifierFailed,
 )
 
 
