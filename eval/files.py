@@ -46,15 +46,28 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file]
 
 
-def whole_lines(path: Path) -> list[dict[str, Any]]:
+def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The records before the first line that is not whole: the last one may be half written."""
-    found = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
-    return found
+    if not path.exists():
+        return
+    with path.open() as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                return
+            if not line.endswith("\n"):
+                return
+            yield record
+
+
+def cut_lines(path: Path, count: int) -> None:
+    """Keep the first lines of a file, which is made where there is none."""
+    with path.open("a+b") as file:
+        file.seek(0)
+        for _ in range(count):
+            file.readline()
+        file.truncate(file.tell())
 
 
 def leaves(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

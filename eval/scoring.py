@@ -17,7 +17,7 @@ from typing import Any, TextIO
 import torch
 from tqdm import tqdm
 
-from eval.files import append_lines, read_lines, whole_lines, write_json, write_lines
+from eval.files import append_lines, cut_lines, read_lines, whole_lines, write_json
 from eval.flows import LEVELS, difficulty
 from eval.harness import SLICES
 from eval.passk import (
@@ -45,13 +45,19 @@ class Scoring:
     produce: Callable[[int], Iterator[list[dict[str, Any]]]]
 
 
+def without_texts(record: Record) -> dict[str, Any]:
+    """What scores are made of: prompts and responses are as large as their file."""
+    return {key: x for key, x in record.items() if key not in ("prompt", "responses")}
+
+
 class ScoreFolder:
     def __init__(self, path: Path, settings: Mapping[str, Any]):
         self.path = path
-        self._lock = claim(path, settings, bool(whole_lines(path / "problems.jsonl")))
-        self.records = whole_lines(path / "problems.jsonl")
+        place = path / "problems.jsonl"
+        self._lock = claim(path, settings, any(True for _ in whole_lines(place)))
+        self.records = [without_texts(r) for r in whole_lines(place)]
         self.finished = (path / "summary.json").exists()
-        write_lines(path / "problems.jsonl", self.records)  # a half-written last line goes
+        cut_lines(place, len(self.records))  # a half-written last line goes
 
     def append(self, records: Sequence[Record]) -> None:
         append_lines(self.path / "problems.jsonl", records)
@@ -135,7 +141,7 @@ def check_sweep(out: Path) -> None:
 
 
 def run(scoring: Scoring, folder: ScoreFolder | None) -> list[dict[str, Any]]:
-    """All records, those that the folder holds already not made again."""
+    """All records without their texts, those that the folder holds already not made again."""
     records = list(folder.records) if folder else []
     if folder and folder.finished:
         return records
@@ -151,7 +157,7 @@ def run(scoring: Scoring, folder: ScoreFolder | None) -> list[dict[str, Any]]:
         for chunk in scoring.produce(len(records)):
             if folder:
                 folder.append(chunk)
-            records += chunk
+            records += map(without_texts, chunk)
             right, answers = (
                 right + sum(r["c"] for r in chunk),
                 answers + sum(r["n"] for r in chunk),

@@ -22,7 +22,7 @@ from eval.harness import record
 from eval.passk import ladder
 from eval.policy import Policy, check_chunks, load_policy
 from eval.sampling import Rollout, derive_seed, sample
-from eval.tasks import Problem, build_task
+from eval.tasks import Problem, TaskError, build_task
 from eval.verifier import Verifier
 from surgery.interference import (
     EVERYTHING,
@@ -61,6 +61,16 @@ class Diagnosis:
         self.k = self.options.k or self.options.samples
         self.parts = range(0, len(self.problems), PART)
         self._policy: Policy | None = None
+        if folder:
+            self._check_held(folder)
+
+    def _check_held(self, folder: Folder) -> None:
+        """What was measured before was of these problems: data may change under its name."""
+        for start in filter(folder.has_part, self.parts):
+            for r, x in zip(folder.records(start), self.problems[start:], strict=False):
+                if (r["id"], r["prompt"], r["gold"]) != (x.id, x.prompt, x.gold):
+                    why = f"{folder.path} holds another one in its place; choose another --out"
+                    raise TaskError(f"problem {x.id!r:.80}: {why}")
 
     @property
     def policy(self) -> Policy:

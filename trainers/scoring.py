@@ -24,7 +24,7 @@ from eval.scoring import (
     run,
     summarise,
 )
-from eval.tasks import TaskError, build_task
+from eval.tasks import TaskError, build_task, digest
 from eval.verifier import Verifier, VerifierFailed
 from surgery.binding import load_function
 from trainers.config import ConfigError, load_config
@@ -190,6 +190,7 @@ def _of_model(arguments: argparse.Namespace) -> list[Scoring]:
             "dtype": config.model.dtype,
             "task": vars(config.task),
             "problems": options.problems,
+            "data": digest(problems),
             "n": n,
             "temperature": chosen,
             "top_p": options.top_p,

@@ -15,7 +15,7 @@ from eval.files import write_json, write_lines
 from eval.passk import problem_scores
 from eval.policy import Policy, check_chunks, load_policy, pad_batch
 from eval.sampling import Rollout, derive_seed, sample
-from eval.tasks import Problem, build_task
+from eval.tasks import Problem, build_task, digest
 from eval.verifier import Verifier
 from surgery import diagnostics
 from surgery.binding import own_settings
@@ -45,7 +45,7 @@ class Interrupted(Exception):
     """The run was asked to stop, and has saved the step that this says."""
 
 
-def check_hosts(config: Config, base: Policy) -> None:
+def check_hosts(config: Config, data: str, base: Policy) -> None:
     """Each host reads its own files: what it found must be what rank 0 found."""
     here = flatten(config)
     there = share(here)
@@ -53,10 +53,17 @@ def check_hosts(config: Config, base: Policy) -> None:
         if here.get(key) != there.get(key):
             why = f"not what rank 0 has, {there.get(key)}; give each host the same configuration"
             raise ConfigError(f"{key} = {here.get(key)}: {why}")
+    if share(data) != data:
+        raise _other_problems(config, "are not those of rank 0; give each host the same data")
     ends = {n: p.detach().flatten()[[0, -1]].tolist() for n, p in base.model.named_parameters()}
     if share(ends) != ends:
         why = "its weights are not those of rank 0; give each host the same files"
         raise ConfigError(f"model.path = {config.model.path}: {why}")
+
+
+def _other_problems(config: Config, why: str) -> ConfigError:
+    key = "path" if config.task.path else "name"
+    return ConfigError(f"task.{key} = {getattr(config.task, key)}: its problems {why}")
 
 
 class Trainer:
@@ -72,10 +79,10 @@ class Trainer:
         own_base = config.model.path == "base"
         self.base_path = once_a_host(self.task.base_model) if own_base else config.model.path
         # what is wrong with data is told before a model is loaded
-        self.task.training(config.seed, 1, 1)
-        self.task.evaluation(1)
+        first = self.task.training(config.seed, 1, config.train.prompts)
+        self.data = digest([*first, *self.task.evaluation(config.eval.problems)])
         base = self._load_base()
-        check_hosts(config, base)
+        check_hosts(config, self.data, base)
         if config.train.rollouts == "continuous":
             check_paged(base)
         self.engine = Engine(base, config)
@@ -380,6 +387,7 @@ class Trainer:
         probe, tensors = self.probe.state()
         numbers = {
             "seed": self.config.seed,
+            "data": self.data,
             "rule_state": self.rule_state,
             "probe": probe,
             "best": self.best,
@@ -401,6 +409,8 @@ class Trainer:
         if found is None:
             return 0
         place, numbers = found
+        if numbers.get("data", self.data) != self.data:
+            raise _other_problems(self.config, f"are not those that {place} was trained on")
         here = place if self.folder else None
         tensors = checkpoint.load(self.engine, here, numbers["optimizer_steps"])
         self.rule_state, self.best = numbers["rule_state"], numbers["best"]

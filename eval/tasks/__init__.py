@@ -2,6 +2,8 @@
 in TASKS.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
@@ -31,6 +33,12 @@ class Problem:
     group: str = ""
     level: str = ""
     subject: str = ""
+
+
+def digest(problems: Sequence[Problem]) -> str:
+    """Tells problems from others under the same name."""
+    content = json.dumps([vars(x) for x in problems])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 class Task(Protocol):

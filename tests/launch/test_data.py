@@ -112,6 +112,36 @@ def test_diagnose(folder, command):
     assert sum(r["c"] for r in records) > 0
 
 
+def test_other_data_under_the_same_name_is_refused(folder, command, tmp_path):
+    """What was measured or trained on goes on with the same problems only."""
+    place = tmp_path / "data"
+    place.mkdir()
+    data = [f"task.path={place}", *SMALL]
+    for name, part in (("train", TRAIN), ("test", TEST)):
+        rows = [{"question": x, "answer": f"#### {gold}"} for x, gold in part]
+        (place / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in rows))
+    score = ["score", "--config", "floor.yaml", *data, "--out", str(tmp_path / "scores")]
+    measure = ["diagnose.measure=last_layer", "diagnose.samples=4"]
+    diagnose = ["diagnose", "--config", "floor.yaml", *data, *measure]
+    diagnose += ["--out", str(tmp_path / "diagnosis")]
+    train = [str(ROOT / "launch" / "train.py"), "--config", "floor.yaml", *data]
+    train += ["train.save_every=1", f"run.dir={tmp_path / 'run'}"]
+    assert command(*score)[0] == command(*diagnose)[0] == 0
+    assert run(*train, "train.steps=1", cwd=folder).returncode == 0
+    for name in ("train", "test"):
+        text = (place / f"{name}.jsonl").read_text()
+        (place / f"{name}.jsonl").write_text(
+            text.replace("beetle B", "moth").replace("bird C", "owl")
+        )
+    code, _, said = command(*score)
+    assert code == 2 and "data = " in said and "holds another evaluation" in said
+    code, _, said = command(*diagnose)
+    assert code == 2 and "holds another one in its place" in said
+    done = run(*train, cwd=folder)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"task.path = {place}: its problems are not those that" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
