@@ -1,9 +1,9 @@
 """A whole step, surgery on, against TRL's GRPOTrainer on the same work: one model, prompts, number
 and length of completions, temperature, float32, threads.
 
-    python -m venv peer
-    peer/bin/pip install trl accelerate torch==... transformers==...    (the versions used here)
-    python tests/benchmarks/peer.py --peer-python peer/bin/python [--config FILE] [key=value ...]
+    python -m venv peer-env
+    peer-env/bin/pip install trl accelerate torch==.. transformers==..    the versions used here
+    python tests/benchmarks/peer.py --peer-python peer-env/bin/python [--config FILE] [key=value ..]
 
 The peer lives in a process of its own. Steps are taken in turn, only one side works at a time, and
 the learning rate is next to 0, so that both sides sample from one policy for ever: another than the
@@ -18,7 +18,8 @@ the last one to its own end.
 
 What differs: TRL updates all rows, here equal ones are merged and those of weight 0 left out, which
 the line "every row" does without. TRL reads each prompt n times to sample, and its objective is
-that of GRPO.
+that of GRPO. Completions, their tokens and the right ones are counted on both sides, and other
+numbers refused; so a task has to be one whose verdict compares strings, such as twin and chain.
 """
 
 import argparse
@@ -29,8 +30,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ LR = 1e-12
 PARTS = ["sampling", "scoring", "measuring", "log-probs", "backward", "optimiser", "KL to base"]
 WORK = ["completions", "tokens sampled", "right", "rows updated", "positions updated"]
 
-parts: Counter[str] = Counter()  # seconds of the step under way
+parts: defaultdict[str, float] = defaultdict(float)  # seconds of the step under way
 work: Counter[str] = Counter()  # and what was done in it
 
 
@@ -77,9 +78,10 @@ def updated(ids: torch.Tensor) -> dict[str, int]:
     return {"rows updated": len(ids), "positions updated": ids.numel()}
 
 
-def taken(start: float) -> dict[str, Any]:
-    """The record of a step that began at `start`."""
-    record = {"seconds": now() - start, "parts": dict(parts), "work": dict(work)}
+def taken(start: float) -> dict[str, float]:
+    """The seconds, parts and work of a step that began at `start`."""
+    whole = now() - start
+    record = {**parts, "the rest": whole - sum(parts.values()), "step": whole, **work}
     parts.clear()
     work.clear()
     return record
@@ -178,7 +180,7 @@ class Peer:
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
         )
 
-    def ask(self, what: Any) -> dict[str, Any]:
+    def ask(self, what: Any) -> Any:
         assert self.process.stdin and self.process.stdout
         print(json.dumps(what), file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
@@ -237,46 +239,33 @@ def versions() -> dict[str, str]:
     return {"torch": torch.__version__, "transformers": transformers.__version__}
 
 
-def blocks(steps: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    yield from (steps[i : i + BLOCK] for i in range(WARM_UP, len(steps), BLOCK))
+def means(steps: list[dict[str, float]], of: str) -> list[float]:
+    """Of each block."""
+    return [
+        statistics.fmean(x.get(of, 0) for x in steps[i : i + BLOCK])
+        for i in range(WARM_UP, len(steps), BLOCK)
+    ]
 
 
-def mean(block: list[dict[str, Any]], kind: str, name: str) -> float:
-    return sum(x[kind].get(name, 0) for x in block) / len(block)
-
-
-def report(steps: dict[str, list[dict[str, Any]]]) -> None:
+def report(steps: dict[str, list[dict[str, float]]]) -> None:
     from eval.report import table
 
-    names, theirs = list(steps), [list(blocks(x)) for x in steps.values()][-1]
-    seconds = {x: [sum(y["seconds"] for y in b) for b in blocks(steps[x])] for x in names}
-    rows = []
+    def column(name: str, of: str) -> float:
+        return statistics.median(means(steps[name], of))
+
+    rows, names = [], list(steps)
     for name in names:
-        ratios = [a / b for a, b in zip(seconds[name], seconds[names[-1]], strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        whole = statistics.median(seconds[name]) / BLOCK
-        rows.append([name, f"{middle:.3f}", f"{low:.3f} – {high:.3f}", f"{whole:.3f}"])
-    print(table([f"{len(theirs)} blocks", "step / step of TRL", "quartiles", "seconds"], rows))
-
-    def column(name: str, kind: str, of: str) -> float:
-        return statistics.median(mean(block, kind, of) for block in blocks(steps[name]))
-
-    rows = [[part, *(f"{column(x, 'parts', part):.4f}" for x in names)] for part in PARTS]
-    rest = [
-        statistics.median(
-            sum(x["seconds"] - sum(x["parts"].values()) for x in block) / BLOCK
-            for block in blocks(steps[name])
-        )
-        for name in names
-    ]
-    print(table(["seconds of a step", *names], [*rows, ["the rest", *(f"{x:.4f}" for x in rest)]]))
-    rows = [[of, *(f"{column(x, 'work', of):.1f}" for x in names)] for of in WORK]
-    print(table(["work of a step", *names], rows))
-    done = [{of: column(x, "work", of) for of in WORK[:2]} for x in names]
-    if any(x["completions"] != done[-1]["completions"] for x in done) or any(
-        abs(x["tokens sampled"] / done[-1]["tokens sampled"] - 1) > 0.05 for x in done
-    ):
-        raise SystemExit("this is not the same work: the ratios mean nothing")
+        both = zip(means(steps[name], "step"), means(steps["TRL"], "step"), strict=True)
+        low, middle, high = statistics.quantiles([a / b for a, b in both], n=4)
+        rows.append([name, f"{middle:.3f}", f"{low:.3f} – {high:.3f}"])
+    print(table(["", "step / step of TRL", "quartiles"], rows), "\n")
+    for title, lines, digits in (("seconds", [*PARTS, "the rest", "step"], 4), ("work", WORK, 1)):
+        rows = [[of, *(f"{column(x, of):.{digits}f}" for x in names)] for of in lines]
+        print(table([f"{title}, a step", *names], rows), "\n")
+    for of, tolerance in (("completions", 0), ("tokens sampled", 0.05), ("right", 0.05)):
+        there = column("TRL", of)
+        if any(abs(column(x, of) - there) > tolerance * there for x in names):
+            raise SystemExit(f"not the same work, by {of}: the ratios mean nothing")
 
 
 def main() -> None:
@@ -317,7 +306,7 @@ def main() -> None:
     }
     print(f"here: {versions()}; there: {peer.ask(job)}; {job['threads']} threads")
     taken(now())  # what evaluation has counted is of no step
-    steps: dict[str, list[dict[str, Any]]] = {x: [] for x in [*trainers, "TRL"]}
+    steps: dict[str, list[dict[str, float]]] = {x: [] for x in [*trainers, "TRL"]}
     for step in range(1, count + 1):
         for name, trainer in trainers.items():
             with EVERY_ROW if name == "here, every row" else nullcontext():
