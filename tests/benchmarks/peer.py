@@ -11,10 +11,10 @@ base is `model.path=FOLDER`. Blocks of ten steps are compared, the period of wha
 and then (the step really taken, the KL to the base). Evaluation and the writing of logs and
 checkpoints are left out on both sides.
 
-TRL has beta = 0 and so no reference, one micro-batch, no gradient checkpointing, its own defaults
-otherwise: fused AdamW, `generate` of transformers. `--peer` lays settings of GRPOConfig over that,
-such as '{"use_transformers_continuous_batching": true}'. A step of it is the time from the end of
-the last one to its own end.
+TRL has beta = 0 and so no reference, as few micro-batches as are fast, no gradient checkpointing,
+its own defaults otherwise: fused AdamW, `generate` of transformers. `--peer` lays settings of
+GRPOConfig over that, such as '{"use_transformers_continuous_batching": true}', which is several
+times slower on a CPU. A step of it is the time from the end of the last one to its own end.
 
 What differs: TRL updates all rows, here equal ones are merged and those of weight 0 left out, which
 the line "every row" does without. TRL reads each prompt n times to sample, and its objective is
@@ -42,6 +42,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 WARM_UP, BLOCK = 4, 10  # steps
 LR = 1e-12
+# positions of the peer's micro-batches at most: on a CPU larger ones are slower
+MICRO_BATCH = 2**30 if torch.cuda.is_available() else 2**15
 PARTS = ["sampling", "scoring", "measuring", "log-probs", "backward", "optimiser", "KL to base"]
 WORK = ["completions", "tokens sampled", "right", "rows updated", "positions updated"]
 
@@ -140,11 +142,17 @@ def serve() -> None:
         GRPOTrainer(job["model"], exact, args, data, callbacks=[Turns()]).train()
 
 
-def settings(config: Any, max_new_tokens: int, steps: int) -> dict[str, Any]:
-    """Of GRPOConfig: the same work as `config` asks for, as fast as TRL does it."""
+def settings(config: Any, width: int, max_new_tokens: int, steps: int) -> dict[str, Any]:
+    """Of GRPOConfig: the same work as `config` asks for, as fast as TRL does it. `width` is that of
+    the longest prompt.
+    """
     train = config.train
+    rows = train.prompts * train.samples
+    least = -(-rows * (width + max_new_tokens) // MICRO_BATCH)
+    micro_batches = next(x for x in range(least, rows + 1) if rows % x == 0)
     return {
-        "per_device_train_batch_size": train.prompts * train.samples,
+        "per_device_train_batch_size": rows // micro_batches,
+        "gradient_accumulation_steps": micro_batches,
         "num_generations": train.samples,
         "max_completion_length": max_new_tokens,
         "temperature": train.temperature,
@@ -297,12 +305,14 @@ def main() -> None:
         x for i in range(1, count + 1) for x in task.training(config.seed, i, config.train.prompts)
     ]
     limit = config.train.max_new_tokens or task.max_new_tokens
+    with first.engine.policy() as policy:
+        width = max(map(len, policy.encode([x.prompt for x in problems])))
     job = {
         "model": first.base_path,
         "verifier": first.verifier.mode,
         "threads": torch.get_num_threads(),
         "data": {"prompt": [x.prompt for x in problems], "gold": [x.gold for x in problems]},
-        "settings": {**settings(config, limit, count), **arguments.peer},
+        "settings": {**settings(config, width, limit, count), **arguments.peer},
     }
     print(f"here: {versions()}; there: {peer.ask(job)}; {job['threads']} threads")
     taken(now())  # what evaluation has counted is of no step
