@@ -156,12 +156,13 @@ def pad_batch(
 ) -> Batch:
     left = max(map(len, prompts))
     right = max(map(len, completions), default=0)
-    rows, marks = [], []
-    for prompt, completion in zip(prompts, completions, strict=True):
-        before, after = left - len(prompt), right - len(completion)
-        rows.append([pad_id] * before + [*prompt, *completion] + [pad_id] * after)
-        marks.append([0] * before + [1] * (len(prompt) + len(completion)) + [0] * after)
-    ids, mask = torch.tensor(rows), torch.tensor(marks)
+    rows = [
+        [pad_id] * (left - len(x)) + [*x, *y] + [pad_id] * (right - len(y))
+        for x, y in zip(prompts, completions, strict=True)
+    ]
+    first, end = (torch.tensor(list(map(len, x)))[:, None] for x in (prompts, completions))
+    column = torch.arange(-left, right)  # 0 is where completions start
+    ids, mask = torch.tensor(rows), ((column >= -first) & (column < end)).long()
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     ids, mask, positions = ids.to(device), mask.to(device), positions.to(device)
     return Batch(ids, mask, positions, mask[:, left:].bool())

@@ -207,11 +207,11 @@ def _decode(
                 (gradient,) = torch.autograd.grad(chosen.sum(), tap.hidden)
                 if t == 0:
                     taken = torch.zeros(total, gradient.shape[-1], device=device)
-                taken[live] += gradient[:, -1].float() * going[:, None]
+                taken[live] += gradient[:, -1].float().where(going[:, None], 0.0)
                 logp, chosen = logp.detach(), chosen.detach()
             drawn[live, t] = token.where(going, -1)
-            logprobs[live] += chosen * going
-            entropy[live] += entropies(logp) * going
+            logprobs[live] += chosen.where(going, 0.0)
+            entropy[live] += entropies(logp).where(going, 0.0)
             going &= ~torch.isin(token, ends)
 
             if shared or (t + 1) % LOOK[device.type] == 0:
