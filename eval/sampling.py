@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eval.policy import Policy, log_softmax
+from eval.policy import Policy, log_softmax, pad_batch
 
 OWN = 0.9  # share of distinct prefixes beyond which it does not pay to look for equal ones
 LOOK = {"cpu": 1, "cuda": 8}  # tokens between looks at what has ended, which hold a GPU up
@@ -175,11 +175,8 @@ def _decode(
 
     model, device = policy.model, policy.device
     n, names = names.shape[1], names.flatten()
-    width, total = max(map(len, prompts)), len(names)
-    pad = policy.pad_id
-    tokens = torch.tensor([[pad] * (width - len(x)) + x for x in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(x)) + [1] * len(x) for x in prompts], device=device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    total, batch = len(names), pad_batch(prompts, [[]] * len(prompts), policy.pad_id, device)
+    tokens, mask, positions = batch.input_ids, batch.attention_mask, batch.position_ids
     ends = torch.tensor(policy.end_ids, device=device)
     drawn = torch.full((total, decoding.max_new_tokens), -1, device=device)
     logprobs, entropy = torch.zeros(2, total, device=device)
@@ -219,27 +216,31 @@ def _decode(
                 if not len(kept):
                     break
                 if shared or len(kept) < len(live):
-                    live, token, parent, going = live[kept], token[kept], prefix[kept], going[kept]
-                    if shared:
-                        parent, token, prefix, shared = _grown(parent, token, logits.shape[-1])
-                    else:
-                        prefix = torch.arange(len(live), device=device)
-                    cache.batch_select_indices(parent)
-                    mask, positions = mask[parent], positions[parent]
+                    live, going = live[kept], going[kept]
+                    grown = _grown(prefix[kept], token[kept], logits.shape[-1], shared)
+                    parent, token, prefix, shared = grown
+                    if not torch.equal(parent, torch.arange(len(mask), device=device)):
+                        cache.batch_select_indices(parent)
+                        mask, positions = mask[parent], positions[parent]
             tokens = token[:, None]
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
             positions = positions[:, -1:] + 1
     return drawn, logprobs, entropy / (drawn >= 0).sum(1), taken
 
 
-def _grown(prefix: Tensor, token: Tensor, vocabulary: int) -> tuple[Tensor, Tensor, Tensor, bool]:
+def _grown(
+    prefix: Tensor, token: Tensor, vocabulary: int, shared: bool
+) -> tuple[Tensor, Tensor, Tensor, bool]:
     """Prefixes that grew by a token, each but once: which each grew from, its token, which of them
-    each row has, and whether that is worth it: where few are shared each row gets its own, for
+    each row has, and whether that is worth it. Where few are shared each row gets its own, for
     good.
     """
+    own = torch.arange(len(prefix), device=prefix.device)
+    if not shared:
+        return prefix, token, own, False
     pairs, place = torch.unique(prefix * vocabulary + token, return_inverse=True)
     if len(pairs) > OWN * len(prefix):
-        return prefix, token, torch.arange(len(prefix), device=prefix.device), False
+        return prefix, token, own, False
     return pairs // vocabulary, pairs % vocabulary, place, True
 
 

@@ -5,8 +5,11 @@ python tests/benchmarks/floor.py [--config FILE ...] [--rounds 30] [key=value ..
 What the model was called with in a step is called again in turn: the forwards of the sampler, each
 with a cache of that length, and the forward and backward of the update, its log-probabilities
 included. The floor draws no token, judges nothing, measures nothing, makes no batch and takes no
-optimiser step. Prints how many times as long the step takes, the median and the quartiles, and
-where the rest goes: each part of the step in units of the floor, beside what the floor has of it.
+optimiser step. Evaluation, logs, checkpoints and the looks that a run takes now and then (the step
+really taken, the KL to the base) are left out on both sides. ZeRO 0 to 2, for under 3 the model
+that samples is another one. Prints how many times as long the step takes, the median and the
+quartiles, and where the rest goes: each part of the step in units of the floor, beside what the
+floor has of it.
 """
 
 import argparse
