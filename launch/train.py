@@ -46,6 +46,7 @@ def main() -> int:
     from eval.tasks import TaskError
     from eval.verifier import VerifierFailed
     from trainers.engine import share, start_ranks
+    from trainers.ghost import Unsupported
     from trainers.trainer import Interrupted, Trainer, TrainingFailed
     from trainers.watch import leave
 
@@ -66,6 +67,8 @@ def main() -> int:
         summary = Trainer(config, folder).run()
     except (ConfigError, TaskError, ModelError) as error:  # what only loading could tell
         return leave(2, error)
+    except Unsupported as error:
+        return leave(2, f"surgery.measure = ghost: {error}; set surgery.measure=last_layer")
     except Interrupted as step:
         saved = f"interrupted; step {step} is saved, and the same command goes on"
         return leave(130, f"{config.run.dir}: {saved}")

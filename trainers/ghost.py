@@ -10,6 +10,7 @@ parameter's gradient is formed, and no hook of ZeRO fires.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, ClassVar
 from weakref import WeakSet
 
@@ -170,7 +171,7 @@ class _Site:
         finally:
             self.busy = False
         wide = tangent.to(torch.promote_types(tangent.dtype, torch.float32))
-        self.shares += wide.mul_(delta).flatten(1).sum(1)
+        self.shares += wide.mul_(delta).flatten(1).sum(1, dtype=torch.float64)
 
     def _tangent(self, inputs: Sequence[Tensor]) -> Tensor:
         """F(x; v) - F(x; 0), in a tensor of its own."""
@@ -181,26 +182,36 @@ class _Site:
         if self.module not in self.affine:
             return self._checked(inputs)
         at = self._at(1, inputs)
-        return at.clone() if self.module in self.linear else at - self._at(0, inputs)
+        return (at if self.module in self.linear else at - self._at(0, inputs)) / self.scale
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """The power of two c that makes the largest number of c * v about 1. Where a module adds 1
+        to its parameters, as norms do, a far smaller v is lost in rounding.
+        """
+        largest = torch.stack([x.abs().max().float() for x in self.v.values()]).max()
+        largest = largest.clamp(min=2.0**-100)
+        return torch.frexp(largest).mantissa / largest
 
     def _at(self, step: int, inputs: Sequence[Tensor]) -> Tensor:
-        """F(x; step * v)."""
-        values = {key: step * x for key, x in self.v.items()}
+        """F(x; step * c * v)."""
+        values = {key: (step * self.scale).to(x) * x for key, x in self.v.items()}
         return functional_call(self.module, values, tuple(inputs), tie_weights=False)
 
     def _checked(self, inputs: Sequence[Tensor]) -> Tensor:
         """The tangent where nothing is known of the module yet. Affine means that twice the step is
-        twice the move.
+        twice the move, but for rounding.
         """
         at = [self._at(step, inputs) for step in range(3)]
         tangent, twice = at[1] - at[0], at[2] - at[0]
-        if (twice - 2 * tangent).abs().max() > 1e-2 * twice.abs().max():
+        tolerance = max(1e-2, 8 * torch.finfo(twice.dtype).eps)
+        if (twice - 2 * tangent).abs().max() > tolerance * twice.abs().max():
             raise Unsupported(f"{self.label}: not affine in its own parameters")
         if twice.any():
             self.affine.add(self.module)
             if not at[0].any():
                 self.linear.add(self.module)
-        return tangent
+        return tangent / self.scale
 
 
 @contextmanager

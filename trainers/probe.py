@@ -2,8 +2,8 @@
 
 `last_layer` uses the features that the sampler took. `ghost` is exact over the chosen parameters:
 one backward gives J_1, a probe gives its product with every completion. Leave-one-out then means
-halves: even and odd prompts of the whole batch, each probed with the J_1 of the other. The second
-is probed on the way of the backward that gives its own.
+two halves of the whole batch, each probed with the J_1 of the other. The second is probed on the
+way of the backward that gives its own.
 """
 
 import math
@@ -116,8 +116,9 @@ class Probe:
         self, rollout: Rollout, mine: Sequence[int], a_k: Tensor, a_1: Tensor
     ) -> tuple[Products, Products | None, Tensor, Tensor]:
         """(products, naive products, agreements, probes); |J_k| only if needed, or now and then."""
-        prompts = torch.arange(len(a_1))
-        sides = prompts % 2 if self.surgery.statistic == "loo" else torch.zeros_like(prompts)
+        sides = halves(len(a_1))
+        if self.surgery.statistic == "naive":
+            sides.zero_()
         names = list(range(int(sides.max()) + 1))
         wanted = ((a_1 != 0) | (a_k != 0))[list(mine)]
         local = torch.full(wanted.shape, math.nan, dtype=torch.float64)  # nan: not probed yet
@@ -242,6 +243,16 @@ class Probe:
         self.measured, self.degenerate = numbers["measured"], numbers["degenerate"]
         moved = tensors.get("moved")
         self.moved = {n: x.to(self.engine.device) for n, x in moved.items()} if moved else None
+
+
+def halves(prompts: int) -> Tensor:
+    """[prompts] 0 or 1: the Thue-Morse sequence, the parity of the ones among the bits of i.
+
+    Rank r holds the prompts r, r + world, ..., and ranks wait for each other between the halves. Of
+    any 2^m ranks each holds as many of either half; by i % 2 an even number of ranks would hold one
+    half each. The worst are multiples of three, where most of a rank is of one half.
+    """
+    return torch.tensor([i.bit_count() % 2 for i in range(prompts)])
 
 
 def check_coverage(model: Any, surgery: SurgeryConfig) -> float:

@@ -14,8 +14,8 @@ number of prompts makes, whatever the number. The unit is one forward and backwa
     autogram                    the Gram of all completions, of which the products are sums
 
 Of single backwards 64 are run, and the rest is counted by their mean. Memory is the most that
-exists beside the model, over that of the unit. `error` is the largest difference from single
-backwards, in units of the largest product.
+exists beside the model, a J_1 known before included, over that of the unit. `error` is the largest
+difference from single backwards, in units of the largest product.
 """
 
 import argparse
@@ -172,10 +172,10 @@ def compare(work: Work, rounds: int, grams: bool) -> list[list[str]]:
         seconds["forward and backward"],
         [b - a for a, b in zip(seconds["probe"], seconds["ghost"], strict=True)],
     )
-    most = {
-        name: peak(x.work.model if isinstance(x, Gram) else work.model, x)
-        for name, x in works.items()
-    }
+    most = {}
+    for name, x in works.items():
+        model = x.work.model if isinstance(x, Gram) else work.model
+        most[name] = peak(model, x, v.values() if name in {"probe", *of} else ())
     lines = []
     for name, own in seconds.items():
         # single backwards need J_1 as well, which what is timed leaves out

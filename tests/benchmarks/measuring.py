@@ -2,10 +2,11 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from trainers.rehearsal import Ledger
 
@@ -43,20 +44,22 @@ def ratios(over: Sequence[float], under: Sequence[float], by: float = 1.0) -> li
     return [f"{middle:.{digits}f}", f"{low:.{digits}f} – {high:.{digits}f}"]
 
 
-def peak(model: Any, work: Work) -> int:
+def peak(model: Any, work: Work, held: Iterable[Tensor] = ()) -> int:
     """The most bytes that exist at once beside the model: those that torch's allocator counts on a
-    GPU, those of all tensors that operations make on a CPU.
+    GPU, those of all tensors that operations make on a CPU; and those of `held`, made before.
     """
+    held = list(held)
+    kept = sum(x.nbytes for x in held)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         work()
         torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        return kept + torch.cuda.max_memory_allocated() - before
     ledger = Ledger()
-    for tensor in [*model.parameters(), *model.buffers()]:
+    for tensor in [*model.parameters(), *model.buffers(), *held]:
         ledger.known(tensor)
     with ledger:
         work()
-    return ledger.peak
+    return kept + ledger.peak

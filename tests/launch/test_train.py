@@ -46,6 +46,28 @@ def test_a_model_that_cannot_be_loaded_leaves_the_folder_free(tmp_path, base_pat
     assert done.returncode == 0, done.stderr
 
 
+ODD = """
+import sys
+from launch import train
+from trainers import ghost
+
+def refuse(*_, **__):
+    raise ghost.Unsupported("model.odd (Odd): not affine in its own parameters")
+
+ghost.probe = ghost.probed_gradient = refuse
+sys.exit(train.main())
+"""
+
+
+def test_a_layer_that_ghost_cannot_measure(tmp_path, base_path):
+    options = "--config", config("pcgrad"), "surgery.measure=ghost", "run.dir=a", *SMALL
+    done = run("-c", ODD, *options, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    remedy = "not affine in its own parameters; set surgery.measure=last_layer"
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.endswith(f"surgery.measure = ghost: model.odd (Odd): {remedy}\n")
+    assert "Traceback" not in done.stderr
+
+
 def test_mistakes_under_the_launcher(tmp_path):
     done = run(TRAIN, "--config", config("passk"), "objective.k=99", cwd=tmp_path, ranks=2)
     assert done.returncode == 2

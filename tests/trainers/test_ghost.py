@@ -139,6 +139,17 @@ def test_on_the_way_of_a_gradient(kind, chunk):
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize("size", [1e-3, 1e-8])
+@pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-5), (torch.bfloat16, 0.06)])
+def test_small_directions_beside_a_one(dtype, bound, size):
+    """Gemma's norms multiply by 1 + w: so far below the 1 a direction must not be rounded off."""
+    model = make_model(kind := "gemma").to(dtype)
+    v = {n: (size * x).to(dtype) for n, x in directions(model).items() if "norm" in n}
+    found = ghost.probe(model, batch(kind), v, 0.7)
+    wide = {name: x.double() for name, x in v.items()}
+    assert error(found, by_autograd(model.double(), wide, kind)) < bound
+
+
 def test_a_module_left_out_is_seen(monkeypatch):
     """Negative control: without one module's share the comparison fails."""
     model = make_model("gpt2")

@@ -16,7 +16,7 @@ from surgery.rules import RULES
 from tests.conftest import ROOT, run
 from trainers import ghost
 from trainers.config import ConfigError
-from trainers.probe import Probe
+from trainers.probe import Probe, halves
 from trainers.schema import Config
 
 K, N, PROMPTS, BATCHES = 4, 8, 32, 120
@@ -136,8 +136,9 @@ def test_ghost_products_against_gradients(base, twin, statistic):
         other = g_1.mean(0).expand_as(g_1)
         norm_k = float(g_k.mean(0) @ g_k.mean(0))
     else:
-        other = torch.stack([g_1[(i + 1) % 2 :: 2].mean(0) for i in range(PROMPTS)])
-        norm_k = float(g_k[::2].mean(0) @ g_k[1::2].mean(0))
+        second = halves(PROMPTS).bool()
+        other = torch.where(second[:, None], g_1[~second].mean(0), g_1[second].mean(0))
+        norm_k = float(g_k[~second].mean(0) @ g_k[second].mean(0))
     scale = float((g_1 * other).sum(1).abs().max())
     assert torch.allclose(geometry.agreement, (g_1 * other).sum(1), atol=1e-4 * scale)
     assert probe.smooth.dot == pytest.approx(float((g_k * other).sum(1).mean()), abs=1e-4 * scale)
@@ -146,21 +147,31 @@ def test_ghost_products_against_gradients(base, twin, statistic):
     assert scalars["coverage"] == 1.0
 
 
+@pytest.mark.parametrize("world", [1, 2, 4, 8])
+def test_each_rank_holds_both_halves(world):
+    for prompts in (2 * world, 64):
+        assert all(
+            x.double().mean() == 0.5 for x in (halves(prompts)[r::world] for r in range(world))
+        )
+    assert [halves(n).tolist() for n in (1, 2, 3)] == [[0], [0, 1], [0, 1, 1]]
+
+
 def test_weights_that_cancel_are_probed_as_well(base, twin):
     """Equal completions of unequal verdicts may sum to a row of no weight in J_1."""
     rollout, correct = a_batch(base, twin, 0)
     a_1 = rloo(correct)
-    equal = [i for i in range(1, PROMPTS, 2) if _first_two_are_equal(rollout, i)]
+    second = halves(PROMPTS).bool()
+    equal = [i for i in second.nonzero().flatten().tolist() if _first_two_are_equal(rollout, i)]
     assert len(equal) > 3
     for i in equal:
         a_1[i] = torch.tensor([1.0, -1.0] + (N - 2) * [0.0])
     probe = make_probe(base, measure="ghost")
     _, _, agreement, probes = probe._by_ghost(rollout, range(PROMPTS), a_1, a_1)
-    even = probe._gradient(base.model, rollout, range(PROMPTS), a_1, torch.arange(PROMPTS) % 2 == 0)
+    first = probe._gradient(base.model, rollout, range(PROMPTS), a_1, ~second)
     expected = torch.zeros_like(a_1)
-    probe._probe(base.model, rollout, a_1 != 0, even, expected)
+    probe._probe(base.model, rollout, a_1 != 0, first, expected)
     assert torch.isfinite(probes).all() and (probes[equal, :2] != 0).all()
-    assert torch.allclose(probes[1::2], expected[1::2], atol=1e-5 * float(expected.abs().max()))
+    assert torch.allclose(probes[second], expected[second], atol=1e-5 * float(expected.abs().max()))
     assert (agreement[equal].abs() < 1e-6 * agreement.abs().max()).all()
 
 
