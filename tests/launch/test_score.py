@@ -240,13 +240,20 @@ def test_other_field_names_and_marks(tmp_path, refusal):
         ('{"gold": "1", "responses": ["1"]}', "line 1: has no id"),
         ('{"id": 1, "gold": "1", "responses": []}', "line 1: responses is empty"),
         ('{"id": 1, "gold": "1", "responses": [1]}', "line 1: responses must be"),
+        (
+            '{"id": 1, "gold": "1", "responses": ["1"], "truncated": [null]}',
+            "line 1: truncated must be a list of true or false",
+        ),
+        ("[" * 200_000, "line 1: not JSON (maximum recursion depth exceeded"),
+        (b'\n{"id": "\xff", "gold": "1", "responses": ["1"]}', "line 2: not JSON ('utf-8' codec"),
         ('\n{"id": 1, "gold": "1", "responses": ["1"]}\n' * 2, "line 4: id 1 was met before"),
         ("", "holds no problem"),
     ],
 )
 def test_lines_that_cannot_be_scored(tmp_path, refusal, line, message):
-    (tmp_path / "r.jsonl").write_text(line)
-    assert message in refusal("--responses", "r.jsonl", "--verifier", "exact")
+    (tmp_path / "r.jsonl").write_bytes(line if isinstance(line, bytes) else line.encode())
+    said = refusal("--responses", "r.jsonl", "--verifier", "exact")
+    assert message in said.splitlines()[-1]
 
 
 def test_a_failed_start_occupies_nothing(tmp_path):
