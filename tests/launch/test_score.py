@@ -25,15 +25,15 @@ CONFIG = str(ROOT / "configs" / "passk.yaml")
 
 @pytest.fixture
 def refusal(tmp_path, monkeypatch, capsys):
-    """What the command says when it refuses, in this process: starting one takes seconds."""
+    """What the command says when it fails, in this process: starting one takes seconds."""
     spec = importlib.util.spec_from_file_location("score", SCORE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.chdir(tmp_path)
 
-    def ask(*options):
+    def ask(*options, code=2):
         monkeypatch.setattr(sys, "argv", [SCORE, *options])
-        assert module.main() == 2
+        assert module.main() == code
         return capsys.readouterr().err
 
     return ask
@@ -262,6 +262,22 @@ def test_a_failed_start_occupies_nothing(tmp_path):
     assert run(*command, cwd=tmp_path).returncode == 2
     write(tmp_path / "r.jsonl", [{"id": 0, "gold": "1", "responses": "1"}])
     assert run(*command, cwd=tmp_path).returncode == 0
+
+
+def test_a_damaged_folder(refusal, tmp_path):
+    """Records up to the damage are kept, the others made again; settings cannot be told."""
+    write(tmp_path / "r.jsonl", [{"id": i, "gold": "1", "responses": "1"} for i in range(3)])
+    ask = ["--responses", "r.jsonl", "--verifier", "exact", "--out", "out"]
+    refusal(*ask, code=0)
+    records = tmp_path / "out" / "problems.jsonl"
+    whole = records.read_bytes()
+    records.write_bytes(whole.replace(b'"id": "1"', b'"id": "\xff"'))
+    refusal(*ask, code=0)
+    assert records.read_bytes() == whole and summary(tmp_path / "out")["problems"] == 3
+    (tmp_path / "out" / "settings.json").write_text('{"respon')
+    said = refusal(*ask)
+    assert said.startswith("out/settings.json: is damaged (Unterminated string") and "--out" in said
+    assert len(said.splitlines()) == 1
 
 
 def test_the_file_is_read_as_a_stream(tmp_path):
