@@ -17,7 +17,7 @@ from eval.files import read_lines
 from eval.responses import read_responses
 from eval.scoring import ScoreFolder, Scoring
 from eval.scoring import run as score_all
-from tests.conftest import ROOT, run
+from tests.conftest import ROOT, no_file_beyond, run
 
 SCORE = str(ROOT / "launch" / "score.py")
 CONFIG = str(ROOT / "configs" / "passk.yaml")
@@ -278,6 +278,18 @@ def test_a_damaged_folder(refusal, tmp_path):
     said = refusal(*ask)
     assert said.startswith("out/settings.json: is damaged (Unterminated string") and "--out" in said
     assert len(said.splitlines()) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*lock:pytest.PytestUnraisableExceptionWarning")
+def test_on_a_full_disk(refusal, tmp_path):
+    write(tmp_path / "r.jsonl", [{"id": i, "gold": "1", "responses": "1" * i} for i in range(99)])
+    ask = ["--responses", "r.jsonl", "--verifier", "exact", "--out", "out"]
+    with no_file_beyond(2_000):
+        said = refusal(*ask, code=1).splitlines()[-1]
+    remedy = "once it can be written, the same command goes on"
+    assert said == f"out: [Errno 27] File too large; {remedy}"
+    refusal(*ask, code=0)
+    assert [x["c"] for x in read_lines(tmp_path / "out" / "problems.jsonl")] == [0, 1] + [0] * 97
 
 
 def test_the_file_is_read_as_a_stream(tmp_path):
