@@ -47,16 +47,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The records before the first line that is not whole: the last one may be half written."""
+    """The records before the first line that is not whole: half written, or damaged."""
     if not path.exists():
         return
-    with path.open() as file:
+    with path.open("rb") as file:
         for line in file:
             try:
                 record = json.loads(line)
             except ValueError:
                 return
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 return
             yield record
 

@@ -39,17 +39,16 @@ def read_responses(path: Path, fields: Mapping[str, str]) -> Iterator[Generation
     How many may differ from problem to problem; pass@k is then had for k up to the fewest.
     """
     seen: dict[str, int] = {}
-    with path.open() as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             place = f"{path}, line {number}"
             try:
                 found = json.loads(line)
-            except ValueError as error:
-                raise BadResponses(
-                    f"{place}: not JSON ({error}); write one object a line"
-                ) from None
+            except (ValueError, RecursionError) as error:
+                why = f"not JSON ({error}); write one object a line"
+                raise BadResponses(f"{place}: {why}") from None
             if not isinstance(found, dict):
                 raise BadResponses(f"{place}: must be an object with {', '.join(REQUIRED)}")
             generation = _generation(found, fields, place)
@@ -78,6 +77,8 @@ def _generation(found: Mapping[str, Any], fields: Mapping[str, str], place: str)
         raise BadResponses(f"{place}: responses must be a text or a list of texts")
     if not responses:
         raise BadResponses(f"{place}: responses is empty; leave the problem out")
+    if isinstance(truncated, list) and not all(isinstance(x, bool) for x in truncated):
+        raise BadResponses(f"{place}: truncated must be a list of true or false; else leave it out")
     if not (isinstance(truncated, list) and len(truncated) == len(responses)):
         truncated = None  # a count, or not known of each
     slices = {name: "" if values[name] is None else str(values[name]) for name in SLICES}

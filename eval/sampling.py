@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eval.policy import Policy, log_softmax, pad_batch
+from eval.policy import ModelError, Policy, log_softmax, pad_batch
 
 OWN = 0.9  # share of distinct prefixes beyond which it does not pay to look for equal ones
 LOOK = {"cpu": 1, "cuda": 8}  # tokens between looks at what has ended, which hold a GPU up
@@ -100,6 +100,7 @@ def sample(
     it would draw among all of them (by `cached`). `features` asks for the last-layer features of
     `Rollout`, which `cached` takes on the way at the cost of one product with the head.
     """
+    check_cache(policy, decoding.engine)
     ids = policy.encode(prompts)
     keys = list(range(len(ids)) if problem_ids is None else problem_ids)
     training = policy.model.training
@@ -124,6 +125,20 @@ def sample(
     text_of = dict(zip(distinct, decoded, strict=True))
     texts = [text_of[x] for x in bodies]
     return Rollout(ids, completions, texts, torch.tensor(truncated), logprobs, entropy, taken, n)
+
+
+def check_cache(policy: Policy, engine: str) -> None:
+    """Refuse a model with a recurrent state: that of a prefix is not shared as keys and values are,
+    and padding goes into it.
+    """
+    from transformers import DynamicCache
+
+    model = policy.model
+    if model._is_stateful or any(
+        hasattr(layer, "conv_states") for layer in DynamicCache(config=model.config).layers
+    ):
+        why = f"{type(model).__name__} has a recurrent state; choose a model of attention alone"
+        raise ModelError(f"train.rollouts = {engine}: {why}")
 
 
 def _cached(

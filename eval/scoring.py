@@ -9,6 +9,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -56,8 +57,10 @@ class ScoreFolder:
         place = path / "problems.jsonl"
         self._lock = claim(path, settings, any(True for _ in whole_lines(place)))
         self.records = [without_texts(r) for r in whole_lines(place)]
-        self.finished = (path / "summary.json").exists()
-        cut_lines(place, len(self.records))  # a half-written last line goes
+        summary = path / "summary.json"
+        done = json.loads(summary.read_text()) if summary.exists() else {}
+        self.finished = done.get("problems") == len(self.records)
+        cut_lines(place, len(self.records))  # a half-written last line goes, and what is behind it
 
     def append(self, records: Sequence[Record]) -> None:
         append_lines(self.path / "problems.jsonl", records)
@@ -75,7 +78,10 @@ def claim(path: Path, settings: Mapping[str, Any], begun: bool) -> TextIO:
     """
     saved = path / "settings.json"
     if saved.exists():
-        was = json.loads(saved.read_text()) if begun else settings
+        try:
+            was = json.loads(saved.read_text()) if begun else settings
+        except ValueError as error:
+            raise BadFolder(f"{saved}: is damaged ({error}); choose another --out") from None
         remedy = f"{path} holds another evaluation; choose another --out"
         different = [
             f"{key} = {settings.get(key)} (was {was.get(key)}): {remedy}"
@@ -88,16 +94,16 @@ def claim(path: Path, settings: Mapping[str, Any], begun: bool) -> TextIO:
         raise BadFolder(f"--out = {path}: holds files already; name a new folder")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = (path / ".lock").open("a")
+        with ExitStack() as failing:
+            lock = failing.enter_context((path / ".lock").open("a"))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            write_json(saved, settings)
+            failing.pop_all()
+    except BlockingIOError:
+        raise BadFolder(f"--out = {path}: another process writes it; wait") from None
     except OSError as error:
         why = f"cannot be written ({error.strerror}); choose another"
         raise BadFolder(f"--out = {path}: {why}") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise BadFolder(f"--out = {path}: another process writes it; wait") from None
-    write_json(saved, settings)
     return lock
 
 

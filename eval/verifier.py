@@ -31,7 +31,7 @@ from pathlib import Path
 from eval import answers as reading
 from eval.judges import UNDECIDED, Judged, Pair
 
-MAX_CHARS = 4_096  # the end of a longer answer is judged: there the result stands
+MAX_CHARS = 4_096  # of mathematics, and of what votes are counted by, the end: there the result is
 MAX_RESPONSE = 32_768  # characters at the end of a response in which its answer is looked for
 INTEGER = re.compile(r"0|-?[1-9][0-9]{0,14}")
 CACHE_SIZE = 100_000  # verdicts
@@ -82,12 +82,14 @@ class Verifier:
         """The verdict on each pair, and what was read as its answer."""
         math = self.mode == "math"
         takes = {"math": reading.extract, "boxed": reading.last_box}
-        take = takes.get(self.mode, str.strip)
-        ends = {x: take(x[-MAX_RESPONSE:])[-MAX_CHARS:] for x in set(answers)}
+        take = takes.get(self.mode)
+        ends = {
+            x: take(x[-MAX_RESPONSE:])[-MAX_CHARS:] if take else x.strip() for x in set(answers)
+        }
         right = {x: (math and reading.gold(x)) or x.strip() for x in set(golds)}
         pairs = [(ends[x], right[y]) for x, y in zip(answers, golds, strict=True)]
         if self.mode in ("exact", "boxed"):
-            return [(answer == gold, answer) for answer, gold in pairs]
+            return [(answer == gold, answer[-MAX_CHARS:]) for answer, gold in pairs]
         known: dict[Pair, Judged] = {}
         for pair in dict.fromkeys(pairs):
             if pair in self._cache:
@@ -96,7 +98,7 @@ class Verifier:
             elif math and (plain := _plain(*pair)):
                 known[pair] = plain
         known |= self._ask([pair for pair in dict.fromkeys(pairs) if pair not in known])
-        self._cache.update(known)
+        self._cache.update({pair: x for pair, x in known.items() if len(pair[0]) <= MAX_CHARS})
         while len(self._cache) > CACHE_SIZE:
             self._cache.popitem(last=False)
         return [known[pair] for pair in pairs]
@@ -200,7 +202,7 @@ class _Worker:
                 self.started = True
             else:
                 verdict, read = json.loads(line)
-                judged[self.asked.popleft()] = verdict, read
+                judged[self.asked.popleft()] = verdict, read[-MAX_CHARS:]
                 self.done += 1
         ended = chunk == b"" or time.monotonic() >= self.deadline
         if ended and not self.started:

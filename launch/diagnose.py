@@ -33,6 +33,7 @@ def main() -> int:
     from eval.tasks import TaskError
     from trainers.config import ConfigError, load_config, refuse, run_name
     from trainers.plan import show
+    from trainers.run import unwritable
 
     out = arguments.out or Path("runs/diagnosis") / run_name(Path(arguments.config))
     try:
@@ -69,6 +70,10 @@ def main() -> int:
         return leave(2, f"diagnose.measure = ghost: {error}; set diagnose.measure=last_layer")
     except KeyboardInterrupt:
         return leave(130, f"{out}: interrupted; the same command goes on")
+    except OSError as error:
+        if not unwritable(error, out):
+            raise
+        return leave(1, f"{out}: {error}; once it can be written, the same command goes on")
     except (SamplingFailed, VerifierFailed) as error:
         return leave(1, f"{out}: {error}")
     finally:

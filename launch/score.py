@@ -43,18 +43,25 @@ def main() -> int:
 
     from eval.files import write_json
     from eval.report import score_report, sweep_report
+    from trainers.run import unwritable
     from trainers.scoring import REFUSALS, score
 
+    out = arguments.out
     try:
         summaries = score(arguments)
+        if out and len(summaries) > 1:
+            write_json(out / "summary.json", {"sweep": summaries})
     except REFUSALS as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; with --out the same command goes on", file=sys.stderr)
         return 130
-    if arguments.out and len(summaries) > 1:
-        write_json(arguments.out / "summary.json", {"sweep": summaries})
+    except OSError as error:
+        if not (out and unwritable(error, out)):
+            raise
+        print(f"{out}: {error}; once it can be written, the same command goes on", file=sys.stderr)
+        return 1
     print(score_report(summaries[0]) if len(summaries) == 1 else sweep_report(summaries))
     return 0
 

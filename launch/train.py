@@ -28,7 +28,7 @@ def main() -> int:
     from eval.policy import ModelError
     from trainers.config import ConfigError, check_ranks, load_config, refuse
     from trainers.plan import show
-    from trainers.run import UNWRITABLE, RunFolder
+    from trainers.run import RunFolder, unwritable
 
     try:
         config = load_config(arguments.config, arguments.overrides)
@@ -75,7 +75,7 @@ def main() -> int:
     except KeyboardInterrupt:
         return leave(130, f"{config.run.dir}: interrupted; the same command goes on")
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if not unwritable(error, Path(str(config.run.dir))):
             raise
         what = folder.outlook() if folder else "goes on"
         return leave(

@@ -1,11 +1,13 @@
 """Shared by all tests: a cache of their own, and the base policy of `twin` trained once."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,16 @@ def base(base_path):
     from eval.policy import load_policy
 
     return load_policy(base_path)
+
+
+@contextmanager
+def no_file_beyond(size):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def free_port() -> str:

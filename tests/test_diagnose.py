@@ -38,7 +38,7 @@ from surgery.interference import (
     shells,
 )
 from surgery.objectives import pass_at_k_weight
-from tests.conftest import ROOT, run
+from tests.conftest import ROOT, no_file_beyond, run
 from trainers import ghost
 from trainers.config import load_config
 
@@ -504,6 +504,16 @@ def test_cut_short_it_goes_on(command, unwritten, tmp_path, base_path, monkeypat
         assert (tmp_path / "part" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     code, out, _ = command(*SMALL, "diagnose.measure=last_layer", "--out", "part")
     assert code == 0 and out.startswith("last_layer\n")
+
+
+def test_on_a_full_disk(command, unwritten, base_path):
+    """The features are written by safetensors, which has words of its own for it."""
+    ask = [*SMALL, "diagnose.measure=last_layer", "--out", "a"]
+    with no_file_beyond(4_000):
+        code, _, err = command(*ask)
+    said = "a: [Errno 27] File too large: 'a'; once it can be written, the same command goes on"
+    assert code == 1 and err.splitlines()[-1] == said
+    assert command(*ask)[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -70,17 +70,25 @@ def _whole(place: Path) -> Iterator[Path]:
     work = place.with_name(f".{place.name}.part")
     work.mkdir()
     try:
-        yield work
+        with system_errors(place):
+            yield work
         for path in [*work.rglob("*"), work]:
             sync(path)
         work.rename(place)
         sync(place.parent)
-    except SafetensorError as error:  # such as of a full disk, in its words
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def system_errors(place: Path) -> Iterator[None]:
+    """What safetensors says of a full disk, in the system's words."""
+    try:
+        yield
+    except SafetensorError as error:
         found = re.search(r"os error (\d+)", str(error))
         code = int(found[1]) if found else errno.EIO
         raise OSError(code, os.strerror(code) if found else str(error), str(place)) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def latest(run: Path) -> tuple[Path, dict[str, Any]] | None:

@@ -11,6 +11,7 @@ from eval.files import write_json
 from eval.scoring import claim, fingerprint
 from eval.tasks import build_task
 from surgery.interference import Group, Level
+from trainers.checkpoint import system_errors
 from trainers.schema import Config
 
 FREE = ("k", "measure")
@@ -38,7 +39,8 @@ class Folder:
 
     def write_part(self, start: int, records: list[dict[str, Any]], sums: Tensor) -> None:
         """The features first: the records say that the part is whole."""
-        save_file({"sums": sums}, self._place("parts", start, "safetensors"))
+        with system_errors(self.path):
+            save_file({"sums": sums}, self._place("parts", start, "safetensors"))
         write_json(self._place("parts", start, "json"), records)
 
     def records(self, start: int) -> list[dict[str, Any]]:
@@ -54,7 +56,8 @@ class Folder:
     def write_probe(self, request: Request, found: dict[str, Tensor]) -> None:
         place = self._place("probes", _name(request), "safetensors")
         part = place.with_suffix(".part")
-        save_file(found, part)
+        with system_errors(self.path):
+            save_file(found, part)
         part.replace(place)
 
     def _place(self, kind: str, name: int | str, ending: str) -> Path:

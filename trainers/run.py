@@ -10,9 +10,17 @@ from eval.files import read_lines
 from trainers.config import OF_BASE, ConfigError, differences, save_config
 from trainers.schema import Config
 
-# a disk that is full or does not take what is written, or no longer from us
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
-UNWRITABLE |= {errno.EACCES, errno.EPERM}
+DENIED = {errno.EACCES, errno.EPERM}
+
+
+def unwritable(error: OSError, folder: Path) -> bool:
+    """Whether a disk is full or does not take what is written, or the folder is no longer ours.
+    What we may not read elsewhere is another matter.
+    """
+    if error.errno in DENIED and isinstance(error.filename, str):
+        return Path(error.filename).absolute().is_relative_to(folder.absolute())
+    return error.errno in UNWRITABLE
 
 
 class RunFolder:

@@ -129,9 +129,9 @@ def _of_file(arguments: argparse.Namespace) -> list[Scoring]:
         raise ConfigError(str(error)) from None
     verifier = Verifier(mode)
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        contents = hashlib.file_digest(file, "sha256").hexdigest()
     settings = {
-        "responses": digest,
+        "responses": contents,
         "fields": fields,
         "answer_after": arguments.answer_after,
         "verifier": verifier.version,

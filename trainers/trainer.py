@@ -14,7 +14,7 @@ from eval.continuous import check_paged
 from eval.files import write_json, write_lines
 from eval.passk import problem_scores
 from eval.policy import Policy, check_chunks, load_policy, pad_batch
-from eval.sampling import Rollout, derive_seed, sample
+from eval.sampling import Rollout, check_cache, derive_seed, sample
 from eval.tasks import Problem, build_task, digest
 from eval.verifier import Verifier
 from surgery import diagnostics
@@ -83,6 +83,7 @@ class Trainer:
         self.data = digest([*first, *self.task.evaluation(config.eval.problems)])
         base = self._load_base()
         check_hosts(config, self.data, base)
+        check_cache(base, config.train.rollouts)
         if config.train.rollouts == "continuous":
             check_paged(base)
         self.engine = Engine(base, config)

@@ -9,8 +9,12 @@ from transformers import (
     GPT2LMHeadModel,
     GPTJConfig,
     GPTJForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
 )
 
 from eval import sampling
@@ -20,6 +24,7 @@ from eval.sampling import Decoding, derive_seed, sample, uniform
 from eval.tasks.twin import Twin
 from eval.tasks.twin_base import make_tokenizer
 
+SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 PROMPTS = ["A2?3=", "J9?", "=", "D5?5=4"]  # ragged, so that padding matters
 
 
@@ -271,3 +276,22 @@ def test_the_numbers_are_the_same_everywhere():
     assert [x.prompt for x in Twin().evaluation(4)] == ["J5?3=", "F7?4=", "D7?6=", "I4?9="]
     steps = {derive_seed(seed, "train", step) for seed in range(20) for step in range(500)}
     assert len(steps | {derive_seed("eval", seed) for seed in range(20)}) == 20 * 500 + 20
+
+
+@pytest.mark.parametrize("engine", ["cached", "continuous"])
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        (Lfm2ForCausalLM, Lfm2Config(layer_types=["conv", "full_attention"], **SMALL)),
+        (RwkvForCausalLM, RwkvConfig(**SMALL)),
+    ],
+)
+def test_a_recurrent_state_is_refused(kind, config, engine):
+    """RWKV sampled on, without its past."""
+    policy = Policy(kind(config), random_policy("gpt2").tokenizer)
+    with pytest.raises(ModelError) as error:
+        sample(policy, PROMPTS, 2, Decoding(2, engine=engine), seed=0)
+    assert str(error.value) == (
+        f"train.rollouts = {engine}: {kind.__name__} has a recurrent state; "
+        "choose a model of attention alone"
+    )

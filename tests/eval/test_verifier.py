@@ -121,6 +121,22 @@ def test_a_function_of_the_user(tmp_path):
     assert verdicts == [True, False, None, None, None, True]
 
 
+def test_a_function_gets_the_whole_response(tmp_path):
+    """What votes are counted by is its end, and what is long is not kept to be asked again."""
+    path = tmp_path / "mine.py"
+    path.write_text("def judge(answer, gold): return len(answer) == int(gold)")
+    answer = "x" * 100_000 + "y"
+    with Verifier(f"{path}:judge", workers=1) as verifier:
+        judged = verifier.judge([answer, answer, "12"], ["100001", "4096", "2"])
+        assert [(verdict, len(read)) for verdict, read in judged] == [
+            (True, 4_096),
+            (False, 4_096),
+            (True, 2),
+        ]
+        assert list(verifier._cache) == [("12", "2")]
+    assert Verifier("exact").judge([answer], [answer]) == [(True, answer[-4_096:])]
+
+
 def test_a_bad_pair_costs_only_its_own_verdict(tmp_path):
     """Though others wait in a row behind it, and though all in a row take longer than the limit."""
     (tmp_path / "mine.py").write_text(

@@ -17,7 +17,7 @@ from eval.files import read_lines
 from eval.responses import read_responses
 from eval.scoring import ScoreFolder, Scoring
 from eval.scoring import run as score_all
-from tests.conftest import ROOT, run
+from tests.conftest import ROOT, no_file_beyond, run
 
 SCORE = str(ROOT / "launch" / "score.py")
 CONFIG = str(ROOT / "configs" / "passk.yaml")
@@ -25,15 +25,15 @@ CONFIG = str(ROOT / "configs" / "passk.yaml")
 
 @pytest.fixture
 def refusal(tmp_path, monkeypatch, capsys):
-    """What the command says when it refuses, in this process: starting one takes seconds."""
+    """What the command says when it fails, in this process: starting one takes seconds."""
     spec = importlib.util.spec_from_file_location("score", SCORE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.chdir(tmp_path)
 
-    def ask(*options):
+    def ask(*options, code=2):
         monkeypatch.setattr(sys, "argv", [SCORE, *options])
-        assert module.main() == 2
+        assert module.main() == code
         return capsys.readouterr().err
 
     return ask
@@ -240,13 +240,20 @@ def test_other_field_names_and_marks(tmp_path, refusal):
         ('{"gold": "1", "responses": ["1"]}', "line 1: has no id"),
         ('{"id": 1, "gold": "1", "responses": []}', "line 1: responses is empty"),
         ('{"id": 1, "gold": "1", "responses": [1]}', "line 1: responses must be"),
+        (
+            '{"id": 1, "gold": "1", "responses": ["1"], "truncated": [null]}',
+            "line 1: truncated must be a list of true or false",
+        ),
+        ("[" * 200_000, "line 1: not JSON (maximum recursion depth exceeded"),
+        (b'\n{"id": "\xff", "gold": "1", "responses": ["1"]}', "line 2: not JSON ('utf-8' codec"),
         ('\n{"id": 1, "gold": "1", "responses": ["1"]}\n' * 2, "line 4: id 1 was met before"),
         ("", "holds no problem"),
     ],
 )
 def test_lines_that_cannot_be_scored(tmp_path, refusal, line, message):
-    (tmp_path / "r.jsonl").write_text(line)
-    assert message in refusal("--responses", "r.jsonl", "--verifier", "exact")
+    (tmp_path / "r.jsonl").write_bytes(line if isinstance(line, bytes) else line.encode())
+    said = refusal("--responses", "r.jsonl", "--verifier", "exact")
+    assert message in said.splitlines()[-1]
 
 
 def test_a_failed_start_occupies_nothing(tmp_path):
@@ -255,6 +262,34 @@ def test_a_failed_start_occupies_nothing(tmp_path):
     assert run(*command, cwd=tmp_path).returncode == 2
     write(tmp_path / "r.jsonl", [{"id": 0, "gold": "1", "responses": "1"}])
     assert run(*command, cwd=tmp_path).returncode == 0
+
+
+def test_a_damaged_folder(refusal, tmp_path):
+    """Records up to the damage are kept, the others made again; settings cannot be told."""
+    write(tmp_path / "r.jsonl", [{"id": i, "gold": "1", "responses": "1"} for i in range(3)])
+    ask = ["--responses", "r.jsonl", "--verifier", "exact", "--out", "out"]
+    refusal(*ask, code=0)
+    records = tmp_path / "out" / "problems.jsonl"
+    whole = records.read_bytes()
+    records.write_bytes(whole.replace(b'"id": "1"', b'"id": "\xff"'))
+    refusal(*ask, code=0)
+    assert records.read_bytes() == whole and summary(tmp_path / "out")["problems"] == 3
+    (tmp_path / "out" / "settings.json").write_text('{"respon')
+    said = refusal(*ask)
+    assert said.startswith("out/settings.json: is damaged (Unterminated string") and "--out" in said
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*lock:pytest.PytestUnraisableExceptionWarning")
+def test_on_a_full_disk(refusal, tmp_path):
+    write(tmp_path / "r.jsonl", [{"id": i, "gold": "1", "responses": "1" * i} for i in range(99)])
+    ask = ["--responses", "r.jsonl", "--verifier", "exact", "--out", "out"]
+    with no_file_beyond(2_000):
+        said = refusal(*ask, code=1).splitlines()[-1]
+    remedy = "once it can be written, the same command goes on"
+    assert said == f"out: [Errno 27] File too large; {remedy}"
+    refusal(*ask, code=0)
+    assert [x["c"] for x in read_lines(tmp_path / "out" / "problems.jsonl")] == [0, 1] + [0] * 97
 
 
 def test_the_file_is_read_as_a_stream(tmp_path):

@@ -1,8 +1,8 @@
 """What ends a run, where it may, and what is there afterwards."""
 
+import errno
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from eval.policy import Policy
-from tests.conftest import ROOT, free_port, run
+from tests.conftest import ROOT, free_port, no_file_beyond, run
 from tests.trainers.ranks import fresh_policy
 from trainers import checkpoint, stop
+from trainers.run import unwritable
 
 CHAOS = str(ROOT / "tests" / "chaos.py")
 # each a life of one run: (where and what happens, exit code)
@@ -117,16 +118,6 @@ def test_no_bit_of_its_numbers_can_change(saved):
     assert checkpoint.latest(run)[1]["step"] == 2
 
 
-@contextmanager
-def no_file_beyond(size):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("size", [0, 1_000, 30_000, 60_000])
 def test_what_cannot_be_written_whole_leaves_nothing(saved, size):
     """Up to the size at which the model itself fits, and the parameters beside it do not."""
@@ -138,6 +129,22 @@ def test_what_cannot_be_written_whole_leaves_nothing(saved, size):
     assert checkpoint.latest(run)[1]["step"] == 2
     checkpoint.save(engine, run, 3, {}, {})
     assert checkpoint.latest(run)[1]["step"] == 3
+
+
+@pytest.mark.parametrize(
+    ("code", "place", "expected"),
+    [
+        (errno.EACCES, "run/eval/after.jsonl", True),
+        (errno.EACCES, "run2/data.jsonl", False),
+        (errno.EPERM, None, False),
+        (errno.ENOSPC, None, True),
+        (errno.ENOENT, "run/config.yaml", False),
+    ],
+)
+def test_what_cannot_be_read_is_no_full_disk(tmp_path, monkeypatch, code, place, expected):
+    monkeypatch.chdir(tmp_path)
+    for folder in (Path("run"), tmp_path / "run"):
+        assert unwritable(OSError(code, os.strerror(code), place), folder) is expected
 
 
 def test_what_a_killed_life_was_writing_is_removed(saved):
