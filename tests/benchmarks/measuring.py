@@ -2,8 +2,8 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from trainers.rehearsal import Ledger
 
 Work = Callable[[], object]
+Name = TypeVar("Name", bound=Hashable)
 
 
 def clock(work: Work) -> float:
@@ -24,9 +25,9 @@ def clock(work: Work) -> float:
     return time.monotonic() - start
 
 
-def in_turn(works: Mapping[str, Work], rounds: int, warm: int = 1) -> dict[str, list[float]]:
+def in_turn(works: Mapping[Name, Work], rounds: int, warm: int = 1) -> dict[Name, list[float]]:
     """Seconds of each, `rounds` times, one after the other."""
-    seconds: dict[str, list[float]] = {name: [] for name in works}
+    seconds: dict[Name, list[float]] = {name: [] for name in works}
     for turn in range(warm + rounds):
         for name, work in works.items():
             spent = clock(work)

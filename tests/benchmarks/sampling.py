@@ -11,9 +11,7 @@ many tokens, but for chance; with --tokens no end is one, and all write exactly 
 
 import argparse
 import itertools
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,16 +57,6 @@ def works(policy: Any, prompts: list[str], n: int, limit: int, paged: bool) -> W
     return found | ({"generate_batch": generate_batch} if paged else {})
 
 
-def clocked(work: Callable[[], object]) -> float:
-    import torch
-
-    start = time.monotonic()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.monotonic() - start
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -86,6 +74,7 @@ def main() -> None:
     from eval.policy import Policy, load_policy
     from eval.report import table
     from eval.tasks import build_task
+    from tests.benchmarks.measuring import in_turn, ratios
 
     class Endless(Policy):
         end_ids = property(lambda self: [2**30])  # no token's
@@ -101,17 +90,10 @@ def main() -> None:
             policy = Endless(policy.model, policy.tokenizer)
         for limit, n in itertools.product(lengths, arguments.samples):
             ways = works(policy, prompts, n, limit, arguments.paged)
-            seconds: dict[str, list[float]] = {x: [] for x in ways}
-            for turn in range(arguments.rounds + 1):
-                spent = {x: clocked(work) for x, work in ways.items()}
-                if turn:  # the first warms up
-                    for x in ways:
-                        seconds[x].append(spent[x])
+            seconds = in_turn(ways, arguments.rounds)
             for x in list(ways)[1:]:
-                ratios = [b / a for a, b in zip(seconds["ours"], seconds[x], strict=True)]
-                low, middle, high = statistics.quantiles(ratios, n=4)
-                cells = [name, str(limit), str(n), x, f"{middle:.2f}", f"{low:.2f} – {high:.2f}"]
-                rows.append(cells)
+                cells = ratios(seconds[x], seconds["ours"])
+                rows.append([name, str(limit), str(n), x, *cells])
     print(table(["task", "tokens", "n", "", "time / ours", "quartiles"], rows))
 
 

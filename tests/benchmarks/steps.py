@@ -10,9 +10,9 @@ which costs nothing. A dash is what the configuration refuses.
 """
 
 import argparse
-import statistics
+import itertools
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +39,7 @@ def main() -> None:
 
     from eval.report import table
     from surgery.rules import RULES
+    from tests.benchmarks.measuring import in_turn, ratios
     from trainers.config import ConfigError, load_config
     from trainers.engine import start_ranks
     from trainers.trainer import Trainer
@@ -55,13 +56,13 @@ def main() -> None:
                 continue
             trainers[rule, measure] = Trainer(config, None)
             trainers[rule, measure].rule_state["base_pass@1"] = 0.65
-    seconds: dict[tuple[str, str], list[float]] = {name: [] for name in trainers}
-    for step in range(1, arguments.rounds + 5):
-        for name, trainer in trainers.items():
-            start = time.monotonic()
-            trainer.step(step)
-            if step > 4:  # the first ones warm up
-                seconds[name].append(time.monotonic() - start)
+
+    def work(trainer: Trainer) -> Callable[[], object]:
+        steps = itertools.count(1)
+        return lambda: trainer.step(next(steps))
+
+    works = {name: work(trainer) for name, trainer in trainers.items()}
+    seconds = in_turn(works, arguments.rounds, warm=4)
     # a block of four steps is the period of the rarest measurement
     blocks = {
         name: [sum(x[i : i + 4]) for i in range(0, len(x) - 3, 4)] for name, x in seconds.items()
@@ -70,9 +71,8 @@ def main() -> None:
     def cell(name: tuple[str, str]) -> str:
         if name not in blocks:
             return "–"
-        ratios = [a / b for a, b in zip(blocks[name], blocks[BASIS], strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        return f"{middle:.2f} ({low:.2f} – {high:.2f})"
+        median, quartiles = ratios(blocks[name], blocks[BASIS])
+        return f"{median} ({quartiles})"
 
     print("step / step of none, not measured: median (quartiles)\n")
     print(table(["", *MEASURES], [[x, *(cell((x, y)) for y in MEASURES)] for x in rules]))
