@@ -219,7 +219,7 @@ class Diagnosis:
         train, options, model = self.config.train, self.options, self.policy.model
         pad, device = self.policy.pad_id, self.ranks.device
         pattern = self.config.surgery.modules
-        total = ghost.gradient(model, [], [], options.temperature, pattern)  # zeros
+        total = ghost.zeros(model, pattern)
         for mine, rollout, right in self._rollouts(chosen):
             a = table[counts[mine]].gather(1, (~right).long())  # [prompts, n]
             batches, sums = micro_batches(rollout, a, train.micro_batch_tokens, pad, device)

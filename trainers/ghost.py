@@ -41,6 +41,14 @@ def coverage(model: nn.Module, pattern: str | None) -> float:
     return sizes[0] / max(1, sizes[1])
 
 
+def zeros(model: nn.Module, pattern: str | None) -> dict[str, Tensor]:
+    """A sum of gradients of the parameters that `pattern` leaves in, to begin with."""
+    return {
+        name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
+        for name, p in chosen(model, pattern).items()
+    }
+
+
 def gradient(
     model: nn.Module,
     batches: Sequence[Batch],
@@ -56,10 +64,7 @@ def gradient(
     It is added in place to the `total` of earlier rows, if that is given: a sum is as large as the
     model, and one of them is held.
     """
-    total = total or {
-        name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
-        for name, p in chosen(model, pattern).items()
-    }
+    total = total or zeros(model, pattern)
     for batch, weight in zip(batches, weights, strict=True):
         add_gradient(model, batch, weight, total, temperature, top_p, chunk)
     return total

@@ -187,7 +187,7 @@ class Probe:
         side = torch.ones(len(a)) if side is None else side.double()
         weights = (a * side[:, None] / side.sum())[list(mine)]
         pattern = None if everything else self.surgery.modules
-        total = ghost.gradient(model, [], [], train.temperature, pattern)  # zeros
+        total = ghost.zeros(model, pattern)
         for batch, rows in self._merged(rollout, weights != 0):
             sums = summed(weights.flatten(), rows).to(self.engine.device)
             how = total, train.temperature, 1.0, train.logprob_chunk

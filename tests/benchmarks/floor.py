@@ -119,6 +119,7 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
 
     from eval.report import table
+    from tests.benchmarks.measuring import ratios
     from trainers.config import load_config
     from trainers.engine import start_ranks
     from trainers.trainer import Trainer
@@ -129,7 +130,8 @@ def main() -> None:
         for path in arguments.config
     ]
     recorders = [Recorder(x) for x in trainers]
-    ratios: list[list[float]] = [[] for _ in trainers]
+    wholes: list[list[float]] = [[] for _ in trainers]
+    floors: list[list[float]] = [[] for _ in trainers]
     parts: list[list[dict[str, float]]] = [[] for _ in trainers]
     for trainer in trainers:
         trainer.rule_state["base_pass@1"] = 0.5
@@ -143,15 +145,15 @@ def main() -> None:
             bare = floor(trainer, calls.sampling[:], calls.update[:])
             alone = sum(bare)
             if step > 3:  # the first ones warm up
-                ratios[i].append(whole / alone)
+                wholes[i].append(whole)
+                floors[i].append(alone)
                 parts[i].append({x: scalars.get(f"time/{x}", 0.0) / alone for x in PARTS})
                 for name, seconds in zip(("sample", "update"), bare, strict=True):
                     parts[i][-1][f"{name} bare"] = seconds / alone
     rows = []
-    for path, own, split in zip(arguments.config, ratios, parts, strict=True):
-        low, middle, high = statistics.quantiles(own, n=4)
+    for path, whole, alone, split in zip(arguments.config, wholes, floors, parts, strict=True):
         medians = [f"{statistics.median(x[name] for x in split):.2f}" for name in split[0]]
-        rows.append([path.stem, f"{middle:.2f}", f"{low:.2f} – {high:.2f}", *medians])
+        rows.append([path.stem, *ratios(whole, alone), *medians])
     print(table(["", "step / floor", "quartiles", *parts[0][0]], rows))
 
 

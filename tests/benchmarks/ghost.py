@@ -81,7 +81,7 @@ class Work:
         """The second half's probe is on the way of its own J_1."""
         half = len(self.weights) // 2
         first = self.j_1(slice(half))
-        second = ghost.gradient(self.model, [], [], 1.0)
+        second = ghost.zeros(self.model, None)
         later = [
             ghost.probed_gradient(self.model, batch, weight, first, second, 1.0)
             for batch, weight in zip(*self.batches(slice(half, None)), strict=True)
