@@ -82,18 +82,16 @@ def prompt_gradients(advantages: Tensor, features: Tensor) -> Tensor:
 
 def products(g_k: Tensor, g_1: Tensor, statistic: str = "loo") -> Products:
     """The Gram of the means of g_k and g_1 over prompts. `loo` needs at least two prompts."""
-    count, total_k, total_1 = len(g_1), g_k.sum(0), g_1.sum(0)
+    count = len(g_1)
 
-    def product(total_a: Tensor, total_b: Tensor, a: Tensor, b: Tensor) -> float:
+    def product(a: Tensor, b: Tensor) -> float:
+        total = b.sum(0)
         if statistic == "naive":
-            return float(total_a @ total_b) / count**2
-        return float(total_a @ total_b - (a * b).sum()) / (count * (count - 1))
+            return float(a.sum(0) @ total) / count**2
+        # a prompt alone with its gradient gives exactly 0, not the rounding of a difference
+        return float((a * (total - b)).sum()) / (count * (count - 1))
 
-    return Products(
-        product(total_k, total_1, g_k, g_1),
-        product(total_1, total_1, g_1, g_1),
-        product(total_k, total_k, g_k, g_k),
-    )
+    return Products(product(g_k, g_1), product(g_1, g_1), product(g_k, g_k))
 
 
 def agreements(g_1: Tensor, statistic: str = "loo") -> Tensor:
@@ -101,7 +99,7 @@ def agreements(g_1: Tensor, statistic: str = "loo") -> Tensor:
     total = g_1.sum(0)
     if statistic == "naive":
         return g_1 @ total / len(g_1)
-    return (g_1 @ total - g_1.square().sum(1)) / (len(g_1) - 1)
+    return (g_1 * (total - g_1)).sum(1) / (len(g_1) - 1)
 
 
 def probes_of(g_1: Tensor, features: Tensor, prompts: Sequence[int] | None = None) -> Tensor:
@@ -117,8 +115,8 @@ def probes_of(g_1: Tensor, features: Tensor, prompts: Sequence[int] | None = Non
 def by_others(correct: Tensor, k: int, probes: Tensor) -> Others:
     """Weights and agreements of each completion's prompt, without that completion; needs n >= 3.
 
-    a_ij = sum over l != j of A_il s_il, A the `rloo` advantages among those n-1; so it is 0 where
-    the others are all right or all wrong.
+    a_ij = sum over l != j of A_il s_il, A the `rloo` advantages among those n-1. It is exactly 0
+    where the others are all right or all wrong.
 
     Why: a completion that helps to decide about its own prompt bends the prompt's gradient. Kept
     where its sample happens to agree and left out where not, the mean of alpha_i g_i is no multiple
@@ -127,11 +125,22 @@ def by_others(correct: Tensor, k: int, probes: Tensor) -> Others:
     of prompts.
     """
     f, s, n = correct.double(), probes.double(), correct.shape[1]
-    right = f.sum(1, keepdim=True) - f  # of the others
-    solved = (f * s).sum(1, keepdim=True) - f * s
-    total = s.sum(1, keepdim=True) - s
-    agreement = (solved - right / (n - 1) * total) / (n - 2)
+    if n < 3:
+        raise ValueError(f"a prompt is told apart by n - 1 >= 2 other completions, but n = {n}")
+    right, total = without_own(f), without_own(s)
+    agreement = (without_own(f * s) - right / (n - 1) * total) / (n - 2)
     return Others(prompt_weight(n - 1, right, k), agreement)
+
+
+def without_own(x: Tensor) -> Tensor:
+    """[N, n] sums over the other completions of each prompt.
+
+    Added up without the own value, never added and taken away again: that leaves its rounding, by
+    which a completion would decide about itself where the rest is 0.
+    """
+    before, after = x.cumsum(1), x.flip(1).cumsum(1).flip(1)
+    zeros = x.new_zeros(len(x), 1)
+    return torch.cat([zeros, before[:, :-1]], 1) + torch.cat([after[:, 1:], zeros], 1)
 
 
 def probed(a_k: Tensor, a_1: Tensor, probes: Tensor, halves: Tensor) -> tuple[Products, Tensor]:

@@ -4,7 +4,7 @@ from itertools import product
 import pytest
 import torch
 
-from surgery.estimators import loo, rloo
+from surgery.estimators import ESTIMATORS, rloo
 from surgery.gram import (
     Geometry,
     Products,
@@ -111,25 +111,68 @@ def test_by_others_is_the_same_without_the_completion():
     assert (found.agreement[:2] == 0).all()
 
 
-@pytest.mark.parametrize("others", [True, False])
-def test_decided_by_others_a_clip_only_reweights(others):
-    """The mean update of a prompt over all outcomes is a multiple of grad p, unless a completion
-    helps to decide about its own prompt.
+def mean_update(rule, estimator, n, k, j_1, others=True):
+    """The mean of a rule's update of a prompt over every outcome of n answers out of three, the
+    first of which is right; and grad p. Each outcome is a prompt of one batch.
     """
-    n, k, j_1 = 4, 2, torch.tensor([0.1, 1.0, -1.0]).double()
-    p = torch.tensor([0.3, 0.3, 0.4]).double()  # of three answers, the first of which is right
+    p = torch.tensor([0.3, 0.3, 0.4], dtype=torch.float64)
     scores = torch.eye(3).double() - p  # grad log pi(y) with respect to the logits
-    mean = torch.zeros(3).double()
-    for answers in product(range(3), repeat=n):
-        y = torch.tensor([answers])
-        correct, u = (y == 0).double(), scores[y[0]]
-        probes, a_1 = (u @ j_1)[None], rloo(correct)
-        weights, agreement = prompt_weight(n, correct.sum(1), k), (a_1 * probes).sum(1)
-        apart = by_others(correct, k, probes) if others else None
-        geometry = Geometry(correct.mean(1), agreement=agreement, others=apart)
-        decision = RULES["agreement_clip"].bind({"tau": 0.7})(weights, geometry, {})
-        update = apply(decision, loo(correct, k), a_1)[0] @ u
-        mean += p[y].prod() * update
-    ascent = p[0] * scores[0]  # grad p
-    cosine = float(mean @ ascent / mean.norm() / ascent.norm())
-    assert (cosine == pytest.approx(1.0, abs=1e-12)) == others
+    y = torch.tensor(list(product(range(3), repeat=n)))
+    correct, u = (y == 0).double(), scores[y]
+    probes, a_1 = u @ j_1, rloo(correct)
+    weights, agreement = prompt_weight(n, correct.sum(1), k), (a_1 * probes).sum(1)
+    apart = by_others(correct, k, probes) if others else None
+    geometry = Geometry(correct.mean(1), Products(0.0, 0.1, 0.1), agreement, others=apart)
+    decision = RULES[rule].bind({"tau": 0.7, "softness": 1e-3})(weights, geometry, {})
+    advantages = apply(decision, ESTIMATORS[estimator](correct, k), a_1)
+    return torch.einsum("o,oj,ojd->d", p[y].prod(1), advantages, u), p[0] * scores[0]
+
+
+def off_the_line(mean, ascent):
+    """The length of what is no multiple of `ascent`, as a share."""
+    rest = mean - (mean @ ascent) / (ascent @ ascent) * ascent
+    return float(rest.norm() / mean.norm())
+
+
+@pytest.mark.parametrize("rule", [name for name in RULES if name.startswith("agreement")])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_decided_by_others_a_rule_only_reweights(estimator, rule):
+    """The mean update of a prompt over all outcomes is a multiple of grad p, whatever J_1 is, and
+    whether or not the others are all right, or all wrong.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for n in (3, 4):
+        for j_1 in torch.randn(5, 3, generator=generator, dtype=torch.float64):
+            assert off_the_line(*mean_update(rule, estimator, n, 2, j_1)) < 1e-12
+
+
+def test_decided_by_all_a_clip_bends_the_gradient():
+    j_1 = torch.tensor([0.1, 1.0, -1.0]).double()
+    assert off_the_line(*mean_update("agreement_clip", "loo", 4, 2, j_1, others=False)) > 1e-2
+
+
+def test_others_that_are_all_right_or_all_wrong_agree_by_exactly_nothing():
+    """Whatever the own completion says, and however long its probe."""
+    generator = torch.Generator().manual_seed(0)
+    for n in (3, 4, 7, 16):
+        probes = torch.randn(200, n, generator=generator).double()
+        probes[:, 0] *= 1e6
+        for own, rest in product((0.0, 1.0), repeat=2):
+            correct = torch.full((200, n), rest).double()
+            correct[:, 0] = own
+            found = by_others(correct, 2, probes)
+            assert (found.agreement[:, 0] == 0).all()
+
+
+def test_from_two_completions_no_others_are_left():
+    with pytest.raises(ValueError, match="n = 2"):
+        by_others(torch.tensor([[1.0, 0.0]]), 1, torch.ones(1, 2))
+
+
+def test_a_prompt_alone_with_its_gradient_is_held_against_exactly_nothing():
+    """Its product with the others is 0, not what a difference of equal numbers rounds to."""
+    for seed in range(20):
+        g_k, g_1 = random_gradients(seed, prompts=8, width=300)
+        g_k[1:], g_1[1:] = 0, 0
+        assert products(g_k, g_1) == Products(0.0, 0.0, 0.0)
+        assert (agreements(g_1) == 0).all()
