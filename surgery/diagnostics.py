@@ -31,7 +31,8 @@ def of_products(now: Products, naive: Products | None, decisive: Products) -> di
     An unbiased Gram of one batch need not be PSD: its cosine is clipped, and 0 where a norm is not
     positive. What was not measured is left out.
     """
-    found = {"conflict": float(now.dot < 0), "dot": now.dot, "norm_1_squared": now.norm_1}
+    found = {"conflict": float(now.dot < 0), "conflict_smoothed": float(decisive.dot < 0)}
+    found |= {"dot": now.dot, "norm_1_squared": now.norm_1}
     for name, x in (("", now), ("_naive", naive), ("_smoothed", decisive)):
         if x is not None:
             found[f"cosine{name}"] = x.cosine

@@ -195,14 +195,15 @@ def pcgrad(
     1609.06408): the descent that is allowed is proportional to what is left above the floor. The
     projection alone forgets: what noise and curvature take from pass@1 never comes back. gap is
     `gap_to_base`, read ahead because averages lag and the optimiser's momentum goes on; gain = 0 is
-    the plain projection. |J_1|^2 = 0: the cap on conflict, else 0.
+    the plain projection. |J_1|^2 = 0: the cap on conflict, else the force alone.
     """
     force = margin + gain * gap_to_base(geometry, state, tolerance, rate_ema, lead)
-
-    def coefficient(x: Products, *, cap: float) -> float:
-        return force - x.dot / x.norm_1
-
-    return as_rule(coefficient)(weights, geometry, state, cap=cap)
+    x = measured(geometry)
+    if geometry.degenerate:
+        c = cap if x.dot < 0 else force
+    else:
+        c = force - x.dot / x.norm_1
+    return with_pass_1(weights, min(max(c, 0.0), cap))
 
 
 @rule(PRODUCTS, NORM_K)

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from tests.conftest import ROOT
@@ -12,19 +13,24 @@ TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
 
 
-def test_surgery_alone_without_deepspeed():
+@pytest.mark.parametrize("n", [2, 3, 8])
+@pytest.mark.parametrize("rule", ["pcgrad", "agreement_clip"])
+def test_surgery_alone_without_deepspeed(rule, n):
     """The example for other trainers, where neither deepspeed nor our trainer can be imported."""
     (block,) = [x for x in BLOCKS if "def surgery_advantages" in x]
     check = (
         "import sys\n"
         "for name in ('deepspeed', 'transformers', 'trainers', 'eval'): sys.modules[name] = None\n"
-        f"{block}\n"
-        "correct = torch.randint(0, 2, (6, 8), generator=torch.Generator().manual_seed(0))\n"
-        "a = surgery_advantages(correct, torch.randn(48, 5), 4, find_rule('pcgrad').bind({}), {})\n"
-        "assert a.shape == (6, 8) and a.isfinite().all()\n"
+        f"{block.replace('pcgrad', rule)}\n"
+        f"correct = torch.randint(0, 2, (6, {n}), generator=torch.Generator().manual_seed(0))\n"
+        f"a = surgery_advantages(correct, torch.randn(6 * {n}, 5), 2)\n"
+        f"assert a.shape == (6, {n}) and a.isfinite().all()\n"
     )
     done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    if rule == "agreement_clip" and n == 2:  # refused, with its reason
+        assert done.returncode and "ValueError: a prompt is told apart" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
 
 
 def test_the_rule_of_ones_own(tmp_path):

@@ -154,9 +154,13 @@ def _of_surgery(config: Config) -> Mistakes:
     elif surgery.measure == "none" and RULES[surgery.rule].needs:
         remedy = f"rule {surgery.rule} decides by measurement; set surgery.measure=last_layer"
         yield "surgery.measure", remedy
-    elif surgery.every > 1 and AGREEMENT in RULES[surgery.rule].needs:
-        remedy = f"rule {surgery.rule} needs the agreement of every prompt; set surgery.every=1"
-        yield "surgery.every", remedy
+    elif AGREEMENT in RULES[surgery.rule].needs:
+        if surgery.every > 1:
+            remedy = f"rule {surgery.rule} needs the agreement of every prompt; set surgery.every=1"
+            yield "surgery.every", remedy
+        if config.train.samples < 3:
+            remedy = f"rule {surgery.rule} decides by two other completions; use 3 or more"
+            yield "train.samples", remedy
     if surgery.metric == "adam" and surgery.measure != "ghost":
         yield "surgery.metric", "is a metric of parameters; set surgery.measure=ghost"
     if surgery.modules is not None:

@@ -30,6 +30,7 @@ from trainers.schema import Config
 T = TypeVar("T")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 STATE = ("parameters", *MOMENTS)
+FAINT = 1e-3  # the least of a denominator in Adam's metric, as a share of their mean
 
 
 def start_ranks(threads: int) -> None:
@@ -285,15 +286,24 @@ class Engine(Ranks):
             named = policy.model.named_parameters()
             return {name: p.detach().clone() for name, p in named if p.requires_grad}
 
-    def inverse_preconditioner(self, gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """1/(sqrt(v) + epsilon) by name, as Adam would have it if the coming gradient were this."""
-        moments, beta = self._whole_fp32("exp_avg_sq"), self.train.beta_2
-        correction = 1 - beta ** (self.steps_taken + 1)
-        inverse = {}
-        for name, g in gradient.items():
-            v = beta * moments[name].to(g.device) + (1 - beta) * g.float().square()
-            inverse[name] = 1 / ((v / correction).sqrt() + self.train.epsilon)
-        return inverse
+    def adam_scale(self) -> dict[str, Tensor] | None:
+        """m/(sqrt(v) + epsilon) by name, v of the steps taken so far; None before the first.
+
+        m is the mean of all denominators: of one scale with the Euclidean metric, products of
+        early and late steps can be averaged though gradients, and v with them, become smaller. No
+        denominator counts as less than FAINT m: the first gradient of a parameter that had none
+        would outweigh all others, which it does not in Adam's step.
+        """
+        if self.steps_taken == 0:
+            return None
+        correction = 1 - self.train.beta_2**self.steps_taken
+        below = {
+            name: (v.to(self.device) / correction).sqrt_().add_(self.train.epsilon)
+            for name, v in self._whole_fp32("exp_avg_sq").items()
+        }
+        count = sum(x.numel() for x in below.values())
+        mean = sum(float(x.sum(dtype=torch.float64)) for x in below.values()) / count
+        return {name: mean / x.clamp_(min=FAINT * mean) for name, x in below.items()}
 
     @property
     def steps_taken(self) -> int:

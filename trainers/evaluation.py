@@ -1,6 +1,6 @@
 """Evaluation of the policy under training, over all ranks, and what the whole run amounts to."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +117,14 @@ class Evaluation:
         if measured:
             summary["conflict"] = {
                 "steps": len(measured),
-                "share": sum(x["surgery/dot"] < 0 for x in measured) / len(measured),
+                # of the average that rules see: the sign of one noisy batch says little
+                "share": sum(_in_conflict(x) for x in measured) / len(measured),
                 "cosine_first": cosines[0] if cosines else None,
                 "cosine_mean": sum(cosines) / len(cosines) if cosines else None,
             }
         return summary
+
+
+def _in_conflict(scalars: Mapping[str, float]) -> bool:
+    """Whether the smoothed products of a step were; version 0.1 wrote those of its batch alone."""
+    return bool(scalars.get("surgery/conflict_smoothed", scalars["surgery/dot"] < 0))

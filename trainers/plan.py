@@ -89,22 +89,23 @@ def ghost(sizes: Sizes, halves: int, adam: bool) -> dict[str, Held]:
     of the batch.
 
     J_1 of each half in fp32, while one backward's gradients are added to the last; v in the model's
-    dtype while it is probed, which of two halves begins beside the second J_1 (but in Adam's
-    metric); J_k likewise, beside J_1; in the end the means of both as well. In Adam's metric its
-    scale comes on top, and every direction in use is there scaled as well.
+    dtype while it is probed, which of two halves begins beside the second J_1; J_k likewise, beside
+    J_1; in the end the means of both as well. In Adam's metric its scale, of all that is trained,
+    comes on top, and every direction in use is there scaled as well.
     """
     wide, own = 4 * sizes.chosen, sizes.element * sizes.chosen
-    scale, cast = wide * adam, own * (sizes.element != 4)
+    scale, cast = 4 * sizes.trainable * adam, own * (sizes.element != 4)
 
     def directions(count: int) -> Held:
         return {"ghost's directions": count * wide + scale}
 
     v = {"v in the model's dtype": cast}
-    early = v if halves == 2 and not adam else {}
+    gradients = {"one backward's gradients": own}
+    early = halves == 2
     return {
-        "J_1": {"ghost's directions": halves * wide, "one backward's gradients": own} | early,
+        "J_1": directions(halves + adam * early) | gradients | (v if early else {}),
         "probe": directions(halves + adam) | v,
-        "J_k": directions(2 * halves) | {"one backward's gradients": own},
+        "J_k": directions(2 * halves) | gradients,
         "products": directions(2 * halves + 2 + 3 * adam),
     }
 

@@ -49,7 +49,9 @@ class Probe:
         self.by_others = (
             AGREEMENT in needs and config.surgery.statistic == "loo" and config.train.samples > 2
         )
-        self.smooth: Products | None = None
+        self.smooth: Products | None = None  # of the last `averaged` measurements, all of this k
+        self.k: int | None = None
+        self.averaged = 0
         self.measured, self.degenerate = 0, 0
         self.moved: Direction | None = None  # the last step really taken, where it is watched
         self.coverage: float | None = None
@@ -83,16 +85,23 @@ class Probe:
             return Geometry(correct.mean(1), Products(math.nan, math.nan, math.nan)), {}
         now_and_then = self.surgery.measure == "ghost" and not self.with_norm_k
         used = replace(now, norm_k=math.nan) if now_and_then else now
-        self.smooth = smoothed(used, self.smooth, self.surgery.ema, self.measured)
+        self.smooth = smoothed(used, self.smooth, self.surgery.ema, self.averaged)
         decisive = psd(self.smooth)
         others = by_others(correct, k, probes) if self.by_others and probes is not None else None
         geometry = Geometry(correct.mean(1), decisive, agreement, gram, others)
-        self.measured, self.degenerate = self.measured + 1, self.degenerate + geometry.degenerate
+        self.measured, self.averaged = self.measured + 1, self.averaged + 1
+        self.degenerate += geometry.degenerate
         scalars = diagnostics.of_products(now, naive, decisive)
         scalars["degenerate_share"] = self.degenerate / self.measured
         if self.coverage is not None:
             scalars["coverage"] = self.coverage
         return geometry, scalars
+
+    def begin(self, k: int) -> None:
+        """Begin a step of this k; what was measured of another J_k is forgotten."""
+        if self.k not in (k, None):
+            self.smooth, self.averaged = None, 0
+        self.k = k
 
     @property
     def products(self) -> Products | None:
@@ -128,12 +137,10 @@ class Probe:
                 part = self._gradient(policy.model, rollout, mine, a, sides == s, v=v, probes=local)
                 return {key: self.engine.total(x) for key, x in part.items()}
 
+            metric = self._metric()
             j_1 = [mean(a_1, 0)]
-            for s in names[1:]:
-                # the first is known by then, but Adam's metric is of both
-                early = j_1[0] if self.surgery.metric == "euclid" else None
-                j_1.append(mean(a_1, s, early))
-            metric = self._metric(j_1)
+            for s in names[1:]:  # the first is known by then
+                j_1.append(mean(a_1, s, metric(j_1[0])))
             for s in names:
                 other = sides == names[s - 1]
                 left = wanted & other[list(mine), None] & local.isnan()
@@ -161,11 +168,15 @@ class Probe:
             whole[prompts] = values
         return whole
 
-    def _metric(self, j_1: list[Direction]) -> Callable[[Direction], Direction]:
-        """Scaling by the inverse of Adam's preconditioner, or nothing in the Euclidean metric."""
-        if self.surgery.metric == "euclid":
+    def _metric(self) -> Callable[[Direction], Direction]:
+        """Scaling as Adam scales a gradient; nothing in the Euclidean metric, or before any step.
+
+        It knows past batches only. Scaled by its own gradient, each half would be held against a
+        metric that holds the other, and the products would no longer be unbiased.
+        """
+        scale = self.engine.adam_scale() if self.surgery.metric == "adam" else None
+        if scale is None:
             return lambda v: v
-        scale = self.engine.inverse_preconditioner(_mean(j_1))
         return lambda v: {key: x * scale[key] for key, x in v.items()}
 
     def _gradient(
@@ -233,6 +244,8 @@ class Probe:
         """(numbers, tensors by kind and name) for a checkpoint."""
         numbers = {
             "smooth": asdict(self.smooth) if self.smooth else None,
+            "k": self.k,
+            "averaged": self.averaged,
             "measured": self.measured,
             "degenerate": self.degenerate,
         }
@@ -241,6 +254,8 @@ class Probe:
     def restore(self, numbers: Mapping[str, Any], tensors: Mapping[str, Direction]) -> None:
         self.smooth = Products(**numbers["smooth"]) if numbers["smooth"] else None
         self.measured, self.degenerate = numbers["measured"], numbers["degenerate"]
+        # checkpoints of version 0.1 have neither
+        self.k, self.averaged = numbers.get("k"), numbers.get("averaged", self.measured)
         moved = tensors.get("moved")
         self.moved = {n: x.to(self.engine.device) for n, x in moved.items()} if moved else None
 

@@ -37,6 +37,10 @@ from trainers.schema import Config
 from trainers.stop import Stop
 
 
+# the base's pass@1 that rules hold batches against: the true one, or else one of training problems
+BASE_PASS_1 = ("exact/pass@1", "eval/reference_pass@1", "eval/pass@1")
+
+
 class TrainingFailed(Exception):
     """The run cannot go on; its folder can be resumed."""
 
@@ -113,8 +117,7 @@ class Trainer:
         if start == 0:
             scalars = self._evaluate("before", share(self.folder and self.folder.base_records))
             scalars |= self._evaluate_reference()
-            held = scalars.get("eval/reference_pass@1", scalars["eval/pass@1"])
-            self.rule_state["base_pass@1"] = held
+            self.rule_state["base_pass@1"] = next(scalars[x] for x in BASE_PASS_1 if x in scalars)
             if metrics:
                 metrics.log(0, scalars)
         with self.verifier, Stop(self.folder is not None) as stop, self._progress(start) as bar:
@@ -158,6 +161,9 @@ class Trainer:
         """
         train, surgery = self.config.train, self.config.surgery
         k = k_at(self.config, step)
+        # an estimator with an objective of its own re-weights nothing that is known here
+        of_k = k if self.config.objective.estimator in OF_PASS_AT_K else 1
+        self.probe.begin(of_k)
         clock = Clock()
 
         problems = self.task.training(self.config.seed, step, train.prompts)
@@ -173,8 +179,6 @@ class Trainer:
         correct = (seen["verdict"] == 1).double()
         options = own_settings(self.estimator, vars(self.config.objective))
         a_k, a_1 = self.estimator(correct, k, **options), rloo(correct)
-        # an estimator with an objective of its own re-weights nothing that is known here
-        of_k = k if self.config.objective.estimator in OF_PASS_AT_K else 1
         weights = prompt_weight(train.samples, correct.sum(1), of_k)
 
         geometry, measured = Geometry(correct.mean(1), self.probe.products), dict[str, float]()

@@ -298,7 +298,7 @@ def main() -> None:
     first = trainers["here"]
     _, before = first.evaluation()
     for trainer in trainers.values():
-        trainer.rule_state["base_pass@1"] = before["eval/pass@1"]  # as a run begins
+        trainer.rule_state["base_pass@1"] = before["exact/pass@1"]  # as a run begins
 
     count, task = WARM_UP + BLOCK * arguments.blocks, first.task
     problems = [

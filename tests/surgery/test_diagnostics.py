@@ -19,6 +19,13 @@ def test_lengths_are_those_of_the_smoothed_products():
     assert unmeasured["length_1"] == 2 and "length_k" not in unmeasured
 
 
+def test_conflict_of_the_batch_and_of_the_average():
+    found = of_products(Products(-1.0, 4.0, 9.0), None, Products(0.5, 4.0, 9.0))
+    assert (found["conflict"], found["conflict_smoothed"]) == (1, 0)
+    found = of_products(Products(0.0, 4.0, 9.0), None, Products(-0.5, 4.0, 9.0))
+    assert (found["conflict"], found["conflict_smoothed"]) == (0, 1)
+
+
 def test_the_mean_weight_is_that_before_the_rule():
     weights = torch.tensor([8.0, 0.0, 1.0])
     found = of_decision(weights, (torch.ones(3), 100 * torch.ones(3)))

@@ -108,6 +108,17 @@ def test_degenerate(name):
         assert alpha.tolist() == [1, 1, 1] and beta.tolist() == [c] * 3
 
 
+@pytest.mark.parametrize(("base", "c"), [(0.6, 2.5), (0.4, 0.0), (0.9, 7.0)])
+def test_the_restoring_force_needs_no_ratio(base, c):
+    """Where |J_1|^2 is measured as not positive: 0.5 + 20 (base - 0.5), within [0, cap]."""
+    settings = {"margin": 0.5, "gain": 20.0, "rate_ema": 0.0, "lead": 0.0, "cap": 7.0}
+    for dot in (0.0, 1.0):
+        found = Geometry(torch.full((3,), 0.5).double(), psd(Products(dot, -0.5, 3.0)))
+        state = {"base_pass@1": base}
+        _, beta = RULES["pcgrad"].bind(settings)(torch.ones(3).double(), found, state)
+        assert beta.tolist() == pytest.approx([c] * 3)
+
+
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("name", ["pcgrad", "gradvac", "mgda", "agreement_clip"])
 def test_promised_to_leave_pass_1_alone(name, seed):

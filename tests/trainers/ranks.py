@@ -56,7 +56,7 @@ def check(stage):
         weights = [WEIGHTS[rows] * spoil for rows in mine]
         return engine.backward([batch[rows] for rows in mine], weights, 1 / 5, idle(batch))
 
-    found = {}
+    found = {"no_metric_before_the_first_step": engine.adam_scale() is None}
     backward()
     errors = [(g - reference[name]).abs().max() for name, g in gradient(engine).items()]
     found["gradient_error"] = float(max(errors)) / scale
@@ -64,7 +64,8 @@ def check(stage):
     whole = torch.nn.utils.get_total_norm(list(reference.values()))
     found["norm_error"] = abs(norm / float(whole) - 1)
     after_one = engine.state()
-    found["preconditioner_error"] = preconditioner_error(engine, reference, after_one, config)
+    metric = engine.adam_scale()
+    found["metric_error"] = metric_error(metric, after_one["exp_avg_sq"], config)
 
     found["spoiled_steps"] = []
     for rank, spoil in ((0, float("nan")), (engine.world - 1, float("inf"))):
@@ -79,6 +80,8 @@ def check(stage):
     engine.restore(lambda kind, name: after_one[kind][name], steps=1)
     found["restored"] = same(after_one, engine.state())
     found["policy_is_restored"] = policy_matches(engine, after_one)
+    again = engine.adam_scale()
+    found["metric_restored"] = all(torch.equal(x, again[name]) for name, x in metric.items())
     backward()
     engine.step(1e-3)
     found["continued"] = same(after_two, engine.state())
@@ -86,14 +89,17 @@ def check(stage):
     return found | {"total": total}
 
 
-def preconditioner_error(engine, gradient, state, config):
-    """Against Adam's own formula for its second step, if the gradient were `gradient`."""
-    beta, worst = config.train.beta_2, 0.0
-    for name, scale in engine.inverse_preconditioner(gradient).items():
-        v = beta * state["exp_avg_sq"][name] + (1 - beta) * gradient[name].square()
-        expected = 1 / ((v / (1 - beta**2)).sqrt() + config.train.epsilon)
-        worst = max(worst, float((scale / expected - 1).abs().max()))
-    return worst
+def metric_error(metric, moments, config):
+    """Against Adam's own formula after one step, with the mean of its denominators as the unit."""
+    below = {
+        name: (v / (1 - config.train.beta_2)).sqrt() + config.train.epsilon
+        for name, v in moments.items()
+    }
+    mean = torch.cat([x.flatten() for x in below.values()]).double().mean()
+    return max(
+        float((metric[name].cpu() * x.clamp(min=1e-3 * mean) / mean - 1).abs().max())
+        for name, x in below.items()
+    )
 
 
 def idle(batch: Batch) -> Batch:

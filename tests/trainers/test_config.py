@@ -103,6 +103,10 @@ def test_base_yaml_states_the_defaults():
         ("objective.estimator=grpo surgery.rule=agreement_clip", ["objective.estimator = grpo"]),
         ("surgery.rule=floor eval.temperature=0.5", ["eval.temperature = 0.5", "floor"]),
         ("surgery.rule=agreement_clip surgery.every=2", ["surgery.every = 2", "every=1"]),
+        (
+            "surgery.rule=agreement_clip train.samples=2 objective.k=2",
+            ["train.samples = 2", "3 or"],
+        ),
         ("surgery.metric=adam", ["surgery.metric = adam", "ghost"]),
         ("surgery.measure=ghost surgery.modules=[a", ["surgery.modules", "YAML"]),
         ("surgery.measure=ghost surgery.modules='('", ["surgery.modules = (", "expression"]),

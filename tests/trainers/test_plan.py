@@ -199,21 +199,25 @@ def test_offload_moves_what_is_held_and_loses_nothing():
     assert device["parameters"] == 2 * 50 and host["parameters"] == 2 * 550
 
 
+@pytest.mark.parametrize("metric", ["euclid", "adam"])
 @pytest.mark.parametrize("statistic", ["loo", "naive"])
-def test_ghost_holds_what_was_planned(tmp_path, statistic):
+def test_ghost_holds_what_was_planned(tmp_path, statistic, metric):
     """The most that trainers/probe.py holds at once, where directions outweigh activations."""
     shape = hf.LlamaConfig(**SMALL | {"hidden_size": 256, "vocab_size": len(make_tokenizer())})
     rehearsal = rehearse(shape, tmp_path)
     config = rehearsal.config
     config.surgery.measure, config.surgery.statistic = "ghost", statistic
+    config.surgery.metric = metric
     config.train.micro_batch_tokens = 1
     policy = build(shape, config)
     rollout = sample(policy, ["D3?4=", "A2?3="], 4, Decoding(2), 0)
     correct = torch.tensor([[1.0, 0, 0, 0], [0, 1, 1, 0]]).double()
     probe = Probe(config, Alone(policy), RULES["nash"].needs)
+    named = dict(policy.model.named_parameters())
+    probe.engine.adam_scale = lambda: {name: torch.ones_like(p) for name, p in named.items()}
     with ledger_of(policy) as ledger:
         probe(rollout, range(2), loo(correct, 4), rloo(correct), correct, 4)
-    moments = plan.ghost(rehearsal.sizes(), 2 if statistic == "loo" else 1, adam=False)
+    moments = plan.ghost(rehearsal.sizes(), 2 if statistic == "loo" else 1, metric == "adam")
     planned = max(sum(held.values()) for held in moments.values())
     assert planned == pytest.approx(ledger.peak, rel=0.15)
 

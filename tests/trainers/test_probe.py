@@ -11,8 +11,8 @@ import torch
 from eval.policy import answer_batch, completion_logprobs
 from eval.sampling import Decoding, sample, tapped
 from surgery.estimators import loo, rloo
-from surgery.objectives import pass_at_k, pass_at_k_weight
-from surgery.rules import RULES
+from surgery.objectives import pass_at_k, pass_at_k_weight, prompt_weight
+from surgery.rules import RULES, apply
 from tests.conftest import ROOT, run
 from trainers import ghost
 from trainers.config import ConfigError
@@ -51,9 +51,10 @@ def make_probe(base, needs="nash", **surgery):
     return Probe(config, Alone(base), RULES[needs].needs)
 
 
-def a_batch(base, twin, step):
+def a_batch(base, twin, step, budget=2**16):
     problems = twin.training(0, step, PROMPTS)
-    rollout = sample(base, [x.prompt for x in problems], N, Decoding(4), step, features=True)
+    decoding = Decoding(4, token_budget=budget)
+    rollout = sample(base, [x.prompt for x in problems], N, decoding, step, features=True)
     golds = [x.gold for x in problems for _ in range(N)]
     correct = torch.tensor([a == b for a, b in zip(rollout.texts, golds, strict=True)]).view(-1, N)
     return rollout, correct.double()
@@ -81,15 +82,39 @@ def exact(twin, base_path):
         for x in (share @ p, share @ pass_at_k(p, K))
     )
     full = {"dot": j_k @ j_1, "norm_1": j_1 @ j_1, "norm_k": j_k @ j_k}
+    scale = torch.cat([x.flatten() for x in past_scale(twin, policy).values()])
+    in_adam = {"dot": j_k @ (scale * j_1), "norm_1": j_1 @ (scale * j_1)}
+    in_adam["norm_k"] = j_k @ (scale * j_k)
     return {
         kind: {name: float(x) for name, x in found.items()}
-        for kind, found in (("last_layer", last_layer), ("ghost", full))
+        for kind, found in (("last_layer", last_layer), ("ghost", full), ("adam", in_adam))
     }
 
 
-@pytest.mark.parametrize("measure", ["last_layer", "ghost"])
+def past_scale(twin, policy):
+    """Adam's metric as other batches leave it, most unlike the Euclidean one."""
+    probe = make_probe(policy)
+    squares = {name: torch.zeros_like(p) for name, p in policy.model.named_parameters()}
+    for step in range(1000, 1003):
+        rollout, correct = a_batch(policy, twin, step)
+        for name, g in probe._gradient(
+            policy.model, rollout, range(PROMPTS), rloo(correct)
+        ).items():
+            squares[name] += g.square()
+    below = {name: v.sqrt() + 1e-8 for name, v in squares.items()}
+    mean = torch.cat([x.flatten() for x in below.values()]).mean()
+    return {name: mean / x.clamp(min=1e-3 * mean) for name, x in below.items()}
+
+
+@pytest.mark.parametrize("measure", ["last_layer", "ghost", "adam"])
 def test_products_are_unbiased(exact, twin, base, measure):
-    probe = make_probe(base, measure=measure)
+    """In Adam's metric as well, which must not know the batch that it measures."""
+    if measure == "adam":
+        probe = make_probe(base, measure="ghost", metric="adam")
+        scale = past_scale(twin, base)
+        probe.engine.adam_scale = lambda: scale
+    else:
+        probe = make_probe(base, measure=measure)
     found = {name: [] for name in exact[measure]}
     agreement = []
     for step in range(BATCHES):
@@ -186,8 +211,7 @@ def test_the_metric_of_adam(base, twin):
     probe = make_probe(base, measure="ghost", statistic="naive", metric="adam")
     torch.manual_seed(0)
     scale = {name: torch.rand_like(p) for name, p in base.model.named_parameters()}
-    seen = []
-    probe.engine.inverse_preconditioner = lambda g: seen.append(g) or scale
+    probe.engine.adam_scale = lambda: scale
     probe(rollout, range(PROMPTS), a_k, a_1, correct, K)
     j_1, j_k = (probe._gradient(base.model, rollout, range(PROMPTS), a) for a in (a_1, a_k))
 
@@ -197,7 +221,57 @@ def test_the_metric_of_adam(base, twin):
     assert probe.smooth.dot == pytest.approx(product(j_k, j_1), rel=1e-3)
     assert probe.smooth.norm_1 == pytest.approx(product(j_1, j_1), rel=1e-3)
     assert probe.smooth.norm_k == pytest.approx(product(j_k, j_k), rel=1e-3)
-    assert all(torch.allclose(seen[0][name], j_1[name]) for name in j_1)
+
+
+def test_before_the_first_step_the_metric_is_that_of_euclid(base, twin):
+    rollout, correct = a_batch(base, twin, 0)
+    found = []
+    for metric in ("adam", "euclid"):
+        probe = make_probe(base, measure="ghost", metric=metric)
+        probe.engine.adam_scale = lambda: None
+        probe(rollout, range(PROMPTS), loo(correct, K), rloo(correct), correct, K)
+        found.append(probe.smooth)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("measure", ["last_layer", "ghost"])
+def test_micro_batches_change_no_decision(base, twin, measure):
+    """An update by agreements, though its prompts were sampled and measured in other company."""
+    updates = []
+    for budget in (2**16, 600):
+        rollout, correct = a_batch(base, twin, 5, budget)
+        probe = make_probe(base, "agreement_clip", measure=measure)
+        probe.config.train.micro_batch_tokens = budget
+        a_k, a_1 = loo(correct, K), rloo(correct)
+        geometry, _ = probe(rollout, range(PROMPTS), a_k, a_1, correct, K)
+        weights = prompt_weight(N, correct.sum(1), K)
+        decision = RULES["agreement_clip"].bind({"tau": 0.7})(weights, geometry, {})
+        advantages = apply(decision, a_k, a_1)
+        g = probe._gradient(base.model, rollout, range(PROMPTS), advantages)
+        updates.append(torch.cat([x.flatten() for x in g.values()]).double())
+    assert (updates[1] - updates[0]).norm() < 1e-5 * updates[0].norm()
+
+
+def test_another_k_begins_another_average(base, twin):
+    """And so does it after a checkpoint; the same k goes on."""
+    batches = [a_batch(base, twin, step) for step in range(3)]
+
+    def measured(probe, steps, k):
+        for rollout, correct in (batches[step] for step in steps):
+            probe.begin(k)
+            probe(rollout, range(PROMPTS), loo(correct, k), rloo(correct), correct, k)
+        return probe.smooth
+
+    alone = measured(make_probe(base, ema=0.5), [1, 2], 2)
+    for saved in (False, True):
+        probe = make_probe(base, ema=0.5)
+        measured(probe, [0], K)
+        if saved:
+            numbers, tensors = probe.state()
+            probe = make_probe(base, ema=0.5)
+            probe.restore(numbers, tensors)
+        assert measured(probe, [1, 2], 2) == alone
+    assert measured(make_probe(base, ema=0.5), [0, 1, 2], 2) != alone
 
 
 def test_the_step_that_was_realised(base, twin):

@@ -107,6 +107,7 @@ def test_a_second_writer_is_refused(whole):
 
 
 SIX = [*SMALL, "train.steps=6", "train.zero_stage=3", "eval.every=0", "logging.kl_every=0"]
+SIX += ["surgery.measure=ghost", "surgery.metric=adam"]
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +139,9 @@ def test_resumed_on_another_number_of_ranks(two_ranks, tmp_path, ranks):
         for run, step in ((two_ranks, 5), (two_ranks, 6), (cut, 6))
     )
     assert sixth.keys() == again.keys()
+    expected, measured = (metrics(run)[6] for run in (two_ranks, cut))
+    for name in ("surgery/dot", "surgery/norm_1_squared"):  # in the metric of the restored moments
+        assert measured[name] == pytest.approx(expected[name], rel=1e-3)
     for name, x in sixth.items():
         if name.partition("/")[0] in ("parameters", "exp_avg", "exp_avg_sq"):
             assert (again[name] - x).norm() <= 1e-2 * (fifth[name] - x).norm(), name

@@ -76,8 +76,9 @@ def train(cwd, *options, **how):
 
 @pytest.mark.parametrize("rule", ["pcgrad", "floor"])
 def test_decisions_do_not_know_the_exact_values(tmp_path, base_path, rule):
+    """But that of the base, by which the force towards it is."""
     (tmp_path / "blind.py").write_text(BLIND)
-    options = [f"surgery.rule={rule}"]
+    options = [f"surgery.rule={rule}", "surgery.gain=0", "surgery.integral_gain=0"]
     for name, task in (("seeing", "twin"), ("blind", "blind.py:Blind")):
         done = train(tmp_path, *options, f"task.name={task}", f"run.dir={name}")
         assert done.returncode == 0, done.stderr
@@ -89,6 +90,9 @@ def test_decisions_do_not_know_the_exact_values(tmp_path, base_path, rule):
             k: v for k, v in b.items() if not k.startswith(left_out)
         }
     assert "exact" not in json.loads((tmp_path / "blind" / "summary.json").read_text())
+    for name, known in (("seeing", seeing[0]["exact/pass@1"]), ("blind", blind[0]["eval/pass@1"])):
+        state = tmp_path / name / "checkpoints" / "step_000003" / "state.json"
+        assert json.loads(state.read_text())["rule_state"]["base_pass@1"] == known
 
 
 def test_bfloat16_with_ghost(tmp_path, base_path):
