@@ -199,11 +199,9 @@ def pcgrad(
     """
     force = margin + gain * gap_to_base(geometry, state, tolerance, rate_ema, lead)
     x = measured(geometry)
-    if geometry.degenerate:
-        c = cap if x.dot < 0 else force
-    else:
-        c = force - x.dot / x.norm_1
-    return with_pass_1(weights, min(max(c, 0.0), cap))
+    unknown = math.inf if x.dot < 0 else 0.0
+    push = unknown if geometry.degenerate else -x.dot / x.norm_1
+    return with_pass_1(weights, min(max(force + push, 0.0), cap))
 
 
 @rule(PRODUCTS, NORM_K)

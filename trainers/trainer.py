@@ -36,7 +36,6 @@ from trainers.schedules import due, k_at, learning_rate
 from trainers.schema import Config
 from trainers.stop import Stop
 
-
 # the base's pass@1 that rules hold batches against: the true one, or else one of training problems
 BASE_PASS_1 = ("exact/pass@1", "eval/reference_pass@1", "eval/pass@1")
 
