@@ -135,7 +135,9 @@ class _Tap(torch.autograd.Function):
     def forward(ctx: Any, output: Tensor, site: "_Site", *inputs: Tensor) -> Tensor:
         ctx.site = site
         ctx.save_for_backward(*inputs)
-        return output.view_as(output)
+        return (
+            output.detach()
+        )  # no view: autograd would refuse it to a model that changes it in place
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -237,7 +239,7 @@ def _taps(
         if not output.requires_grad:
             output = output.detach().requires_grad_()
         triggers.append(output)
-        return output
+        return output.clone()  # which the model may change in place
 
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding):
