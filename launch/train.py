@@ -68,7 +68,9 @@ def main() -> int:
     except (ConfigError, TaskError, ModelError) as error:  # what only loading could tell
         return leave(2, error)
     except Unsupported as error:
-        return leave(2, f"surgery.measure = ghost: {error}; set surgery.measure=last_layer")
+        remedy = "set surgery.measure=last_layer, or leave such layers out by surgery.modules"
+        more = "and a lower surgery.min_coverage"
+        return leave(2, f"surgery.measure = ghost: {error}; {remedy} {more}")
     except Interrupted as step:
         saved = f"interrupted; step {step} is saved, and the same command goes on"
         return leave(130, f"{config.run.dir}: {saved}")

@@ -20,6 +20,7 @@ from eval.sampling import Decoding, sample
 from eval.tasks.twin_base import make_tokenizer
 from tests.models import MIXTURES, ZOO, tiny
 from tests.trainers.test_ghost import batch, by_autograd, directions, error
+from tests.trainers.test_probe import make_probe
 from trainers import ghost
 from trainers.model import make_trainable
 from trainers.schema import Config
@@ -80,6 +81,20 @@ def test_ghost_equals_autograd(kind):
     model = policy_of(kind).model
     v = directions(model)
     assert error(ghost.probe(model, batch(), v, 0.7), by_autograd(model, v)) < exact(kind)
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_ghost_refuses_experts_and_measures_the_rest(kind):
+    """Experts see tokens, not rows: named before any step; without them ghost is exact."""
+    policy = policy_of(kind)
+    with pytest.raises(ghost.Unsupported, match=r"^model\.layers\.0\.mlp\..*: (takes|its first)"):
+        make_probe(policy, measure="ghost")
+    pattern = "^(?!.*mlp)"
+    assert 0.1 < make_probe(policy, measure="ghost", modules=pattern, min_coverage=0.1).coverage < 1
+    kept = ghost.chosen(policy.model, pattern)
+    v = {name: x for name, x in directions(policy.model).items() if name in kept}
+    found = ghost.probe(policy.model, batch(), v, 0.7)
+    assert error(found, by_autograd(policy.model, v)) < exact(kind)
 
 
 @pytest.mark.parametrize("kind", ALL)

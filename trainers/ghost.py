@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from eval.policy import Batch, completion_logprobs
+from eval.policy import Batch, completion_logprobs, pad_batch
 
 Direction = Mapping[str, Tensor]  # by parameter name; what is missing is 0
 
@@ -122,6 +122,16 @@ def probe(
         logp = completion_logprobs(model, batch, temperature, top_p, batch.pieces(chunk)).sum(1)
         torch.autograd.grad(logp.sum(), triggers)
     return shares
+
+
+def check(model: nn.Module, pattern: str | None) -> None:
+    """Refuse what a forward shows already, such as experts, which see tokens and not rows.
+
+    The direction is 0, and so nothing is learnt of who is affine.
+    """
+    device = next(model.parameters()).device
+    nothing = {n: p.new_zeros(()).expand_as(p) for n, p in chosen(model, pattern).items()}
+    probe(model, pad_batch([[0, 0]] * 2, [[0]] * 2, 0, device), nothing, 1.0)
 
 
 class _Tap(torch.autograd.Function):
