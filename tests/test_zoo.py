@@ -140,3 +140,10 @@ def test_pieces_equal_all_at_once_or_are_refused(kind):
         return
     whole, parts = (weighted(policy.model, rows, chunk) for chunk in (0, 20))
     assert largest_difference(whole, parts) < exact(kind)
+
+
+def test_a_model_that_cannot_be_checkpointed_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr(type(policy_of("olmo").model), "supports_gradient_checkpointing", False)
+    said = "^model.gradient_checkpointing = true: OlmoForCausalLM does not support it; set it to "
+    with pytest.raises(ModelError, match=said):
+        checkpointing("olmo")
