@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,20 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def usual_permissions(path: Path) -> None:
+    """Give a file, or a folder and all in it, the permissions that the user's umask asks for:
+    safetensors makes files, and tempfile folders, that only their owner may read.
+    """
+    umask = os.umask(0o077)  # it can be read only by setting it
+    os.umask(umask)
+    for place in [path, *path.rglob("*")]:
+        mode = place.stat().st_mode
+        wanted = (0o777 if place.is_dir() else 0o666) & ~umask
+        if mode & 0o777 != wanted:
+            with suppress(PermissionError):  # of a disk that knows no permissions
+                place.chmod(mode & 0o7000 | wanted)  # a folder may hand its group on
 
 
 def write_json(path: Path, content: Any) -> None:

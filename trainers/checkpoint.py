@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from eval.files import sync
+from eval.files import sync, usual_permissions
 from trainers.engine import STATE, Engine, share
 from trainers.model import merged_weights
 
@@ -72,6 +72,7 @@ def _whole(place: Path) -> Iterator[Path]:
     try:
         with system_errors(place):
             yield work
+        usual_permissions(work)
         for path in [*work.rglob("*"), work]:
             sync(path)
         work.rename(place)

@@ -7,7 +7,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from eval.files import write_json
+from eval.files import usual_permissions, write_json
 from eval.scoring import claim, fingerprint
 from eval.tasks import build_task
 from surgery.interference import Group, Level
@@ -39,8 +39,7 @@ class Folder:
 
     def write_part(self, start: int, records: list[dict[str, Any]], sums: Tensor) -> None:
         """The features first: the records say that the part is whole."""
-        with system_errors(self.path):
-            save_file({"sums": sums}, self._place("parts", start, "safetensors"))
+        self._save({"sums": sums}, self._place("parts", start, "safetensors"))
         write_json(self._place("parts", start, "json"), records)
 
     def records(self, start: int) -> list[dict[str, Any]]:
@@ -56,9 +55,13 @@ class Folder:
     def write_probe(self, request: Request, found: dict[str, Tensor]) -> None:
         place = self._place("probes", _name(request), "safetensors")
         part = place.with_suffix(".part")
-        with system_errors(self.path):
-            save_file(found, part)
+        self._save(found, part)
         part.replace(place)
+
+    def _save(self, tensors: dict[str, Tensor], place: Path) -> None:
+        with system_errors(self.path):
+            save_file(tensors, place)
+        usual_permissions(place)
 
     def _place(self, kind: str, name: int | str, ending: str) -> Path:
         return self.path / kind / f"{name:0>6}.{ending}"
