@@ -1,13 +1,13 @@
 """What a diagnosis has measured, on disk: parts of the prompts, and one file a direction."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from eval.files import usual_permissions, write_json
+from eval.files import read_json, usual_permissions, write_json
+from eval.passk import RECORD
 from eval.scoring import claim, fingerprint
 from eval.tasks import build_task
 from surgery.interference import Group, Level
@@ -15,6 +15,8 @@ from trainers.checkpoint import system_errors
 from trainers.schema import Config
 
 FREE = ("k", "measure")
+PART = RECORD | {"prompt": str, "gold": str, "tokens": list}
+REMEDY = "remove it, to have it made again"
 Request = tuple[Level, Group]
 
 
@@ -43,7 +45,7 @@ class Folder:
         write_json(self._place("parts", start, "json"), records)
 
     def records(self, start: int) -> list[dict[str, Any]]:
-        return json.loads(self._place("parts", start, "json").read_text())
+        return read_json(self._place("parts", start, "json"), [PART], REMEDY)
 
     def sums(self, start: int) -> Tensor:
         return load_file(self._place("parts", start, "safetensors"))["sums"]
