@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.policy import ModelError, Policy, log_softmax, pad_batch
+from eval.policy import ModelError, Policy, in_eval_mode, log_softmax, pad_batch
 from eval.sampling import (
     Decoding,
     Drawn,
@@ -39,9 +39,10 @@ def continuous(
 ) -> Drawn:
     check_paged(policy)
     greedy = decoding.temperature == 0  # then all n are the same
-    drawn = _generate(policy, prompts, 1 if greedy else n, decoding, derive_seed(seed, *keys))
-    completions = [x for x in drawn for _ in range(n)] if greedy else drawn
-    return completions, *measure(policy, prompts, completions, decoding, features)
+    with in_eval_mode(policy.model):
+        drawn = _generate(policy, prompts, 1 if greedy else n, decoding, derive_seed(seed, *keys))
+        completions = [x for x in drawn for _ in range(n)] if greedy else drawn
+        return completions, *measure(policy, prompts, completions, decoding, features)
 
 
 def check_paged(policy: Policy) -> None:

@@ -17,6 +17,7 @@ from eval.intervals import Estimate, Interval, bca
 from surgery.objectives import rho
 
 Record = Mapping[str, Any]
+RECORD = {"id": str | int, "n": int, "c": int, "verdicts": list}  # what each must have
 FEW = 5
 
 

@@ -231,16 +231,37 @@ def completion_logprobs(
     return logp.where(batch.completion_mask, 0.0)
 
 
+@contextmanager
+def in_eval_mode(model) -> Iterator[None]:
+    """Puts every module into eval mode, and afterwards back into its own."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def reading(model) -> Iterator[Any]:
+    """An empty cache, and the model in eval mode: in train mode gradient checkpointing drops the
+    cache without a word, and each token is read as if nothing came before it.
+    """
+    from transformers import DynamicCache
+
+    with in_eval_mode(model):
+        yield DynamicCache(config=model.config)
+
+
 @torch.no_grad()
 def answers_logprobs(model, batch: Batch, answers: int, temperature: float = 1.0) -> Tensor:
     """`completion_logprobs` where each prompt has as many `answers`, one row after the other: the
     prompt is read once for all of them.
     """
-    from transformers import DynamicCache
+    width = batch.prompt_width
 
-    width, cache = batch.prompt_width, DynamicCache(config=model.config)
-
-    def logits(rows: slice, columns: slice, **more: Any) -> Tensor:
+    def logits(rows: slice, columns: slice, cache: Any, **more: Any) -> Tensor:
         return model(
             input_ids=batch.input_ids[rows, columns],
             attention_mask=batch.attention_mask[rows, : columns.stop],
@@ -250,9 +271,10 @@ def answers_logprobs(model, batch: Batch, answers: int, temperature: float = 1.0
             **more,
         ).logits
 
-    first = logits(slice(None, None, answers), slice(0, width), logits_to_keep=1)
-    cache.batch_repeat_interleave(answers)
-    later = logits(slice(None), slice(width, batch.input_ids.shape[1] - 1))
+    with reading(model) as cache:
+        first = logits(slice(None, None, answers), slice(0, width), cache, logits_to_keep=1)
+        cache.batch_repeat_interleave(answers)
+        later = logits(slice(None), slice(width, batch.input_ids.shape[1] - 1), cache)
     whole = torch.cat([first.repeat_interleave(answers, 0), later], 1)
     tokens = batch.input_ids[:, width:]
     logp = log_softmax(whole, temperature).gather(-1, tokens[..., None]).squeeze(-1)

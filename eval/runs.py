@@ -1,6 +1,5 @@
 """Finished runs on disk, and what they say step by step."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,9 +10,31 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from eval.files import leaves, read_lines
+from eval.files import leaves, read_json, read_lines
+from eval.passk import RECORD
 
 FREE = ("seed", "run.", "logging.", "diagnose.", "eval.every")  # no part of what a run is
+
+OTHERS = "restore it from a copy, or leave the run out"
+NUMBER = int | float
+INTERVAL = {"value": NUMBER, "low": NUMBER | None, "high": NUMBER | None}
+SUMMARY = {
+    **{"run": str, "seed": int, "k": int, "steps": int, "seconds": NUMBER},
+    **{"before": {"*": INTERVAL}, "after": {"*": INTERVAL}, "change?": {"*": INTERVAL}},
+    "exact?": {
+        **{"before": {"*": NUMBER}, "after": {"*": NUMBER}},
+        **{"lowest_pass@1": NUMBER, "frontier_share": NUMBER | None},
+    },
+}
+
+
+def read_summary(path: Path, remedy: str = OTHERS) -> dict[str, Any]:
+    """A run's summary.json, with all that is read of it."""
+    k = read_json(path, SUMMARY, remedy)["k"]
+    names = ("pass@1", f"pass@{k}")
+    ends = {when: dict.fromkeys(names, INTERVAL) for when in ("before", "after", "change?")}
+    true = {when: dict.fromkeys(names, NUMBER) for when in ("before", "after")}
+    return read_json(path, ends | {"exact?": true}, remedy)
 
 
 @dataclass(frozen=True)
@@ -29,11 +50,11 @@ class Run:
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:
-        return read_lines(self.folder / "metrics.jsonl")
+        return read_lines(self.folder / "metrics.jsonl", {"step": int}, OTHERS)
 
     def records(self, when: str) -> list[dict[str, Any]]:
         """One record a problem, `before` or `after`."""
-        return read_lines(self.folder / "eval" / f"{when}.jsonl")
+        return read_lines(self.folder / "eval" / f"{when}.jsonl", RECORD, OTHERS)
 
     @property
     def k(self) -> str:
@@ -70,12 +91,8 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
     Runs are of one group if they lie side by side, as seed0, seed1, ... do.
     """
     paths = sorted({path.resolve() for x in folders for path in x.rglob("summary.json")})
-    summaries = [(path.parent, json.loads(path.read_text())) for path in paths]
-    runs = [
-        Run(f"{x['run']}", folder, x)
-        for folder, x in summaries
-        if (folder / "config.yaml").exists()
-    ]
+    paths = [path for path in paths if (path.parent / "config.yaml").exists()]
+    runs = [Run(x["run"], path.parent, x) for path in paths for x in [read_summary(path)]]
     places = {(run.folder.parent, run.group) for run in runs}
     twice = {name for name, n in Counter(name for _, name in places).items() if n > 1}
     if not twice:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eval.policy import ModelError, Policy, log_softmax, pad_batch
+from eval.policy import ModelError, Policy, log_softmax, pad_batch, reading
 
 OWN = 0.9  # share of distinct prefixes beyond which it does not pay to look for equal ones
 LOOK = {"cpu": 1, "cuda": 8}  # tokens between looks at what has ended, which hold a GPU up
@@ -103,15 +103,12 @@ def sample(
     check_cache(policy, decoding.engine)
     ids = policy.encode(prompts)
     keys = list(range(len(ids)) if problem_ids is None else problem_ids)
-    training = policy.model.training
-    policy.model.eval()
     if decoding.engine == "cached":
         drawn = _cached(policy, ids, n, decoding, seed, keys, features)
     else:
         from eval.continuous import continuous
 
         drawn = continuous(policy, ids, n, decoding, seed, keys, features)
-    policy.model.train(training)
     completions, logprobs, entropy, taken = drawn
     if not logprobs.isfinite().all():
         prompt = prompts[int(logprobs.isfinite().logical_not().nonzero()[0]) // n]
@@ -131,12 +128,10 @@ def check_cache(policy: Policy, engine: str) -> None:
     """Refuse a model with a recurrent state: that of a prefix is not shared as keys and values are,
     and padding goes into it.
     """
-    from transformers import DynamicCache
-
     model = policy.model
-    if model._is_stateful or any(
-        hasattr(layer, "conv_states") for layer in DynamicCache(config=model.config).layers
-    ):
+    with reading(model) as cache:
+        recurrent = any(hasattr(layer, "conv_states") for layer in cache.layers)
+    if model._is_stateful or recurrent:
         why = f"{type(model).__name__} has a recurrent state; choose a model of attention alone"
         raise ModelError(f"train.rollouts = {engine}: {why}")
 
@@ -186,8 +181,6 @@ def _decode(
     `names` [prompts, n] are the rows' names in the random stream. A prefix that several rows have
     is read once: the prompts to begin with, and what completions share for as long as they do.
     """
-    from transformers import DynamicCache
-
     model, device = policy.model, policy.device
     n, names = names.shape[1], names.flatten()
     total, batch = len(names), pad_batch(prompts, [[]] * len(prompts), policy.pad_id, device)
@@ -196,11 +189,10 @@ def _decode(
     drawn = torch.full((total, decoding.max_new_tokens), -1, device=device)
     logprobs, entropy = torch.zeros(2, total, device=device)
     taken = torch.zeros(total, 0, device=device)
-    cache = DynamicCache(config=model.config)
     live = torch.arange(total, device=device)  # the rows at hand
     going = torch.ones(total, dtype=torch.bool, device=device)  # which of them have not ended
     prefix, shared = live // n, True  # the prefix of each row; whether any is that of several
-    with tapped(model, features) as tap:
+    with reading(model) as cache, tapped(model, features) as tap:
         for t in range(decoding.max_new_tokens):
             tap.rows = prefix
             with torch.no_grad():  # for features, the tap turns gradients on behind the last layer

@@ -6,7 +6,6 @@ summary.json the scores. Other settings are refused: nothing is overwritten.
 
 import fcntl
 import hashlib
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -18,10 +17,19 @@ from typing import Any, TextIO
 import torch
 from tqdm import tqdm
 
-from eval.files import append_lines, cut_lines, read_lines, whole_lines, write_json
+from eval.files import (
+    BadFile,
+    append_lines,
+    cut_lines,
+    read_json,
+    read_lines,
+    whole_lines,
+    write_json,
+)
 from eval.flows import LEVELS, difficulty
 from eval.harness import SLICES
 from eval.passk import (
+    RECORD,
     Record,
     ladder,
     majority_scores,
@@ -51,16 +59,23 @@ def without_texts(record: Record) -> dict[str, Any]:
     return {key: x for key, x in record.items() if key not in ("prompt", "responses")}
 
 
+COUNTS = {"n": int, "c": int}
+AGAIN = "restore it from a copy, or cut it before that line, to have the rest made again"
+
+
 class ScoreFolder:
     def __init__(self, path: Path, settings: Mapping[str, Any]):
         self.path = path
         place = path / "problems.jsonl"
-        self._lock = claim(path, settings, any(True for _ in whole_lines(place)))
-        self.records = [without_texts(r) for r in whole_lines(place)]
+        begun = any(True for _ in whole_lines(place, COUNTS, AGAIN))
+        self._lock = claim(path, settings, begun)
+        self.records = [without_texts(r) for r in whole_lines(place, COUNTS, AGAIN)]
         summary = path / "summary.json"
-        done = json.loads(summary.read_text()) if summary.exists() else {}
+        done = (
+            read_json(summary, dict, "remove it, to have it made again") if summary.exists() else {}
+        )
         self.finished = done.get("problems") == len(self.records)
-        cut_lines(place, len(self.records))  # a half-written last line goes, and what is behind it
+        cut_lines(place, len(self.records))  # a half-written last line goes
 
     def append(self, records: Sequence[Record]) -> None:
         append_lines(self.path / "problems.jsonl", records)
@@ -78,10 +93,7 @@ def claim(path: Path, settings: Mapping[str, Any], begun: bool) -> TextIO:
     """
     saved = path / "settings.json"
     if saved.exists():
-        try:
-            was = json.loads(saved.read_text()) if begun else settings
-        except ValueError as error:
-            raise BadFolder(f"{saved}: is damaged ({error}); choose another --out") from None
+        was = read_json(saved, dict, "choose another --out") if begun else settings
         remedy = f"{path} holds another evaluation; choose another --out"
         different = [
             f"{key} = {settings.get(key)} (was {was.get(key)}): {remedy}"
@@ -115,11 +127,10 @@ def recorded(path: Path, option: str) -> dict[str, Record]:
     for place in (path, path / "problems.jsonl", path / "eval" / "before.jsonl"):
         if place.is_file():
             try:
-                records = read_lines(place)
-            except ValueError as error:
-                raise BadFolder(f"{option} = {place}: no JSON lines ({error}); {RECORDS}") from None
-            needed = {"id", "n", "c", "verdicts"}
-            if not all(isinstance(r, dict) and needed <= r.keys() for r in records):
+                records = read_lines(place, dict, RECORDS)
+            except BadFile as error:
+                raise BadFolder(f"{option} = {error}") from None
+            if not all(r.keys() >= RECORD.keys() for r in records):
                 remedy = "generations are no records; score them first, with --out"
                 raise BadFolder(f"{option} = {place}: {remedy}")
             return {r["id"]: r for r in records}
@@ -140,7 +151,7 @@ def fingerprint(path: str) -> str | None:
 def check_sweep(out: Path) -> None:
     """A folder that holds one evaluation, or anything else, is no place for several."""
     summary = out / "summary.json"
-    sweep = summary.exists() and "sweep" in json.loads(summary.read_text())
+    sweep = summary.exists() and "sweep" in read_json(summary, dict, "name a new folder")
     others = {x.name for x in out.iterdir() if x.is_file()} if out.is_dir() else set[str]()
     if out.is_file() or (others and not sweep):
         raise BadFolder(f"--out = {out}: holds files already; name a new folder")

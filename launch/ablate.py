@@ -32,6 +32,7 @@ def main() -> int:
     parser.add_argument("sweeps", nargs="*", metavar="key=a,b", help="one run for each value")
     arguments = parser.parse_intermixed_args()
 
+    from eval.files import BadFile
     from trainers.ablation import Ablation, combinations, plan
     from trainers.config import ConfigError
 
@@ -48,7 +49,11 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     if arguments.dry_run:
-        print("\n".join(plan(runs, arguments.jobs)))
+        try:
+            print("\n".join(plan(runs, arguments.jobs)))
+        except (BadFile, ConfigError) as error:
+            print(error, file=sys.stderr)
+            return 2
         return 0
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -62,14 +67,14 @@ def main() -> int:
     from eval.compare import render
     from eval.runs import BadRuns, find_runs
 
-    finished = find_runs([arguments.out])
     try:
+        finished = find_runs([arguments.out])
         if finished:
             scalars = [x for x in arguments.curves.split(",") if x]
             rows = page.write(finished, arguments.out, arguments.margin, scalars)
             print(f"\n{render(rows)}")
             print(f"\nPictures and more: {arguments.out / 'compare.html'}")
-    except BadRuns as error:
+    except (BadRuns, BadFile) as error:
         print(error, file=sys.stderr)
         return 2
     return 1 if failed else 0

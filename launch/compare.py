@@ -31,19 +31,24 @@ def main() -> int:
     arguments = parser.parse_args()
 
     from eval.compare import compare, notes, render
+    from eval.files import BadFile
     from eval.runs import BadRuns, find_runs
 
-    for folder in arguments.runs:
-        if not find_runs([folder]):
-            print(f"RUN = {folder}: holds no finished run; name a run's folder", file=sys.stderr)
-            return 2
+    try:
+        empty = [x for x in arguments.runs if not find_runs([x])]
+        runs = find_runs(arguments.runs)
+    except BadFile as error:
+        print(error, file=sys.stderr)
+        return 2
+    for folder in empty:
+        print(f"RUN = {folder}: holds no finished run; name a run's folder", file=sys.stderr)
+        return 2
     if not arguments.margin >= 0:
         print(f"--margin = {arguments.margin}: must be at least 0", file=sys.stderr)
         return 2
     if arguments.curves and not arguments.out:
         print(f"--curves = {arguments.curves}: is a picture; add --out DIR", file=sys.stderr)
         return 2
-    runs = find_runs(arguments.runs)
     try:
         if arguments.out:
             from eval import page
@@ -52,7 +57,7 @@ def main() -> int:
             rows = page.write(runs, arguments.out, arguments.margin, scalars)
         else:
             rows = compare(runs, arguments.margin)
-    except BadRuns as error:
+    except (BadRuns, BadFile) as error:
         print(error, file=sys.stderr)
         return 2
     print(f"{render(rows)}\n")

@@ -28,6 +28,7 @@ def main() -> int:
     add_options(parser, "diagnose.measure=last_layer")
     arguments = parser.parse_intermixed_args()
 
+    from eval.files import BadFile
     from eval.policy import ModelError
     from eval.scoring import BadFolder
     from eval.tasks import TaskError
@@ -43,7 +44,7 @@ def main() -> int:
         from trainers.diagnosis import Diagnosis, Folder
 
         folder = Folder(out, config) if int(os.environ.get("RANK", "0")) == 0 else None
-    except (ConfigError, TaskError, ModelError, BadFolder) as error:
+    except (BadFile, ConfigError, TaskError, ModelError, BadFolder) as error:
         return refuse(error)
 
     import transformers
@@ -64,7 +65,7 @@ def main() -> int:
         if folder:
             text = write(out, measures, records, diagnosis.k, folder.settings)
             print(f"{text.split('## Agreement, weight')[0].strip()}\n\nPictures and tables: {out}")
-    except (ConfigError, TaskError, ModelError) as error:  # what only loading could tell
+    except (BadFile, ConfigError, TaskError, ModelError) as error:  # what only loading could tell
         return leave(2, error)
     except Unsupported as error:
         return leave(2, f"diagnose.measure = ghost: {error}; set diagnose.measure=last_layer")

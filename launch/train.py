@@ -25,6 +25,7 @@ def main() -> int:
     add_options(parser, "train.steps=300 or run.dir=runs/trial")
     arguments = parser.parse_intermixed_args()
 
+    from eval.files import BadFile
     from eval.policy import ModelError
     from trainers.config import ConfigError, check_ranks, load_config, refuse
     from trainers.plan import show
@@ -36,7 +37,7 @@ def main() -> int:
             return show(config, arguments)
         check_ranks(config, int(os.environ.get("WORLD_SIZE", "1")))
         folder = RunFolder(config) if int(os.environ.get("RANK", "0")) == 0 else None
-    except (ConfigError, ModelError) as error:
+    except (BadFile, ConfigError, ModelError) as error:
         return refuse(error)
 
     import transformers
@@ -65,10 +66,12 @@ def main() -> int:
         if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         summary = Trainer(config, folder).run()
-    except (ConfigError, TaskError, ModelError) as error:  # what only loading could tell
+    except (BadFile, ConfigError, TaskError, ModelError) as error:  # what only loading could tell
         return leave(2, error)
     except Unsupported as error:
-        return leave(2, f"surgery.measure = ghost: {error}; set surgery.measure=last_layer")
+        remedy = "set surgery.measure=last_layer, or leave such layers out by surgery.modules"
+        more = "and a lower surgery.min_coverage"
+        return leave(2, f"surgery.measure = ghost: {error}; {remedy} {more}")
     except Interrupted as step:
         saved = f"interrupted; step {step} is saved, and the same command goes on"
         return leave(130, f"{config.run.dir}: {saved}")

@@ -8,6 +8,60 @@ TEMPLATE = (
 )
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 SHAPE |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+OWN = SHAPE | {"head_dim": 8}
+OF_GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4}
+FALCON = {x: SHAPE[x] for x in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+WINDOW = {"sliding_window": 4}  # shorter than the texts
+MIXED = WINDOW | {"layer_types": ["sliding_attention", "full_attention"]}
+ZOO = {  # families of models, each by what transformers calls it, and a shape of two layers
+    "olmo": ("Olmo", SHAPE),
+    "olmo 2": ("Olmo2", SHAPE),
+    "granite": ("Granite", SHAPE),
+    "cohere": ("Cohere", SHAPE | {"logit_scale": 0.5}),
+    "cohere 2": ("Cohere2", SHAPE | MIXED | {"logit_scale": 0.5}),
+    "glm 4": ("Glm4", OWN),
+    "starcoder 2": ("Starcoder2", SHAPE | WINDOW),
+    "stablelm": ("StableLm", SHAPE),
+    "phi": ("Phi", SHAPE),
+    "gemma 3": ("Gemma3Text", OWN | MIXED),
+    "smollm 3": ("SmolLM3", SHAPE | {"no_rope_layers": [1, 0]}),
+    "exaone 4": ("Exaone4", OWN | MIXED),
+    "nemotron": ("Nemotron", OWN),
+    "gpt-j": ("GPTJ", OF_GPT | {"rotary_dim": 4}),
+    "hunyuan": ("HunYuanDenseV1", OWN),
+    "seed-oss": ("SeedOss", OWN),
+    "ernie 4.5": ("Ernie4_5", OWN),
+    "helium": ("Helium", OWN),
+    "arcee": ("Arcee", SHAPE),
+    "falcon": ("Falcon", FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon, old": ("Falcon", FALCON),  # attention and MLP side by side, one key for all heads
+    "falcon, alibi": (
+        "Falcon",
+        FALCON | {"alibi": True, "parallel_attn": False, "multi_query": False, "bias": True},
+    ),
+}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
+EXPERTS |= {"num_experts": 4, "num_local_experts": 4}
+MIXTURES = {
+    "mixtral": ("Mixtral", OWN | EXPERTS),
+    "qwen 3 moe": ("Qwen3Moe", OWN | EXPERTS),
+    "qwen 2 moe": ("Qwen2Moe", SHAPE | EXPERTS | {"shared_expert_intermediate_size": 16}),
+}
+
+
+def tiny(kind, vocabulary, dtype=torch.float64):
+    """One of ZOO or MIXTURES with random weights, far from uniform; norms not 1, biases not 0."""
+    import transformers as hf
+
+    name, shape = (ZOO | MIXTURES)[kind]
+    ends = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
+    config = getattr(hf, f"{name}Config")(vocab_size=vocabulary, **shape, **ends)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = hf.AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(dtype)
+        for p in model.parameters():
+            p.data.add_(0.1 * torch.randn_like(p))
+    return model.eval()
 
 
 def _byte_level(texts, special, size, alphabet):

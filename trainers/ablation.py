@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from eval.runs import read_summary
 from trainers.config import OF_BASE, ConfigError, differences, flatten, is_root, load_config
 from trainers.schema import Config
 
@@ -66,7 +67,7 @@ class Run:
         summary, saved = (self.folder / name for name in ("summary.json", "config.yaml"))
         if not summary.exists():
             return False
-        steps = json.loads(summary.read_text())["steps"]
+        steps = read_summary(summary)["steps"]
         return steps == self.settings.train.steps and not differences(self.settings, saved)
 
     def plan(self) -> tuple[str, int]:
@@ -93,7 +94,9 @@ class Run:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 2**16))
             lines = file.read().split(b"\n")[:-1]
-        return json.loads(lines[-1]) if lines else {"step": 0}
+        with suppress(ValueError, IndexError, TypeError):
+            return {"step": 0, **json.loads(lines[-1])}
+        return {"step": 0}  # the run itself tells of damage
 
 
 def _pairs(overrides: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -228,7 +231,7 @@ def plan(runs: list[Run], jobs: int) -> Iterator[str]:
     speeds: dict[str, list[float]] = {}
     for summary in (run.folder / "summary.json" for run in runs):
         if summary.exists():
-            done = json.loads(summary.read_text())
+            done = read_summary(summary)
             speeds.setdefault(done["run"], []).append(done["seconds"] / done["steps"])
     everything = [x for found in speeds.values() for x in found]
     whole = 0.0

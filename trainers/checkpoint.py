@@ -22,11 +22,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from eval.files import sync
+from eval.files import read_json, sync, usual_permissions
 from trainers.engine import STATE, Engine, share
 from trainers.model import merged_weights
 
 TENSORS = "optimizer.safetensors"
+NUMBERS = {"step": int, "optimizer_steps": int, "sha256": {"*": str}}
 
 
 def folder_of(run: Path, step: int) -> Path:
@@ -72,6 +73,7 @@ def _whole(place: Path) -> Iterator[Path]:
     try:
         with system_errors(place):
             yield work
+        usual_permissions(work)
         for path in [*work.rglob("*"), work]:
             sync(path)
         work.rename(place)
@@ -95,7 +97,7 @@ def latest(run: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest intact checkpoint with its numbers. A damaged one is set aside, with a warning."""
     for place in sorted((run / "checkpoints").glob("step_*"), reverse=True):
         try:
-            numbers = json.loads((place / "state.json").read_text())
+            numbers = read_json(place / "state.json", NUMBERS)
             own = numbers["sha256"].pop("state.json", None)  # which older ones do not have
             if own not in (None, _digest(numbers)):
                 raise ValueError("state.json")

@@ -85,6 +85,7 @@ class Diagnosis:
                 check_chunks(self._policy)
             if self.options.measure == "ghost":  # what is wrong with it is told before the sampling
                 check_coverage(self._policy.model, self.config.surgery)
+                ghost.check(self._policy.model, self.config.surgery.modules)
         return self._policy
 
     def run(self) -> dict[str, Measured]:

@@ -1,13 +1,13 @@
 """What a diagnosis has measured, on disk: parts of the prompts, and one file a direction."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from eval.files import write_json
+from eval.files import read_json, usual_permissions, write_json
+from eval.passk import RECORD
 from eval.scoring import claim, fingerprint
 from eval.tasks import build_task
 from surgery.interference import Group, Level
@@ -15,6 +15,8 @@ from trainers.checkpoint import system_errors
 from trainers.schema import Config
 
 FREE = ("k", "measure")
+PART = RECORD | {"prompt": str, "gold": str, "tokens": list}
+REMEDY = "remove it, to have it made again"
 Request = tuple[Level, Group]
 
 
@@ -39,12 +41,11 @@ class Folder:
 
     def write_part(self, start: int, records: list[dict[str, Any]], sums: Tensor) -> None:
         """The features first: the records say that the part is whole."""
-        with system_errors(self.path):
-            save_file({"sums": sums}, self._place("parts", start, "safetensors"))
+        self._save({"sums": sums}, self._place("parts", start, "safetensors"))
         write_json(self._place("parts", start, "json"), records)
 
     def records(self, start: int) -> list[dict[str, Any]]:
-        return json.loads(self._place("parts", start, "json").read_text())
+        return read_json(self._place("parts", start, "json"), [PART], REMEDY)
 
     def sums(self, start: int) -> Tensor:
         return load_file(self._place("parts", start, "safetensors"))["sums"]
@@ -56,9 +57,13 @@ class Folder:
     def write_probe(self, request: Request, found: dict[str, Tensor]) -> None:
         place = self._place("probes", _name(request), "safetensors")
         part = place.with_suffix(".part")
-        with system_errors(self.path):
-            save_file(found, part)
+        self._save(found, part)
         part.replace(place)
+
+    def _save(self, tensors: dict[str, Tensor], place: Path) -> None:
+        with system_errors(self.path):
+            save_file(tensors, place)
+        usual_permissions(place)
 
     def _place(self, kind: str, name: int | str, ending: str) -> Path:
         return self.path / kind / f"{name:0>6}.{ending}"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from eval.policy import Batch, completion_logprobs
+from eval.policy import Batch, completion_logprobs, pad_batch
 
 Direction = Mapping[str, Tensor]  # by parameter name; what is missing is 0
 
@@ -124,6 +124,16 @@ def probe(
     return shares
 
 
+def check(model: nn.Module, pattern: str | None) -> None:
+    """Refuse what a forward shows already, such as experts, which see tokens and not rows.
+
+    The direction is 0, and so nothing is learnt of who is affine.
+    """
+    device = next(model.parameters()).device
+    nothing = {n: p.new_zeros(()).expand_as(p) for n, p in chosen(model, pattern).items()}
+    probe(model, pad_batch([[0, 0]] * 2, [[0]] * 2, 0, device), nothing, 1.0)
+
+
 class _Tap(torch.autograd.Function):
     """Identity on a module's output; its backward adds the module's share for each row.
 
@@ -135,7 +145,9 @@ class _Tap(torch.autograd.Function):
     def forward(ctx: Any, output: Tensor, site: "_Site", *inputs: Tensor) -> Tensor:
         ctx.site = site
         ctx.save_for_backward(*inputs)
-        return output.view_as(output)
+        return (
+            output.detach()
+        )  # no view: autograd would refuse it to a model that changes it in place
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -237,7 +249,7 @@ def _taps(
         if not output.requires_grad:
             output = output.detach().requires_grad_()
         triggers.append(output)
-        return output
+        return output.clone()  # which the model may change in place
 
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding):

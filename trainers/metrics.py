@@ -16,6 +16,8 @@ from trainers.config import flatten
 from trainers.schedules import due
 from trainers.schema import Config
 
+LOGS = ("metrics.jsonl", "rollouts.jsonl")
+
 
 class Metrics:
     """The writer of a run folder; only rank 0 has one. Lines after `step` are of a life that was
@@ -26,8 +28,10 @@ class Metrics:
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder, self.logging = folder, config.logging
-        for name in ("metrics.jsonl", "rollouts.jsonl"):
-            _truncate(folder / name, step)
+        for path in map(folder.joinpath, LOGS):
+            if path.exists():  # none of them are kept where the run begins anew
+                kept = (x for x in steps_of(path) if step and x["step"] <= step)
+                write_lines(path, kept)
         self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else 0)
         if not step:
             rows = "\n".join(f"|{key}|{value}|" for key, value in flatten(config).items())
@@ -124,7 +128,6 @@ def scatter(weights: Tensor, agreements: Tensor, rate: Tensor) -> Any:
     return figure
 
 
-def _truncate(path: Path, step: int) -> None:
-    """Keep the whole lines up to `step`, none if that is 0."""
-    if path.exists():
-        write_lines(path, [x for x in whole_lines(path) if step and x["step"] <= step])
+def steps_of(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of one of the logs; refused where it is damaged."""
+    return whole_lines(path, {"step": int}, "restore it from a copy, or remove that line")

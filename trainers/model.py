@@ -21,11 +21,18 @@ def make_trainable(policy: Policy, config: Config) -> None:
     if config.model.lora_rank:
         _add_adapter(policy.model, config)
     if config.model.gradient_checkpointing:
-        new = "activation_checkpointing_enable"  # its name from transformers 5.23 on
-        name = new if hasattr(policy.model, new) else "gradient_checkpointing_enable"
-        getattr(policy.model, name)({"use_reentrant": False})
+        _checkpoint(policy.model)
     _disable_dropout(policy.model)
     policy.model.train()
+
+
+def _checkpoint(model: Any) -> None:
+    if not model.supports_gradient_checkpointing:
+        why = f"{type(model).__name__} does not support it; set it to false"
+        raise ModelError(f"model.gradient_checkpointing = true: {why}")
+    new = "activation_checkpointing_enable"  # its name from transformers 5.23 on
+    enable = getattr(model, new, None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def _add_adapter(model: Any, config: Config) -> None:

@@ -58,6 +58,7 @@ class Probe:
         if self.surgery.measure == "ghost":
             with engine.policy() as policy:
                 self.coverage = check_coverage(policy.model, self.surgery)
+                ghost.check(policy.model, self.surgery.modules)
 
     def __call__(
         self,

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from eval.policy import Batch, ModelError, Policy, completion_logprobs
+from eval.policy import Batch, ModelError, Policy, completion_logprobs, reading
 from trainers import ghost
 from trainers.model import make_trainable
 from trainers.schema import Config
@@ -164,19 +164,14 @@ class Rehearsal:
         """(the cache of `rows` completions at their full length, the most bytes beside it while the
         last token is computed).
         """
-        from transformers import DynamicCache
-
         length = prompt + completion
-        self.model.eval()
-        with self.fake, torch.no_grad():
-            cache: Any = DynamicCache(config=self.model.config)
+        with self.fake, torch.no_grad(), reading(self.model) as cache:
             self._read(cache, torch.zeros(1, length - 1, dtype=torch.long), length - 1)
             with Ledger() as ledger:
                 self._know(ledger)
                 cache.batch_repeat_interleave(rows)
                 ledger.peak = ledger.now
                 self._read(cache, torch.zeros(rows, 1, dtype=torch.long), length)
-        self.model.train()
         held = sum(x.keys.nbytes + x.values.nbytes for x in cache.layers)
         return held, ledger.peak - held
 

@@ -2,16 +2,20 @@
 
 import errno
 import fcntl
-import json
 from pathlib import Path
 from typing import Any
 
 from eval.files import read_lines
+from eval.passk import RECORD
+from eval.runs import read_summary
 from trainers.config import OF_BASE, ConfigError, differences, save_config
+from trainers.metrics import LOGS, steps_of
 from trainers.schema import Config
 
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 DENIED = {errno.EACCES, errno.EPERM}
+
+RESTORE = "restore it from a copy, or choose another run.dir"
 
 
 def unwritable(error: OSError, folder: Path) -> bool:
@@ -33,6 +37,7 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise self._refusal("is a file; name a folder")
         if saved.exists():
+            self.summary()  # which is refused if it is none
             if self._begun():
                 self._compare(config, saved)
         elif path.exists() and {x.name for x in path.iterdir()} - {".lock", "eval", "checkpoints"}:
@@ -66,6 +71,7 @@ class RunFolder:
         if changed:
             remedy = f"{self.path} holds a run with another value; choose another run.dir"
             raise ConfigError("\n".join(f"{line}: {remedy}" for line in changed))
+        self._check_files()
         summary = self.summary()
         done = [int(x.name[5:]) for x in (self.path / "checkpoints").glob("step_*")]
         done += [summary["steps"]] if summary else []
@@ -75,7 +81,15 @@ class RunFolder:
 
     def summary(self) -> dict[str, Any] | None:
         path = self.path / "summary.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return read_summary(path, RESTORE) if path.exists() else None
+
+    def _check_files(self) -> None:
+        """What going on would read in the end, read before a model is loaded."""
+        for name in LOGS:
+            for _ in steps_of(self.path / name):
+                pass
+        for name in ("before", "reference"):
+            read_lines(self.path / "eval" / f"{name}.jsonl", RECORD, RESTORE)
 
     def outlook(self) -> str:
         """What the same command would do with what is on the disk: all of it is whole."""
@@ -106,4 +120,5 @@ def _base_records(config: Config, name: str) -> list[dict[str, Any]] | None:
         raise ConfigError(f"run.base = {run}: has no eval/before.jsonl; name a run's folder")
     for line in differences(config, saved, OF_BASE):
         raise ConfigError(f"{line}: run.base = {run} has another base; leave run.base out")
-    return read_lines(run / "eval" / f"{name}.jsonl")
+    remedy = "restore it from a copy, or leave run.base out"
+    return read_lines(run / "eval" / f"{name}.jsonl", RECORD, remedy)

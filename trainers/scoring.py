@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import cuda
 
+from eval.files import BadFile
 from eval.harness import evaluate
 from eval.policy import ModelError, Policy, interpolate, load_policy
 from eval.responses import BadResponses, parse_fields, read_responses, score_responses
@@ -32,6 +33,7 @@ from trainers.evaluation import decoding
 
 CHUNK = 32  # problems between two writes
 REFUSALS = (
+    BadFile,
     ConfigError,
     TaskError,
     BadFolder,

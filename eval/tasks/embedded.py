@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eval.files import usual_permissions
 from eval.policy import Policy
 from eval.tasks import TaskError
 
@@ -70,6 +71,7 @@ def base_folder(name: str, recipe: Any, tokenizer: Any, losses: Losses) -> str:
         try:
             _train(recipe, tokenizer, losses).model.save_pretrained(work)
             tokenizer.save_pretrained(work)
+            usual_permissions(work)
             os.rename(work, folder)
         except OSError:
             if not folder.exists():

@@ -53,17 +53,17 @@ def floor(trainer: Any, sampling: list[tuple[int, int, int]], update: list[Any])
     """Seconds of the recorded calls alone: those of the sampler, and the update's."""
     import torch
 
-    from eval.policy import completion_logprobs
+    from eval.policy import completion_logprobs, reading
 
     model, train = trainer.engine.model, trainer.config.train
     seconds = [0.0, 0.0]
     for rows, columns, width in sampling:
-        inputs = _inputs(model, rows, columns, width)
-        start = _now()
-        with torch.no_grad():
+        with reading(model) as cache, torch.no_grad():
+            inputs = _inputs(model, cache, rows, columns, width)
+            start = _now()
             model(**inputs)
-        seconds[0] += _now() - start
-        del inputs
+            seconds[0] += _now() - start
+        del inputs, cache
     for batch in update:
         start = _now()
         logp = completion_logprobs(model, batch, train.temperature)
@@ -72,12 +72,11 @@ def floor(trainer: Any, sampling: list[tuple[int, int, int]], update: list[Any])
     return seconds
 
 
-def _inputs(model: Any, rows: int, columns: int, width: int) -> dict[str, Any]:
-    """A call of the model whose cache holds all but the last columns."""
+def _inputs(model: Any, cache: Any, rows: int, columns: int, width: int) -> dict[str, Any]:
+    """A call of the model whose cache, empty before, holds all but the last columns."""
     import torch
-    from transformers import DynamicCache
 
-    device, cache = next(model.parameters()).device, DynamicCache(config=model.config)
+    device = next(model.parameters()).device
     ids = torch.ones(rows, columns, dtype=torch.long, device=device)
     mask = torch.ones(rows, width, dtype=torch.long, device=device)
     if width > columns:

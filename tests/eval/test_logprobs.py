@@ -1,6 +1,7 @@
 """Log-probabilities made a few positions at a time, against all at once."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from eval.policy import (
     answers_logprobs,
     check_chunks,
     completion_logprobs,
+    in_eval_mode,
     pad_batch,
 )
 from eval.sampling import Decoding, sample
 from eval.tasks.twin_base import make_tokenizer
+from tests.conftest import ROOT
 from tests.eval.test_sampling import PROMPTS, random_policy
 from tests.models import SHAPE
 from tests.trainers.test_ghost import MODELS, batch, make_model
@@ -68,6 +71,32 @@ def test_answers_to_a_prompt_that_is_read_once(kind):
     with torch.no_grad():
         whole = completion_logprobs(model, rows, 0.7)
     assert torch.allclose(answers_logprobs(model, rows, 3, 0.7), whole, rtol=0, atol=1e-12)
+
+
+def test_only_one_function_gives_a_cache():
+    """`reading`, with the model in eval mode: gradient checkpointing drops a cache in train mode,
+    and no number would show it.
+    """
+    makes, reads = [], 0
+    for folder in ("eval", "trainers", "launch", "tests/benchmarks"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            text = path.read_text()
+            makes += [path.name] * len(re.findall(r"\w+Cache\(", text))
+            asked = re.findall(r'(past_key_values\W+cache,\s*)?"?use_cache\W+True', text)
+            assert all(asked), f"{path}: use_cache without the cache of `reading`"
+            reads += len(asked)
+    assert makes == ["policy.py"] and reads == 4
+
+
+def test_every_module_goes_back_to_its_own_mode():
+    model = model_of("llama").train()
+    model.model.layers[1].eval()
+    was = {name: x.training for name, x in model.named_modules()}
+    with pytest.raises(KeyError), in_eval_mode(model):
+        assert not any(x.training for x in model.modules())
+        raise KeyError
+    assert {name: x.training for name, x in model.named_modules()} == was
+    assert len(set(was.values())) == 2
 
 
 def test_equal_when_cut_at_top_p():

@@ -13,7 +13,7 @@ import tracemalloc
 import pytest
 import torch
 
-from eval.files import read_lines
+from eval.files import COPY, read_lines
 from eval.responses import read_responses
 from eval.scoring import ScoreFolder, Scoring
 from eval.scoring import run as score_all
@@ -264,20 +264,45 @@ def test_a_failed_start_occupies_nothing(tmp_path):
     assert run(*command, cwd=tmp_path).returncode == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*lock:pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_folder(refusal, tmp_path):
-    """Records up to the damage are kept, the others made again; settings cannot be told."""
+    """Nothing is cut but a last line without an end; a file that is damaged is named, and stays."""
     write(tmp_path / "r.jsonl", [{"id": i, "gold": "1", "responses": "1"} for i in range(3)])
     ask = ["--responses", "r.jsonl", "--verifier", "exact", "--out", "out"]
     refusal(*ask, code=0)
-    records = tmp_path / "out" / "problems.jsonl"
-    whole = records.read_bytes()
-    records.write_bytes(whole.replace(b'"id": "1"', b'"id": "\xff"'))
+    records, scores, asked = (
+        tmp_path / "out" / name for name in ("problems.jsonl", "summary.json", "settings.json")
+    )
+    whole, first = records.read_bytes(), len(records.read_bytes().splitlines()[0]) + 1
+    again = "cut it before that line, to have the rest made again"
+    for path, content, said in (
+        (records, whole.replace(b'"id": "1"', b'"id": "\xff"'), ", line 2: is damaged ('utf-8'"),
+        (
+            records,
+            whole[: first - 5] + whole[first:],
+            ", line 1: is damaged (Expecting ',' delimiter);",
+        ),
+        (records, b"[1]\n" + whole, f", line 1: is damaged (it is [1]); {COPY}, or {again}"),
+        (records, b'{"n": 1}\n' + whole, ", line 1: is damaged (it has no c)"),
+        (records, b'{"n": 1, "c": "x"}\n' + whole, ", line 1: is damaged (c is 'x')"),
+        (scores, b"[]", ": is damaged (it is []); remove it, to have it made again"),
+        (scores, b'{"probl', ": is damaged (Unterminated string"),
+        (asked, b'{"respon', ": is damaged (Unterminated string"),
+        (asked, b"3", ": is damaged (it is 3); choose another --out"),
+        (asked, b'"responses"', ": is damaged (it is 'responses'); choose another --out"),
+    ):
+        before = path.read_bytes()
+        path.write_bytes(content)
+        (line,) = refusal(*ask).splitlines()
+        assert line.startswith(f"{path.relative_to(tmp_path)}{said}"), line
+        assert path.read_bytes() == content
+        path.write_bytes(before)
+    records.write_bytes(whole[: first - 5])  # as a kill leaves it
     refusal(*ask, code=0)
     assert records.read_bytes() == whole and summary(tmp_path / "out")["problems"] == 3
-    (tmp_path / "out" / "settings.json").write_text('{"respon')
-    said = refusal(*ask)
-    assert said.startswith("out/settings.json: is damaged (Unterminated string") and "--out" in said
-    assert len(said.splitlines()) == 1
+    scores.write_text("3")
+    said = refusal("--model", "m", "--config", CONFIG, "--temperatures", "0", "1", "--out", "out")
+    assert said == "out/summary.json: is damaged (it is 3); name a new folder\n"
 
 
 @pytest.mark.filterwarnings("ignore:.*lock:pytest.PytestUnraisableExceptionWarning")

@@ -62,9 +62,12 @@ sys.exit(train.main())
 def test_a_layer_that_ghost_cannot_measure(tmp_path, base_path):
     options = "--config", config("pcgrad"), "surgery.measure=ghost", "run.dir=a", *SMALL
     done = run("-c", ODD, *options, cwd=tmp_path, PYTHONPATH=str(ROOT))
-    remedy = "not affine in its own parameters; set surgery.measure=last_layer"
+    remedy = "not affine in its own parameters; set surgery.measure=last_layer, or leave such"
     assert done.returncode == 2, done.stderr
-    assert done.stderr.endswith(f"surgery.measure = ghost: model.odd (Odd): {remedy}\n")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"surgery.measure = ghost: model.odd (Odd): {remedy} layers out by ")
+    assert last.endswith("surgery.modules and a lower surgery.min_coverage")
+    assert not list((tmp_path / "a" / "eval").iterdir())  # before anything is sampled
     assert "Traceback" not in done.stderr
 
 

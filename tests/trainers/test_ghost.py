@@ -180,6 +180,27 @@ def test_frozen_embeddings():
     assert error(ghost.probe(model, batch(), v, 0.7), by_autograd(model, v)) < 1e-10
 
 
+def add_in_place(layer, inputs):
+    inputs[0].add_(layer.extra(inputs[0].clone()))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_outputs_that_the_model_changes_in_place(frozen):
+    """The embedding's, by a layer behind it; neither is measured, or all but the embedding is."""
+    model = make_model("llama")
+    first, embedding = model.model.layers[0], model.model.embed_tokens.weight
+    first.extra = torch.nn.Linear(32, 32).double()
+    first.register_forward_pre_hook(add_in_place)
+    embedding.requires_grad_(not frozen)
+    v = {name: x for name, x in directions(model).items() if "extra" in name}
+    assert len(v) == 2
+    assert error(ghost.probe(model, batch(), v, 0.7), by_autograd(model, v)) < 1e-10
+    v = directions(model)
+    if frozen:
+        del v["model.embed_tokens.weight"]
+    assert error(ghost.probe(model, batch(), v, 0.7), by_autograd(model, v)) < 1e-10
+
+
 class Router(torch.nn.Module):
     def __init__(self):
         super().__init__()

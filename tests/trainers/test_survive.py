@@ -105,6 +105,15 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_used(saved, capsys, nam
     assert [x.name[:19] for x in run.glob("checkpoints/damaged_*")] == ["damaged_step_000002"]
 
 
+@pytest.mark.parametrize("content", ["[]", "3", '"x"', "{}", '{"sha256": 3}', '{"sha256": {}}'])
+def test_numbers_of_another_kind_are_damage(saved, capsys, content):
+    run, _ = saved
+    (run / "checkpoints" / "step_000002" / "state.json").write_text(content)
+    assert checkpoint.latest(run)[1]["step"] == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "step_000002 is damaged (" in line and "; set aside as damaged_step_000002_" in line
+
+
 def test_no_bit_of_its_numbers_can_change(saved):
     run, _ = saved
     file = run / "checkpoints" / "step_000002" / "state.json"

@@ -5,8 +5,14 @@ import json
 import pytest
 import torch
 
+from eval.files import read_lines
+from eval.harness import evaluate
+from eval.policy import load_policy
+from eval.sampling import derive_seed
+from eval.verifier import Verifier
 from tests.conftest import ROOT, run
 from trainers.config import load_config
+from trainers.evaluation import decoding
 from trainers.schedules import k_at, learning_rate
 from trainers.trainer import Trainer
 
@@ -93,6 +99,29 @@ def test_decisions_do_not_know_the_exact_values(tmp_path, base_path, rule):
     for name, known in (("seeing", seeing[0]["exact/pass@1"]), ("blind", blind[0]["eval/pass@1"])):
         state = tmp_path / name / "checkpoints" / "step_000003" / "state.json"
         assert json.loads(state.read_text())["rule_state"]["base_pass@1"] == known
+
+
+@pytest.mark.parametrize("stage", [0, pytest.param(3, marks=pytest.mark.slow)])
+def test_checkpointing_draws_and_reads_what_the_model_says(tmp_path, base, twin, stage):
+    """In train mode transformers drops the cache under it: completions and exact values must be
+    those of the models before and after, loaded anew.
+    """
+    options = ["model.gradient_checkpointing=true", f"train.zero_stage={stage}", "train.steps=1"]
+    done = train(tmp_path, *options, "run.dir=run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    config = load_config(PASSK, SMALL)
+    after = load_policy(str(tmp_path / "run" / "model"))
+    for name, policy, line in zip(
+        ("before", "after"), (base, after), metrics(tmp_path / "run"), strict=True
+    ):
+        population, problems = twin.success(policy), twin.evaluation(config.eval.problems)
+        how, seed = decoding(config, twin, 1.0, 1.0), derive_seed("eval", config.eval.seed)
+        n = config.eval.samples
+        expected = evaluate(policy, Verifier("exact"), problems, n, how, seed, None, population)
+        found = read_lines(tmp_path / "run" / "eval" / f"{name}.jsonl")
+        assert [x["responses"] for x in found] == [x["responses"] for x in expected]
+        assert [x["p"] for x in found] == pytest.approx([x["p"] for x in expected], abs=1e-5)
+        assert line["exact/pass@1"] == pytest.approx(population.pass_at([1])["pass@1"], abs=1e-5)
 
 
 def test_bfloat16_with_ghost(tmp_path, base_path):
