@@ -58,8 +58,8 @@ def main() -> int:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    start_ranks(config.run.threads)
     try:
+        start_ranks(config.run.threads)
         diagnosis = Diagnosis(config, folder)
         measures, records = diagnosis.run(), diagnosis.records()
         if folder:

@@ -53,16 +53,16 @@ def main() -> int:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    start_ranks(config.run.threads)
-    if share(folder and folder.finished(config)):
-        if folder:
-            print(run_table(folder.summary() or {}))
-            print(f"\n{folder.path} is finished. To go on, raise train.steps; ", end="")
-            print("for a new run, choose another seed or run.dir.")
-        return 0
-    if folder:
-        folder.set_aside()
     try:
+        start_ranks(config.run.threads)
+        if share(folder and folder.finished(config)):
+            if folder:
+                print(run_table(folder.summary() or {}))
+                print(f"\n{folder.path} is finished. To go on, raise train.steps; ", end="")
+                print("for a new run, choose another seed or run.dir.")
+            return 0
+        if folder:
+            folder.set_aside()
         if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         summary = Trainer(config, folder).run()

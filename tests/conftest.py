@@ -62,16 +62,18 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
-def run(*command: str, cwd: Path, ranks: int = 0, timeout: float = 300, **environment: str):
+def run(
+    *command: str, cwd: Path, ranks: int = 0, port: str = "", timeout: float = 300, **environ: str
+):
     """A command of the project as a user gives it; with `ranks`, under the deepspeed launcher."""
     start = [sys.executable]
     if ranks:
         launcher = str(Path(sys.executable).parent / "deepspeed")
-        start = [launcher, "--num_gpus", str(ranks), "--master_port", free_port()]
+        start = [launcher, "--num_gpus", str(ranks), "--master_port", port or free_port()]
     return subprocess.run(
         [*start, *command],
         cwd=cwd,
-        env=os.environ | environment,
+        env=os.environ | environ,
         capture_output=True,
         text=True,
         timeout=timeout,

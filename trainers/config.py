@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ def refuse(error: Exception) -> int:
         from trainers import watch
         from trainers.engine import start_ranks
 
-        start_ranks(threads=1)
+        with suppress(ConfigError):  # where they cannot meet, each host refuses by itself
+            start_ranks(threads=1)
         return watch.leave(2, error)
     if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(60)

@@ -11,19 +11,21 @@ import gc
 import math
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.distributed import distributed_c10d as collectives
 
 from eval.policy import Batch, Policy, completion_logprobs
 from surgery.tokens import surrogate
 from trainers import watch
+from trainers.config import ConfigError, first_line
 from trainers.model import make_trainable
 from trainers.schema import Config
 
@@ -31,6 +33,7 @@ T = TypeVar("T")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 STATE = ("parameters", *MOMENTS)
 FAINT = 1e-3  # the least of a denominator in Adam's metric, as a share of their mean
+PATIENCE = timedelta(days=1)  # how long a collective waits for a rank that is busy
 
 
 def start_ranks(threads: int) -> None:
@@ -38,13 +41,12 @@ def start_ranks(threads: int) -> None:
     this module.
     """
     if "RANK" not in os.environ:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     else:
         threading.Thread(target=_end_with_launcher, daemon=True).start()
+    if os.environ["WORLD_SIZE"] == "1" and "TORCHELASTIC_RUN_ID" not in os.environ:
+        os.environ["MASTER_PORT"] = "0"  # any that is free: no other rank looks for it
     local = int(os.environ.get("LOCAL_SIZE", "1"))
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local))
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -56,11 +58,40 @@ def start_ranks(threads: int) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if torch.cuda.is_available():  # what is shared before there is an engine goes over the device
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    deepspeed.init_distributed(
-        dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False
-    )
+    _meet()
     atexit.register(_part)  # after what the watch registers: the last comes first
     watch.start(torch.distributed.get_rank(), torch.distributed.get_world_size(), share)
+    _be_patient()
+
+
+def _meet() -> None:
+    """Make the group of all ranks, within DeepSpeed's ten minutes: a rank may never come."""
+    import deepspeed
+
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    try:
+        deepspeed.init_distributed(dist_backend=backend, verbose=False)
+    except torch.distributed.DistError as error:
+        if os.environ["RANK"] != "0":
+            time.sleep(60)  # rank 0 says it better, and the launcher ends the others of its host
+        place, key = os.environ["MASTER_ADDR"], f"--master_port = {os.environ['MASTER_PORT']}"
+        if "EADDRINUSE" in str(error):
+            why = f"is taken on {place}; give a free one, such as deepspeed --master_port 29600"
+        else:
+            why = f"the ranks did not meet on {place}: {first_line(error)}; give another port, "
+            why += "and start all hosts"
+        raise ConfigError(f"{key}: {why}") from None
+
+
+def _be_patient() -> None:
+    """Let collectives wait for a day, from now on: `watch` ends all ranks when one is lost.
+
+    DeepSpeed makes groups of its own without a limit, which take torch's default: ten minutes for
+    NCCL, thirty for gloo. The store serves those that meet when they are first used.
+    """
+    collectives.default_pg_timeout = collectives.default_pg_nccl_timeout = PATIENCE
+    collectives._set_pg_timeout(PATIENCE)
+    collectives._get_default_store().set_timeout(PATIENCE)
 
 
 def _part() -> None:

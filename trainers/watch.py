@@ -1,6 +1,6 @@
 """Ranks end together, on however many hosts: one that is lost, or that gives up, ends the others.
 
-Collectives alone would wait for a lost rank for ten to thirty minutes, and on another host there is
+Collectives alone would wait for a lost rank until their limit, a day, and on another host there is
 no launcher to end those that wait. So each rank holds a connection to rank 0, on which nothing is
 said until it leaves. The kernel closes it when a process dies, however it dies, and probes it when
 a host is gone or cut off: 30 seconds. No rank has to answer in time for that, so one that works for
@@ -23,6 +23,7 @@ from typing import Any
 
 GRACE = 10.0  # seconds in which rank 0 may come upon another's reason by itself, and say it better
 JOIN = 120.0  # seconds for all ranks to connect, once they have met
+GREETING = 4096  # bytes of the longest
 PROBES = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 
 
@@ -82,21 +83,12 @@ class Watch:
             self.names[0] = "rank 0"
             return {0: _probed(connection)}
         near = os.environ["MASTER_ADDR"] in ("localhost", "127.0.0.1")  # where all others look
-        peers: dict[int, socket.socket] = {}
         with socket.create_server(("127.0.0.1" if near else "", 0), backlog=self.world) as server:
             token = secrets.token_hex()
             share((server.getsockname()[1], token))
-            server.settimeout(JOIN)
-            while len(peers) < self.world - 1:
-                connection, _ = server.accept()
-                connection.settimeout(JOIN)
-                greeting = {}
-                with suppress(ValueError):  # others may find an open port
-                    greeting = json.loads(connection.makefile().readline())
-                if greeting.get("token") == token:
-                    peers[greeting["rank"]] = _probed(connection)
-                    self.names[greeting["rank"]] = greeting["name"]
-        return peers
+            joined = _join(server, self.world - 1, token)
+        self.names |= {rank: name for rank, (_, name) in joined.items()}
+        return {rank: _probed(connection) for rank, (connection, _) in joined.items()}
 
     def _say(self, word: dict[str, Any]) -> None:
         for peer in self.peers.values():
@@ -163,18 +155,59 @@ class Watch:
         sys.__excepthook__(kind, error, trace)
 
 
+def _join(server: socket.socket, others: int, token: str) -> dict[int, tuple[socket.socket, str]]:
+    """The other ranks' connections and names, by rank.
+
+    Strangers may find an open port. All connections are heard at once, so that nobody waits for
+    one that is silent, and only a greeting with the token is read.
+    """
+    joined: dict[int, tuple[socket.socket, str]] = {}
+    until = time.monotonic() + JOIN
+    with selectors.DefaultSelector() as selector:
+        selector.register(server, selectors.EVENT_READ)
+        while len(joined) < others:
+            ready = selector.select(max(0.0, until - time.monotonic()))
+            if time.monotonic() > until:
+                raise TimeoutError(f"{len(joined)} of {others} ranks came to rank 0 in {JOIN:g} s")
+            for key, _ in ready:
+                if key.data is None:
+                    connection, line = server.accept()[0], bytearray()
+                    selector.register(connection, selectors.EVENT_READ, (connection, line))
+                    continue
+                connection, line = key.data
+                heard = _hear_byte(connection, line)
+                if heard and not line.endswith(b"\n") and len(line) < GREETING:
+                    continue
+                selector.unregister(connection)
+                if token.encode() in line and line.endswith(b"\n"):
+                    greeting = json.loads(line)
+                    joined[greeting["rank"]] = connection, greeting["name"]
+                else:
+                    connection.close()
+        for stranger, _ in [key.data for key in selector.get_map().values() if key.data]:
+            stranger.close()
+    return joined
+
+
 def _hear(peer: socket.socket) -> dict[str, Any] | None:
     """The next word, or None where the connection has ended."""
-    line = b""
-    try:
-        while not line.endswith(b"\n"):
-            byte = peer.recv(1)
-            if not byte:
-                return None
-            line += byte
-    except OSError:
-        return None
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        if not _hear_byte(peer, line):
+            return None
     return json.loads(line)
+
+
+def _hear_byte(peer: socket.socket, line: bytearray) -> bool:
+    """Add the next byte to the line; False where the connection has ended. More than one byte could
+    be a part of the next word.
+    """
+    try:
+        byte = peer.recv(1)
+    except OSError:
+        return False
+    line += byte
+    return bool(byte)
 
 
 def _probed(connection: socket.socket) -> socket.socket:

@@ -1,6 +1,7 @@
 """The command as a user gives it."""
 
 import json
+import socket
 import sys
 from pathlib import Path
 
@@ -77,6 +78,31 @@ def test_mistakes_under_the_launcher(tmp_path):
     assert (done.stdout + done.stderr).count("objective.k = 99") == 1
     assert "Traceback" not in done.stdout + done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def taken():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield str(server.getsockname()[1])
+
+
+@pytest.mark.parametrize("command", ["train", "diagnose"])
+def test_several_ranks_need_the_launchers_port(tmp_path, taken, command):
+    script = str(ROOT / "launch" / f"{command}.py")
+    arguments = script, "--config", config("passk")
+    done = run(*arguments, cwd=tmp_path, ranks=2, port=taken, OMP_NUM_THREADS="1")
+    said = done.stdout + done.stderr
+    assert done.returncode == 2, said
+    assert said.count(f"--master_port = {taken}: is taken on 127.0.0.1; give a free one") == 1
+    assert "Traceback" not in said
+
+
+def test_one_rank_needs_no_port(tmp_path, taken):
+    """It goes on to load the model."""
+    (tmp_path / "config.json").write_text("{}")
+    arguments = TRAIN, "--config", config("passk"), f"model.path={tmp_path}"
+    done = run(*arguments, cwd=tmp_path, ranks=1, port=taken)
+    assert done.returncode == 2 and "cannot be loaded" in done.stdout + done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("stage", [0, pytest.param(2, marks=pytest.mark.slow), 3])

@@ -7,7 +7,7 @@ import torch
 
 from eval.policy import Batch, Policy, answer_batch, completion_logprobs
 from eval.tasks.twin_base import make_tokenizer
-from trainers.engine import Engine, start_ranks
+from trainers.engine import Engine, collectives, start_ranks
 from trainers.schema import Config
 
 PROMPTS = ["D3?4=", "A2?3", "B9?9=", "C4?5=", "D6?7="]
@@ -86,7 +86,14 @@ def check(stage):
     engine.step(1e-3)
     found["continued"] = same(after_two, engine.state())
     total = sum(float(x.double().abs().sum()) for x in after_two["parameters"].values())
-    return found | {"total": total}
+    return found | {"total": total, "limits": limits()}
+
+
+def limits():
+    """Seconds that collectives wait: of each group that there is by now, and of the store."""
+    groups = [group._get_backend(torch.device("cpu")) for group in collectives._world.pg_map]
+    waits = [x.options._timeout for x in groups] + [collectives._get_default_store().timeout]
+    return [x.total_seconds() for x in waits]
 
 
 def metric_error(metric, moments, config):

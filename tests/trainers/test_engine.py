@@ -32,3 +32,9 @@ def test_stage(results, stage):
     assert found["policy_is_current"] and found["policy_is_restored"]
     assert found["restored"] and found["continued"]
     assert found["total"] == pytest.approx(results["0"]["total"], rel=1e-6)
+
+
+@pytest.mark.parametrize("stage", "0123")
+def test_a_busy_rank_is_waited_for(results, stage):
+    """A day, in DeepSpeed's own groups too, which `initialize` makes."""
+    assert len(results[stage]["limits"]) > 2 and set(results[stage]["limits"]) == {86400.0}

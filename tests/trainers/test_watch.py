@@ -1,8 +1,11 @@
 """How four ranks end, each a process that only watches the others."""
 
+import json
+import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 
 import pytest
 
@@ -32,18 +35,15 @@ watch.start(rank, 4, share)
 WORK = "time.sleep(60)"
 
 
+def begin(place, rank, act):
+    command = [sys.executable, "-c", RANK + act, str(rank), str(place)]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
 def ends(place, *acts):
     """(exit codes, what each rank said, seconds) of ranks that do these things once they watch."""
     start = time.monotonic()
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK + act, str(rank), str(place)],
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank, act in enumerate(acts)
-    ]
+    ranks = [begin(place, rank, act) for rank, act in enumerate(acts)]
     said = [rank.communicate(timeout=40)[1] for rank in ranks]
     return [rank.returncode for rank in ranks], said, time.monotonic() - start
 
@@ -89,3 +89,30 @@ def test_refused(tmp_path, who):
     assert codes == [2] * 4 and seconds < 20
     assert said[0].count("lr = 0: too little\n") == 1 and said[1:] == [""] * 3
     assert said[0].startswith("lr = 0" if 0 in who else "rank 2 on ")
+
+
+RUBBISH = [b"", b"{", b"[]\n", b"\xff\n", b"[" * 999 + b"\n", b'{"token": ""}\n', b"x" * 9999]
+
+
+def test_strangers_and_a_word_that_comes_with_the_greeting(tmp_path):
+    """The other three ranks are sockets; strangers come before them, and some stay."""
+    refused = {"code": 2, "why": "lr = 0: too little"}
+    rank_0, start = begin(tmp_path, 0, WORK), time.monotonic()
+    while not (tmp_path / "item").exists():
+        assert time.monotonic() < start + 20 and rank_0.poll() is None
+        time.sleep(0.01)
+    port, token = json.loads((tmp_path / "item").read_text())
+    with ExitStack() as connections:
+
+        def say(words):
+            connection = socket.create_connection(("127.0.0.1", port))
+            connections.enter_context(connection).sendall(words)
+
+        for words in RUBBISH:
+            say(words)
+        for rank in (1, 2, 3):
+            greeting = {"rank": rank, "name": f"rank {rank}", "token": token}
+            words = [greeting, refused] if rank == 2 else [greeting]
+            say(b"".join(json.dumps(x).encode() + b"\n" for x in words))
+        said = rank_0.communicate(timeout=20)[1]
+    assert (rank_0.returncode, said) == (2, "lr = 0: too little\n")
