@@ -6,7 +6,8 @@ of the response as `eval.answers` says and asks math-verify whether it equals th
 values are no match for a gold of one. Of a response only plain arithmetic (digits, operators,
 brackets) is ever evaluated, and the worker that does it can write no file and start no process.
 `file.py:function` is a function of yours, ``function(answer: str, gold: str) -> bool``, and gets
-the whole response. Both run in worker processes that are killed at the time limit. Beside the
+the whole response. Both run in worker processes that are killed at the time limit; the pair is
+then tried once more, and an undecided verdict is not kept for the next time. Beside the
 verdict stands what was read as the answer, by which votes are counted: the parsed expression, else
 the text itself; a function of yours may return (verdict, answer). Empty means that no answer was
 found.
@@ -16,6 +17,7 @@ import hashlib
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -23,9 +25,7 @@ import tempfile
 import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib import metadata
-from multiprocessing.connection import wait
 from pathlib import Path
 
 from eval import answers as reading
@@ -98,19 +98,24 @@ class Verifier:
             elif math and (plain := _plain(*pair)):
                 known[pair] = plain
         known |= self._ask([pair for pair in dict.fromkeys(pairs) if pair not in known])
-        self._cache.update({pair: x for pair, x in known.items() if len(pair[0]) <= MAX_CHARS})
+        for pair, (verdict, read) in known.items():
+            if verdict is not None and len(pair[0]) <= MAX_CHARS:
+                self._cache[pair] = verdict, read
         while len(self._cache) > CACHE_SIZE:
             self._cache.popitem(last=False)
         return [known[pair] for pair in pairs]
 
     def _ask(self, pairs: Sequence[Pair]) -> dict[Pair, Judged]:
-        """Deal the pairs out to the workers, some at a time. What a worker that is replaced had not
-        come to is dealt again.
+        """Deal the pairs out to the workers, some at a time.
+
+        A pair at which a worker died or ran out of time gets a second trial in the worker that
+        replaces it: the first may have met a busy machine. What that worker had not come to is
+        dealt again.
         """
         judged: dict[Pair, Judged] = {}
-        waiting = deque(pairs)
+        waiting, tried = deque(pairs), set[Pair]()
         for worker in list(self._workers):
-            if not worker.alive():  # ended by somebody while it had nothing to do
+            if worker.asked or not worker.alive():  # left in the middle, or ended by somebody
                 self._replace(worker)
         while len(self._workers) < min(self._size, len(pairs)):
             self._workers.append(_Worker(self.mode, self.time_limit))
@@ -120,20 +125,26 @@ class Verifier:
                     share = min(AHEAD, len(waiting) // (2 * self._size)) or 1
                     worker.send([waiting.popleft() for _ in range(share)])
             busy = [worker for worker in self._workers if worker.asked or not worker.started]
-            left = min(worker.deadline for worker in busy) - time.monotonic()
-            wait([worker.output.fileno() for worker in busy], max(0.0, left))
+            _wait(busy)
             for worker in busy:
                 found, over = worker.receive()
                 judged |= found
                 if over:
-                    waiting.extendleft(reversed(worker.asked))
-                    self._replace(worker)
+                    failed, rest = list(worker.asked)[:1], list(worker.asked)[1:]
+                    waiting.extendleft(reversed(rest))
+                    new = self._replace(worker)
+                    if tried.issuperset(failed):
+                        judged |= dict.fromkeys(failed, UNDECIDED)
+                    else:
+                        tried.update(failed)
+                        new.send(failed)
         return judged
 
-    def _replace(self, worker: "_Worker") -> None:
+    def _replace(self, worker: "_Worker") -> "_Worker":
         worker.kill()
         new = _Worker(self.mode, self.time_limit)
         self._workers[self._workers.index(worker)] = new
+        return new
 
 
 class _Worker:
@@ -157,12 +168,15 @@ class _Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self.complaints,
+                bufsize=0,
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, ours)
-        assert self.process.stdout is not None
-        self.output = self.process.stdout
-        os.set_blocking(self.output.fileno(), False)
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.input, self.output = self.process.stdin, self.process.stdout
+        for pipe in (self.input, self.output):  # a worker that is stopped must hold up nobody
+            os.set_blocking(pipe.fileno(), False)
+        self.unsent = memoryview(b"")
         self.started, self.done = False, 0
         self.deadline = time.monotonic() + START_LIMIT
         self.asked: deque[Pair] = deque()
@@ -174,23 +188,28 @@ class _Worker:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout, self.complaints):
-            with suppress(BrokenPipeError):  # what it was last sent is lost with it
-                if pipe is not None:
-                    pipe.close()
+        for file in (self.input, self.output, self.complaints):
+            file.close()
 
     def send(self, pairs: Sequence[Pair]) -> None:
-        """To a worker that waits: it reads what is written."""
+        """To a worker that has nothing to do. One that is still starting reads it afterwards."""
         self.asked.extend(pairs)
-        self.deadline = time.monotonic() + self.limit
-        assert self.process.stdin is not None
-        with suppress(BrokenPipeError):  # it died; `receive` finds the end of its output
-            self.process.stdin.write(json.dumps(pairs).encode() + b"\n")
-            self.process.stdin.flush()
+        if self.started:
+            self.deadline = time.monotonic() + self.limit
+        self.unsent = memoryview(json.dumps(pairs).encode() + b"\n")
+        self.write()
+
+    def write(self) -> None:
+        """As much of what is unsent as the pipe takes now."""
+        try:
+            while self.unsent and (count := self.input.write(self.unsent)):
+                self.unsent = self.unsent[count:]
+        except BrokenPipeError:  # it died; `receive` finds the end of its output
+            self.unsent = memoryview(b"")
 
     def receive(self) -> tuple[dict[Pair, Judged], bool]:
         """What it has judged, and whether it is to be replaced: old, or dead or past its deadline,
-        and then the pair that it was at is undecided.
+        and then the first pair in `asked` is the one that it was at.
         """
         judged: dict[Pair, Judged] = {}
         while chunk := self.output.read(2**16):
@@ -210,9 +229,20 @@ class _Worker:
             said = self.complaints.read().decode(errors="replace").strip().splitlines()
             self.kill()
             raise VerifierFailed(f"the verifier does not start: {(said or ['no word'])[-1]}")
-        if ended and self.asked:
-            judged[self.asked.popleft()] = UNDECIDED
         return judged, ended or (not self.asked and self.done >= LIFETIME)
+
+
+def _wait(workers: Sequence[_Worker]) -> None:
+    """Until one of them has said something, or takes more of what it is sent, or is too late."""
+    pipes = select.poll()
+    for worker in workers:
+        pipes.register(worker.output, select.POLLIN)
+        if worker.unsent:
+            pipes.register(worker.input, select.POLLOUT)
+    left = min(worker.deadline for worker in workers) - time.monotonic()
+    pipes.poll(1_000 * max(0.0, left))
+    for worker in workers:
+        worker.write()
 
 
 def _plain(answer: str, gold: str) -> Judged | None:

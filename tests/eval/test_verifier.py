@@ -1,6 +1,7 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 
@@ -164,6 +165,58 @@ def test_a_worker_that_is_killed_while_it_waits_costs_no_verdict(tmp_path):
         worker.process.wait()
         assert verifier(["2", "3"], ["2", "2"]) == [True, False]
         assert verifier._workers != [worker]
+
+
+ONCE = (
+    "import os, signal, time\n"
+    "def judge(answer, gold):\n"
+    "    if answer in ('die', 'sleep', 'stop') and not os.path.exists('{canary}' + answer):\n"
+    "        open('{canary}' + answer, 'w')\n"
+    "        if answer == 'die': os._exit(1)\n"
+    "        if answer == 'sleep': time.sleep(60)\n"
+    "        if answer == 'stop': os.kill(os.getpid(), signal.SIGSTOP)\n"
+    "    return len(answer) == int(gold)\n"
+)
+
+
+def test_what_fails_once_is_tried_again(tmp_path):
+    """In a fresh worker: one that died, ran out of time, or was stopped costs no verdict."""
+    (tmp_path / "mine.py").write_text(ONCE.format(canary=tmp_path / "met-"))
+    answers = ["1", "die", "12", "sleep", "123", "stop", "1234"]
+    with Verifier(f"{tmp_path}/mine.py:judge", workers=2, time_limit=1.0) as verifier:
+        assert verifier(answers, [str(len(x)) for x in answers]) == [True] * len(answers)
+    assert len(list(tmp_path.glob("met-*"))) == 3
+
+
+def test_no_verdict_is_kept_where_there_is_none(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import os\n"
+        "def judge(answer, gold):\n"
+        f"    if not os.path.exists('{tmp_path}/well'): os._exit(1)\n"
+        "    return answer == gold\n"
+    )
+    with Verifier(f"{tmp_path}/mine.py:judge", workers=1) as verifier:
+        assert verifier(["1"], ["1"]) == [None]
+        (tmp_path / "well").touch()
+        assert verifier(["1"], ["1"]) == [True]
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_stopped_worker_holds_nobody_up(tmp_path, ended):
+    """Its pipe takes 64 kB and it is sent a megabyte; it is ended at the limit, if not before."""
+    (tmp_path / "mine.py").write_text(ONCE.format(canary=tmp_path / "met-"))
+    with Verifier(f"{tmp_path}/mine.py:judge", workers=1, time_limit=2.0) as verifier:
+        assert verifier(["1"], ["1"]) == [True]
+        (worker,) = verifier._workers
+        worker.process.send_signal(signal.SIGSTOP)
+        end = threading.Timer(0.5 if ended else 30, worker.process.kill)
+        end.start()
+        start = time.monotonic()
+        answers = ["x" * 1_000_000, "xy" * 500_000]
+        assert verifier(answers, ["1000000"] * 2) == [True, True]
+        assert time.monotonic() - start < 25
+        assert verifier._workers != [worker]
+        end.cancel()
 
 
 def test_an_old_worker_is_replaced(tmp_path, monkeypatch):
