@@ -30,6 +30,7 @@ from pathlib import Path
 
 from eval import answers as reading
 from eval.judges import UNDECIDED, Judged, Pair
+from surgery.binding import UserCodeError
 
 MAX_CHARS = 4_096  # of mathematics, and of what votes are counted by, the end: there the result is
 MAX_RESPONSE = 32_768  # characters at the end of a response in which its answer is looked for
@@ -45,11 +46,23 @@ class VerifierFailed(Exception):
 
 
 class Verifier:
-    """Judges (answer, gold) pairs. `close` it, or use it in a `with`, to end its workers."""
+    """Judges (answer, gold) pairs. `close` it, or use it in a `with`, to end its workers.
 
-    def __init__(self, mode: str = "exact", workers: int = 2, time_limit: float = 5.0):
-        self.mode, self.time_limit = mode, time_limit
+    `key` is where its mode was set: an error in a function of the user's own names it.
+    """
+
+    def __init__(
+        self,
+        mode: str = "exact",
+        workers: int = 2,
+        time_limit: float = 5.0,
+        key: str = "task.verifier",
+    ):
+        self.mode, self.time_limit, self.key = mode, time_limit, key
         self._size = workers
+        self._faults: dict[Pair, str] = {}  # of the last call: errors of the user's own function
+        self._lost: set[Pair] = set()  # of the last call: what cost two workers
+        self._reported = False
         self._workers: list[_Worker] = []
         self._cache: OrderedDict[Pair, Judged] = OrderedDict()
 
@@ -73,6 +86,19 @@ class Verifier:
             code = Path(self.mode.rpartition(":")[0]).read_bytes()
             return f"{self.mode} ({hashlib.sha256(code).hexdigest()[:12]})"
         return self.mode
+
+    def try_out(self, gold: str) -> None:
+        """Ask a function of the user's own once, before there is anything to lose."""
+        if ":" not in self.mode:
+            return
+        with self:
+            (verdict,) = self([gold], [gold])
+        if self._lost:
+            why = f"took longer than {self.time_limit:g} s, or ended its process"
+            raise UserCodeError(f"{self.key} = {self.mode}: {why}; make it quicker or correct it")
+        if verdict is not True and os.environ.get("RANK", "0") == "0":
+            why = f"judges the gold {gold!r:.80} against itself as {verdict}, not True"
+            print(f"{self.key} = {self.mode}: {why}; is that meant?", file=sys.stderr)
 
     def __call__(self, answers: Sequence[str], golds: Sequence[str]) -> list[bool | None]:
         """One verdict for each pair, in order."""
@@ -103,7 +129,18 @@ class Verifier:
                 self._cache[pair] = verdict, read
         while len(self._cache) > CACHE_SIZE:
             self._cache.popitem(last=False)
+        if self._faults:
+            self._report([self._faults[pair] for pair in pairs if pair in self._faults], len(pairs))
         return [known[pair] for pair in pairs]
+
+    def _report(self, faults: Sequence[str], count: int) -> None:
+        """Refuse to go on where the user's own function fails on all answers; else say it once."""
+        line = f"{self.key} = {self.mode}: {faults[0]}, on {len(faults)} of {count} answers"
+        if len(faults) == count:
+            raise UserCodeError(f"{line}; correct the function")
+        if not self._reported:
+            print(f"{line}; these stay undecided, and so will others like them", file=sys.stderr)
+        self._reported = True
 
     def _ask(self, pairs: Sequence[Pair]) -> dict[Pair, Judged]:
         """Deal the pairs out to the workers, some at a time.
@@ -113,6 +150,7 @@ class Verifier:
         dealt again.
         """
         judged: dict[Pair, Judged] = {}
+        self._faults, self._lost = {}, set()
         waiting, tried = deque(pairs), set[Pair]()
         for worker in list(self._workers):
             if worker.asked or not worker.alive():  # left in the middle, or ended by somebody
@@ -127,14 +165,16 @@ class Verifier:
             busy = [worker for worker in self._workers if worker.asked or not worker.started]
             _wait(busy)
             for worker in busy:
-                found, over = worker.receive()
+                found, faults, over = worker.receive()
                 judged |= found
+                self._faults |= faults
                 if over:
                     failed, rest = list(worker.asked)[:1], list(worker.asked)[1:]
                     waiting.extendleft(reversed(rest))
                     new = self._replace(worker)
                     if tried.issuperset(failed):
                         judged |= dict.fromkeys(failed, UNDECIDED)
+                        self._lost.update(failed)
                     else:
                         tried.update(failed)
                         new.send(failed)
@@ -207,11 +247,11 @@ class _Worker:
         except BrokenPipeError:  # it died; `receive` finds the end of its output
             self.unsent = memoryview(b"")
 
-    def receive(self) -> tuple[dict[Pair, Judged], bool]:
-        """What it has judged, and whether it is to be replaced: old, or dead or past its deadline,
-        and then the first pair in `asked` is the one that it was at.
+    def receive(self) -> tuple[dict[Pair, Judged], dict[Pair, str], bool]:
+        """What it has judged, errors of the user's own function, and whether it is to be replaced:
+        old, or dead or past its deadline, and then it was at the first pair in `asked`.
         """
-        judged: dict[Pair, Judged] = {}
+        judged, faults = dict[Pair, Judged](), dict[Pair, str]()
         while chunk := self.output.read(2**16):
             self.buffer += chunk
         *lines, self.buffer = self.buffer.split(b"\n")
@@ -220,8 +260,11 @@ class _Worker:
             if line == b"ready":
                 self.started = True
             else:
-                verdict, read = json.loads(line)
-                judged[self.asked.popleft()] = verdict, read[-MAX_CHARS:]
+                verdict, read, *errors = json.loads(line)
+                pair = self.asked.popleft()
+                judged[pair] = verdict, read[-MAX_CHARS:]
+                if errors:
+                    faults[pair] = errors[0]
                 self.done += 1
         ended = chunk == b"" or time.monotonic() >= self.deadline
         if ended and not self.started:
@@ -229,7 +272,7 @@ class _Worker:
             said = self.complaints.read().decode(errors="replace").strip().splitlines()
             self.kill()
             raise VerifierFailed(f"the verifier does not start: {(said or ['no word'])[-1]}")
-        return judged, ended or (not self.asked and self.done >= LIFETIME)
+        return judged, faults, ended or (not self.asked and self.done >= LIFETIME)
 
 
 def _wait(workers: Sequence[_Worker]) -> None:

@@ -45,6 +45,7 @@ def main() -> int:
     from eval.sampling import SamplingFailed
     from eval.tasks import TaskError
     from eval.verifier import VerifierFailed
+    from surgery.binding import UserCodeError
     from trainers.engine import share, start_ranks
     from trainers.ghost import Unsupported
     from trainers.trainer import Interrupted, Trainer, TrainingFailed
@@ -65,7 +66,12 @@ def main() -> int:
         if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         summary = Trainer(config, folder).run()
-    except (ConfigError, TaskError, ModelError) as error:  # what only loading could tell
+    except (
+        ConfigError,
+        TaskError,
+        ModelError,
+        UserCodeError,
+    ) as error:  # what only loading could tell
         return leave(2, error)
     except Unsupported as error:
         return leave(2, f"surgery.measure = ghost: {error}; set surgery.measure=last_layer")

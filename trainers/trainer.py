@@ -81,6 +81,7 @@ class Trainer:
         # what is wrong with data is told before a model is loaded
         first = self.task.training(config.seed, 1, config.train.prompts)
         self.data = digest([*first, *self.task.evaluation(config.eval.problems)])
+        self.verifier.try_out(first[0].gold)
         base = self._load_base()
         check_hosts(config, self.data, base)
         check_cache(base, config.train.rollouts)

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 from eval.verifier import AHEAD, Verifier, VerifierFailed, _plain
+from surgery.binding import UserCodeError
 from tests.conftest import ROOT
 
 
@@ -120,6 +121,65 @@ def test_a_function_of_the_user(tmp_path):
     with Verifier(f"{path}:judge", workers=2, time_limit=1.0) as verifier:
         verdicts = verifier(["YES", "no", "sleep", "die", "raise", "Yes"], ["yes"] * 6)
     assert verdicts == [True, False, None, None, None, True]
+
+
+WRONG = (  # a function of the user's own, and what is said of it
+    (["def judge(answer, gold):", "    return answer.wrong"], "AttributeError: 'str' object", 2),
+    (["import math", "def judge(answer):", "    return True"], "TypeError: judge() takes 1", 2),
+    (
+        ["def judge(answer, gold):", "    return 'yes'"],
+        "TypeError: returned 'yes', and not True",
+        1,
+    ),
+    (
+        ["def judge(answer, gold):", "    return True, 5"],
+        "TypeError: returned (True, 5), and not",
+        1,
+    ),
+    (["def judge(answer, gold):", "    return 0.5"], "TypeError: returned 0.5, and not True", 1),
+    (["def judge(answer, gold):", "    import os", "    os._exit(1)"], "took longer than", None),
+    (["def judge(answer, gold):", "    while True: pass"], "took longer than 1 s, or ended", None),
+)
+
+
+@pytest.mark.parametrize(("code", "said", "line"), WRONG, ids=lambda x: "")
+def test_a_function_that_cannot_judge_is_refused(tmp_path, code, said, line):
+    (tmp_path / "mine.py").write_text("\n".join(code) + "\n")
+    name = f"{tmp_path}/mine.py:judge"
+    with pytest.raises(UserCodeError) as error:
+        Verifier(name, workers=1, time_limit=1.0).try_out("7")
+    (told,) = str(error.value).splitlines()
+    assert told.startswith(f"task.verifier = {name}: {said}"), told
+    if line:
+        assert f"({tmp_path}/mine.py, line {line}), on 1 of 1 answers; correct" in told
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict"),
+    [("True", True), ("1", True), ("np.bool_(1)", True), ("np.int64(0)", False), ("None", None)],
+)
+def test_truth_of_several_kinds(tmp_path, capsys, value, verdict):
+    code = f"import numpy as np\ndef judge(answer, gold):\n    return {value}, answer[:1]\n"
+    (tmp_path / "mine.py").write_text(code)
+    with Verifier(f"{tmp_path}/mine.py:judge", workers=1) as verifier:
+        assert verifier.judge(["13", "8"], ["8", "8"]) == [(verdict, "1"), (verdict, "8")]
+        verifier.try_out("8")
+    said = capsys.readouterr().err
+    assert ("judges the gold '8' against itself as" in said) is (verdict is not True)
+
+
+def test_a_function_that_fails_now_and_then_is_told_once(tmp_path, capsys):
+    """And one that fails on all answers ends the run, though the gold was right."""
+    (tmp_path / "mine.py").write_text("def judge(answer, gold):\n    return int(answer) == 7\n")
+    with Verifier(f"{tmp_path}/mine.py:judge", workers=2) as verifier:
+        verifier.try_out("7")
+        assert verifier(["7", "a", "8", "a"], ["7"] * 4) == [True, None, False, None]
+        assert verifier(["7", "b", "b"], ["7"] * 3) == [True, None, None]
+        (said,) = capsys.readouterr().err.splitlines()
+        place = f"({tmp_path}/mine.py, line 2), on 2 of 4 answers; these stay undecided"
+        assert "ValueError: invalid literal for int() with base 10: 'a' " + place in said
+        with pytest.raises(UserCodeError, match=r"line 2\), on 2 of 2 answers; correct"):
+            verifier(["a", "b"], ["7"] * 2)
 
 
 def test_a_function_gets_the_whole_response(tmp_path):

@@ -208,12 +208,19 @@ COMMANDS = [  # (options, what the line begins with)
     (["task.name=data", "task.path=empty.jsonl", "model.path=broken"], "task.path = empty.jsonl: "),
     (["task.name=data", "task.path=gone.jsonl", "model.path=broken"], "task.path = gone.jsonl: "),
     (["surgery.rule=gone.py:f"], "surgery.rule = gone.py:f: cannot be loaded"),
+    (
+        ["task.verifier=own.py:judge", "model.path=broken"],
+        "task.verifier = own.py:judge: TypeError: ",
+    ),
 ]
 
 
 @pytest.mark.parametrize(
     ("options", "begins"),
-    [*COMMANDS[:3], *(pytest.param(*x, marks=pytest.mark.slow) for x in COMMANDS[3:])],
+    [
+        *(pytest.param(*x, marks=pytest.mark.slow) for x in COMMANDS[3:-1]),
+        *(*COMMANDS[:3], COMMANDS[-1]),
+    ],
     ids=lambda x: x[0] if isinstance(x, list) else "",
 )
 def test_the_real_command(tmp_path, base_path, options, begins):
@@ -223,6 +230,7 @@ def test_the_real_command(tmp_path, base_path, options, begins):
         (tmp_path / name / "config.json").write_text(text)
     (tmp_path / "broken" / "model.safetensors").write_bytes(b"nothing of the kind")
     (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "own.py").write_text("def judge(answer):\n    return True\n")
     for x in Path(base_path).iterdir():
         if "token" in x.name:
             for name in ("broken", "pickled"):
