@@ -26,6 +26,7 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
 
     from eval.policy import ModelError
+    from eval.tasks import TaskError
     from trainers.config import ConfigError, check_ranks, load_config, refuse
     from trainers.plan import show
     from trainers.run import RunFolder, unwritable
@@ -36,14 +37,13 @@ def main() -> int:
             return show(config, arguments)
         check_ranks(config, int(os.environ.get("WORLD_SIZE", "1")))
         folder = RunFolder(config) if int(os.environ.get("RANK", "0")) == 0 else None
-    except (ConfigError, ModelError) as error:
+    except (ConfigError, TaskError, ModelError) as error:
         return refuse(error)
 
     import transformers
 
     from eval.report import run_table
     from eval.sampling import SamplingFailed
-    from eval.tasks import TaskError
     from eval.verifier import VerifierFailed
     from surgery.binding import UserCodeError
     from trainers.engine import share, start_ranks

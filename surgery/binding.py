@@ -30,6 +30,13 @@ def own_settings(function: Callable[..., Any], settings: Mapping[str, Any]) -> d
     return {name: settings[name] for name in names}
 
 
+def without_value(function: Callable[..., Any], settings: Mapping[str, Any]) -> list[str]:
+    """The keyword-only arguments that have no default, and no value in `settings`."""
+    parameters = inspect.signature(function).parameters.values()
+    needed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    return [name for name in needed if name not in settings]
+
+
 def fault(error: BaseException, name: str, function: object = None) -> str:
     """The error in one line, with the line of the file of `name` that led to it.
 

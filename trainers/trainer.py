@@ -95,7 +95,8 @@ class Trainer:
         self.evaluation = Evaluation(config, self.task, self.verifier, self.engine)
         rule = find_rule(config.surgery.rule)
         self.probe = Probe(config, self.engine, rule.needs)
-        self.rule = rule.bind({**vars(config.surgery), **config.surgery.options})
+        settings = {**vars(config.surgery), **config.surgery.options}
+        self.rule = rule.bind(settings, config.train.samples)
         self.estimator = ESTIMATORS[config.objective.estimator]
         # what a checkpoint carries beside the engine's and the probe's state
         self.rule_state: State = {}
