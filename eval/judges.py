@@ -7,10 +7,11 @@ import sys
 from collections.abc import Callable
 from functools import lru_cache, wraps
 from itertools import chain
+from numbers import Real
 from typing import Any
 
 from eval import answers as reading
-from surgery.binding import load_function
+from surgery.binding import fault, load_function
 
 BARE = 256  # characters of an expression that is read whole without being boxed
 GOLDS = 1_000  # that a worker keeps as they were read
@@ -25,6 +26,7 @@ UNDECIDED: Judged = (None, "")
 def serve(mode: str, limit: float) -> None:
     """The worker: judges lists of (answer, gold), a line each, from standard input until it closes.
 
+    It says [verdict, answer], and with an undecided verdict the error of the user's own function.
     Its parent ends it at the `limit` of a verdict. Where the parent is gone, the system does, a
     little later: nobody else would.
     """
@@ -37,13 +39,20 @@ def serve(mode: str, limit: float) -> None:
     for answer, gold in chain.from_iterable(map(json.loads, sys.stdin)):
         signal.setitimer(signal.ITIMER_REAL, limit + ORPHANED)
         try:
-            found = judge(answer, gold)
-            verdict, read = found if isinstance(found, tuple) else (found, answer)
-            judged = None if verdict is None else bool(verdict), str(read)
-        except (Exception, RecursionError):
-            judged = UNDECIDED
+            said: list[Any] = [*understood(judge(answer, gold), answer)]
+        except (Exception, RecursionError) as error:
+            said = [*UNDECIDED, fault(error, mode, judge)] if ":" in mode else [*UNDECIDED]
         signal.setitimer(signal.ITIMER_REAL, 0)
-        print(json.dumps(judged), file=out, flush=True)
+        print(json.dumps(said), file=out, flush=True)
+
+
+def understood(found: Any, answer: str) -> Judged:
+    """The verdict that a judge gave back, and the answer: as the judge read it, if it says so."""
+    verdict, read = found if isinstance(found, tuple) and len(found) == 2 else (found, answer)
+    truth = isinstance(verdict, Real) or type(verdict).__name__ in ("bool", "bool_")  # numpy's
+    if isinstance(read, str) and (verdict is None or (truth and verdict in (0, 1))):
+        return None if verdict is None else bool(verdict), read
+    raise TypeError(f"returned {found!r:.80}, and not True, False, None or (one of these, a text)")
 
 
 def wall(event: str, args: tuple[Any, ...]) -> None:

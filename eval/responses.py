@@ -97,11 +97,7 @@ def score_responses(
     """
     while chunk := list(islice(generations, CHUNK)):
         texts = [_answer(x, answer_after, "") for g in chunk for x in g.responses]
-        golds = [
-            gold
-            for g in chunk
-            for gold in [_answer(g.problem.gold, answer_after, g.problem.gold)] * len(g.responses)
-        ]
+        golds = [judged_gold(g, answer_after) for g in chunk for _ in g.responses]
         judged = iter(verifier.judge(texts, golds))
         yield [
             record(
@@ -113,6 +109,12 @@ def score_responses(
             )
             for g in chunk
         ]
+
+
+def judged_gold(generation: Generation, answer_after: str | None) -> str:
+    """What the responses are judged by: of a gold with that mark too, what follows it."""
+    gold = generation.problem.gold
+    return _answer(gold, answer_after, gold)
 
 
 def _answer(text: str, mark: str | None, otherwise: str) -> str:

@@ -6,7 +6,8 @@ of the response as `eval.answers` says and asks math-verify whether it equals th
 values are no match for a gold of one. Of a response only plain arithmetic (digits, operators,
 brackets) is ever evaluated, and the worker that does it can write no file and start no process.
 `file.py:function` is a function of yours, ``function(answer: str, gold: str) -> bool``, and gets
-the whole response. Both run in worker processes that are killed at the time limit. Beside the
+the whole response. Both run in worker processes that are killed at the time limit; the pair is
+then tried once more, and an undecided verdict is not kept for the next time. Beside the
 verdict stands what was read as the answer, by which votes are counted: the parsed expression, else
 the text itself; a function of yours may return (verdict, answer). Empty means that no answer was
 found.
@@ -16,6 +17,7 @@ import hashlib
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -23,13 +25,12 @@ import tempfile
 import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib import metadata
-from multiprocessing.connection import wait
 from pathlib import Path
 
 from eval import answers as reading
 from eval.judges import UNDECIDED, Judged, Pair
+from surgery.binding import UserCodeError
 
 MAX_CHARS = 4_096  # of mathematics, and of what votes are counted by, the end: there the result is
 MAX_RESPONSE = 32_768  # characters at the end of a response in which its answer is looked for
@@ -45,11 +46,23 @@ class VerifierFailed(Exception):
 
 
 class Verifier:
-    """Judges (answer, gold) pairs. `close` it, or use it in a `with`, to end its workers."""
+    """Judges (answer, gold) pairs. `close` it, or use it in a `with`, to end its workers.
 
-    def __init__(self, mode: str = "exact", workers: int = 2, time_limit: float = 5.0):
-        self.mode, self.time_limit = mode, time_limit
+    `key` is where its mode was set: an error in a function of the user's own names it.
+    """
+
+    def __init__(
+        self,
+        mode: str = "exact",
+        workers: int = 2,
+        time_limit: float = 5.0,
+        key: str = "task.verifier",
+    ):
+        self.mode, self.time_limit, self.key = mode, time_limit, key
         self._size = workers
+        self._faults: dict[Pair, str] = {}  # of the last call: errors of the user's own function
+        self._lost: set[Pair] = set()  # of the last call: what cost two workers
+        self._reported = False
         self._workers: list[_Worker] = []
         self._cache: OrderedDict[Pair, Judged] = OrderedDict()
 
@@ -73,6 +86,19 @@ class Verifier:
             code = Path(self.mode.rpartition(":")[0]).read_bytes()
             return f"{self.mode} ({hashlib.sha256(code).hexdigest()[:12]})"
         return self.mode
+
+    def try_out(self, gold: str) -> None:
+        """Ask a function of the user's own once, before there is anything to lose."""
+        if ":" not in self.mode:
+            return
+        with self:
+            (verdict,) = self([gold], [gold])
+        if self._lost:
+            why = f"took longer than {self.time_limit:g} s, or ended its process"
+            raise UserCodeError(f"{self.key} = {self.mode}: {why}; make it quicker or correct it")
+        if verdict is not True and os.environ.get("RANK", "0") == "0":
+            why = f"judges the gold {gold!r:.80} against itself as {verdict}, not True"
+            print(f"{self.key} = {self.mode}: {why}; is that meant?", file=sys.stderr)
 
     def __call__(self, answers: Sequence[str], golds: Sequence[str]) -> list[bool | None]:
         """One verdict for each pair, in order."""
@@ -98,19 +124,36 @@ class Verifier:
             elif math and (plain := _plain(*pair)):
                 known[pair] = plain
         known |= self._ask([pair for pair in dict.fromkeys(pairs) if pair not in known])
-        self._cache.update({pair: x for pair, x in known.items() if len(pair[0]) <= MAX_CHARS})
+        for pair, (verdict, read) in known.items():
+            if verdict is not None and len(pair[0]) <= MAX_CHARS:
+                self._cache[pair] = verdict, read
         while len(self._cache) > CACHE_SIZE:
             self._cache.popitem(last=False)
+        if self._faults:
+            self._report([self._faults[pair] for pair in pairs if pair in self._faults], len(pairs))
         return [known[pair] for pair in pairs]
 
+    def _report(self, faults: Sequence[str], count: int) -> None:
+        """Refuse to go on where the user's own function fails on all answers; else say it once."""
+        line = f"{self.key} = {self.mode}: {faults[0]}, on {len(faults)} of {count} answers"
+        if len(faults) == count:
+            raise UserCodeError(f"{line}; correct the function")
+        if not self._reported:
+            print(f"{line}; these stay undecided, and so will others like them", file=sys.stderr)
+        self._reported = True
+
     def _ask(self, pairs: Sequence[Pair]) -> dict[Pair, Judged]:
-        """Deal the pairs out to the workers, some at a time. What a worker that is replaced had not
-        come to is dealt again.
+        """Deal the pairs out to the workers, some at a time.
+
+        A pair at which a worker died or ran out of time gets a second trial in the worker that
+        replaces it: the first may have met a busy machine. What that worker had not come to is
+        dealt again.
         """
         judged: dict[Pair, Judged] = {}
-        waiting = deque(pairs)
+        self._faults, self._lost = {}, set()
+        waiting, tried = deque(pairs), set[Pair]()
         for worker in list(self._workers):
-            if not worker.alive():  # ended by somebody while it had nothing to do
+            if worker.asked or not worker.alive():  # left in the middle, or ended by somebody
                 self._replace(worker)
         while len(self._workers) < min(self._size, len(pairs)):
             self._workers.append(_Worker(self.mode, self.time_limit))
@@ -120,20 +163,28 @@ class Verifier:
                     share = min(AHEAD, len(waiting) // (2 * self._size)) or 1
                     worker.send([waiting.popleft() for _ in range(share)])
             busy = [worker for worker in self._workers if worker.asked or not worker.started]
-            left = min(worker.deadline for worker in busy) - time.monotonic()
-            wait([worker.output.fileno() for worker in busy], max(0.0, left))
+            _wait(busy)
             for worker in busy:
-                found, over = worker.receive()
+                found, faults, over = worker.receive()
                 judged |= found
+                self._faults |= faults
                 if over:
-                    waiting.extendleft(reversed(worker.asked))
-                    self._replace(worker)
+                    failed, rest = list(worker.asked)[:1], list(worker.asked)[1:]
+                    waiting.extendleft(reversed(rest))
+                    new = self._replace(worker)
+                    if tried.issuperset(failed):
+                        judged |= dict.fromkeys(failed, UNDECIDED)
+                        self._lost.update(failed)
+                    else:
+                        tried.update(failed)
+                        new.send(failed)
         return judged
 
-    def _replace(self, worker: "_Worker") -> None:
+    def _replace(self, worker: "_Worker") -> "_Worker":
         worker.kill()
         new = _Worker(self.mode, self.time_limit)
         self._workers[self._workers.index(worker)] = new
+        return new
 
 
 class _Worker:
@@ -157,12 +208,15 @@ class _Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self.complaints,
+                bufsize=0,
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, ours)
-        assert self.process.stdout is not None
-        self.output = self.process.stdout
-        os.set_blocking(self.output.fileno(), False)
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.input, self.output = self.process.stdin, self.process.stdout
+        for pipe in (self.input, self.output):  # a worker that is stopped must hold up nobody
+            os.set_blocking(pipe.fileno(), False)
+        self.unsent = memoryview(b"")
         self.started, self.done = False, 0
         self.deadline = time.monotonic() + START_LIMIT
         self.asked: deque[Pair] = deque()
@@ -174,25 +228,30 @@ class _Worker:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout, self.complaints):
-            with suppress(BrokenPipeError):  # what it was last sent is lost with it
-                if pipe is not None:
-                    pipe.close()
+        for file in (self.input, self.output, self.complaints):
+            file.close()
 
     def send(self, pairs: Sequence[Pair]) -> None:
-        """To a worker that waits: it reads what is written."""
+        """To a worker that has nothing to do. One that is still starting reads it afterwards."""
         self.asked.extend(pairs)
-        self.deadline = time.monotonic() + self.limit
-        assert self.process.stdin is not None
-        with suppress(BrokenPipeError):  # it died; `receive` finds the end of its output
-            self.process.stdin.write(json.dumps(pairs).encode() + b"\n")
-            self.process.stdin.flush()
+        if self.started:
+            self.deadline = time.monotonic() + self.limit
+        self.unsent = memoryview(json.dumps(pairs).encode() + b"\n")
+        self.write()
 
-    def receive(self) -> tuple[dict[Pair, Judged], bool]:
-        """What it has judged, and whether it is to be replaced: old, or dead or past its deadline,
-        and then the pair that it was at is undecided.
+    def write(self) -> None:
+        """As much of what is unsent as the pipe takes now."""
+        try:
+            while self.unsent and (count := self.input.write(self.unsent)):
+                self.unsent = self.unsent[count:]
+        except BrokenPipeError:  # it died; `receive` finds the end of its output
+            self.unsent = memoryview(b"")
+
+    def receive(self) -> tuple[dict[Pair, Judged], dict[Pair, str], bool]:
+        """What it has judged, errors of the user's own function, and whether it is to be replaced:
+        old, or dead or past its deadline, and then it was at the first pair in `asked`.
         """
-        judged: dict[Pair, Judged] = {}
+        judged, faults = dict[Pair, Judged](), dict[Pair, str]()
         while chunk := self.output.read(2**16):
             self.buffer += chunk
         *lines, self.buffer = self.buffer.split(b"\n")
@@ -201,8 +260,11 @@ class _Worker:
             if line == b"ready":
                 self.started = True
             else:
-                verdict, read = json.loads(line)
-                judged[self.asked.popleft()] = verdict, read[-MAX_CHARS:]
+                verdict, read, *errors = json.loads(line)
+                pair = self.asked.popleft()
+                judged[pair] = verdict, read[-MAX_CHARS:]
+                if errors:
+                    faults[pair] = errors[0]
                 self.done += 1
         ended = chunk == b"" or time.monotonic() >= self.deadline
         if ended and not self.started:
@@ -210,9 +272,20 @@ class _Worker:
             said = self.complaints.read().decode(errors="replace").strip().splitlines()
             self.kill()
             raise VerifierFailed(f"the verifier does not start: {(said or ['no word'])[-1]}")
-        if ended and self.asked:
-            judged[self.asked.popleft()] = UNDECIDED
-        return judged, ended or (not self.asked and self.done >= LIFETIME)
+        return judged, faults, ended or (not self.asked and self.done >= LIFETIME)
+
+
+def _wait(workers: Sequence[_Worker]) -> None:
+    """Until one of them has said something, or takes more of what it is sent, or is too late."""
+    pipes = select.poll()
+    for worker in workers:
+        pipes.register(worker.output, select.POLLIN)
+        if worker.unsent:
+            pipes.register(worker.input, select.POLLOUT)
+    left = min(worker.deadline for worker in workers) - time.monotonic()
+    pipes.poll(1_000 * max(0.0, left))
+    for worker in workers:
+        worker.write()
 
 
 def _plain(answer: str, gold: str) -> Judged | None:

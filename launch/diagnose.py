@@ -52,6 +52,7 @@ def main() -> int:
     from eval.diagnosis_report import write
     from eval.sampling import SamplingFailed
     from eval.verifier import VerifierFailed
+    from surgery.binding import UserCodeError
     from trainers.engine import start_ranks
     from trainers.ghost import Unsupported
     from trainers.watch import leave
@@ -65,7 +66,8 @@ def main() -> int:
         if folder:
             text = write(out, measures, records, diagnosis.k, folder.settings)
             print(f"{text.split('## Agreement, weight')[0].strip()}\n\nPictures and tables: {out}")
-    except (BadFile, ConfigError, TaskError, ModelError) as error:  # what only loading could tell
+    # what only loading could tell
+    except (BadFile, ConfigError, TaskError, ModelError, UserCodeError) as error:
         return leave(2, error)
     except Unsupported as error:
         return leave(2, f"diagnose.measure = ghost: {error}; set diagnose.measure=last_layer")

@@ -27,6 +27,7 @@ def main() -> int:
 
     from eval.files import BadFile
     from eval.policy import ModelError
+    from eval.tasks import TaskError
     from trainers.config import ConfigError, check_ranks, load_config, refuse
     from trainers.plan import show
     from trainers.run import RunFolder, unwritable
@@ -37,15 +38,15 @@ def main() -> int:
             return show(config, arguments)
         check_ranks(config, int(os.environ.get("WORLD_SIZE", "1")))
         folder = RunFolder(config) if int(os.environ.get("RANK", "0")) == 0 else None
-    except (BadFile, ConfigError, ModelError) as error:
+    except (BadFile, ConfigError, TaskError, ModelError) as error:
         return refuse(error)
 
     import transformers
 
     from eval.report import run_table
     from eval.sampling import SamplingFailed
-    from eval.tasks import TaskError
     from eval.verifier import VerifierFailed
+    from surgery.binding import UserCodeError
     from trainers.engine import share, start_ranks
     from trainers.ghost import Unsupported
     from trainers.trainer import Interrupted, Trainer, TrainingFailed
@@ -66,7 +67,8 @@ def main() -> int:
         if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         summary = Trainer(config, folder).run()
-    except (BadFile, ConfigError, TaskError, ModelError) as error:  # what only loading could tell
+    # what only loading could tell
+    except (BadFile, ConfigError, TaskError, ModelError, UserCodeError) as error:
         return leave(2, error)
     except Unsupported as error:
         remedy = "set surgery.measure=last_layer, or leave such layers out by surgery.modules"

@@ -1,10 +1,15 @@
 """From the configuration to functions: the user's own file.py:function, and settings."""
 
 import inspect
+import traceback
 from collections.abc import Callable, Mapping
 from importlib import util
 from pathlib import Path
 from typing import Any
+
+
+class UserCodeError(Exception):
+    """Code of the user's own that does not do what it must, in one line."""
 
 
 def load_function(name: str) -> Callable[..., Any]:
@@ -23,3 +28,24 @@ def own_settings(function: Callable[..., Any], settings: Mapping[str, Any]) -> d
     parameters = inspect.signature(function).parameters.values()
     names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name in settings]
     return {name: settings[name] for name in names}
+
+
+def without_value(function: Callable[..., Any], settings: Mapping[str, Any]) -> list[str]:
+    """The keyword-only arguments that have no default, and no value in `settings`."""
+    parameters = inspect.signature(function).parameters.values()
+    needed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    return [name for name in needed if name not in settings]
+
+
+def fault(error: BaseException, name: str, function: object = None) -> str:
+    """The error in one line, with the line of the file of `name` that led to it.
+
+    A call that does not fit reaches no line of the file: then it is that of the `function`.
+    """
+    path = name.rpartition(":")[0]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [x.lineno for x in frames if Path(x.filename).resolve() == Path(path).resolve()]
+    code = getattr(function, "__code__", None)
+    line = lines[-1] if lines else code and code.co_firstlineno
+    said = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(": ")
+    return f"{said} ({path}, line {line})" if line else f"{said} ({path})"

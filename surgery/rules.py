@@ -8,6 +8,7 @@ numbers that a rule may keep; checkpoints carry it. Weights are the unbiased est
 coefficient of J_1 beside J_k.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgery.binding import load_function, own_settings
+from surgery.binding import (
+    UserCodeError,
+    fault,
+    load_function,
+    own_settings,
+    without_value,
+)
 from surgery.gram import Geometry, Products
 
 State = dict[str, float]
@@ -30,23 +37,74 @@ PRODUCTS, NORM_K, AGREEMENT = "products", "norm_k", "agreement"  # what a rule m
 class Rule:
     function: Callable[..., Decision]
     needs: frozenset[str]
+    own: str = ""  # the file.py:function of a rule of the user's own, which is trusted less
 
-    def bind(self, settings: Mapping[str, Any]) -> Callable[[Tensor, Geometry, State], Decision]:
-        """The rule with its own settings out of `settings`. By a measurement that is not finite no
-        rule decides: the weights are NaN, which makes of the gradient what no step is taken with.
+    def bind(
+        self, settings: Mapping[str, Any], samples: int | None = None
+    ) -> Callable[[Tensor, Geometry, State], Decision]:
+        """The rule with its own settings out of `settings`, for that many samples of a prompt.
+
+        By a measurement that is not finite no rule decides: the weights are NaN, which makes of the
+        gradient what no step is taken with.
         """
-        own = own_settings(self.function, settings)
+        chosen = own_settings(self.function, settings)
+        missing = without_value(self.function, settings) if self.own else []
+        if missing:
+            why = f"names a setting {missing[0]} that the section surgery has not"
+            raise self._refusal(f"{why}; give surgery.options.{missing[0]}=..., or a default")
 
         def bound(weights: Tensor, geometry: Geometry, state: State) -> Decision:
             if self.needs and not geometry.finite:
                 return (torch.full_like(weights, math.nan),) * 2
-            decision = self.function(weights, geometry, state, **own)
-            if [getattr(x, "shape", (0,))[0] for x in decision] != [len(weights)] * 2:
-                name, size = self.function.__name__, len(weights)
-                raise ValueError(f"rule {name} must return two tensors of {size} prompts each")
+            try:
+                decision = self.function(weights, geometry, state, **chosen)
+            except Exception as error:
+                if not self.own:
+                    raise
+                why = fault(error, self.own, self.function)
+                raise self._refusal(f"{why}; correct the function") from None
+            wrong = _of_another_shape(decision, len(weights), samples)
+            if wrong is None and self.own:
+                wrong = _not_finite(decision) or _not_carried(state)
+            if wrong:
+                raise self._refusal(wrong)
             return decision
 
         return bound
+
+    def _refusal(self, why: str) -> UserCodeError:
+        return UserCodeError(f"surgery.rule = {self.own or self.function.__name__}: {why}")
+
+
+def _of_another_shape(decision: Any, prompts: int, samples: int | None) -> str | None:
+    """How a decision differs from two tensors [prompts] or [prompts, samples], if it does."""
+    if isinstance(decision, tuple | list) and len(decision) == 2:
+        shapes = [list(x.shape) if isinstance(x, Tensor) else [] for x in decision]
+        ends = [[], [samples]] if samples else [[], *(x[1:2] for x in shapes)]
+        if all(x[:1] == [prompts] and x[1:] in ends for x in shapes):
+            return None
+    size = f"[{prompts}] or [{prompts}, {samples or 'n'}]"
+    return f"returned {_shown(decision)}; return two tensors, each of shape {size}"
+
+
+def _not_finite(decision: Decision) -> str | None:
+    if all(bool(x.isfinite().all()) for x in decision):
+        return None
+    return "returned NaN or infinite numbers, though all that it was given is finite; correct it"
+
+
+def _shown(x: Any) -> str:
+    if isinstance(x, tuple | list):
+        return f"({', '.join(map(_shown, x[:3]))}{', ...' if len(x) > 3 else ''})"
+    return f"a tensor of shape {list(x.shape)}" if isinstance(x, Tensor) else f"{x!r:.40}"
+
+
+def _not_carried(state: State) -> str | None:
+    try:
+        json.dumps(state)
+    except TypeError as error:
+        return f"keeps in `state` what no checkpoint can carry ({error}); keep numbers there"
+    return None
 
 
 RULES: dict[str, Rule] = {}
@@ -66,7 +124,7 @@ def find_rule(name: str) -> Rule:
     """A registered rule, or the user's own `file.py:function`, for which all is measured."""
     if name in RULES:
         return RULES[name]
-    return Rule(load_function(name), frozenset((PRODUCTS, NORM_K, AGREEMENT)))
+    return Rule(load_function(name), frozenset((PRODUCTS, NORM_K, AGREEMENT)), name)
 
 
 def apply(decision: Decision, a_k: Tensor, a_1: Tensor) -> Tensor:

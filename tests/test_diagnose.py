@@ -538,6 +538,15 @@ def test_bad_input(command, tmp_path, monkeypatch, option, said):
     assert [x.name for x in tmp_path.iterdir()] == ["full"]
 
 
+def test_a_verifier_that_cannot_judge(command, tmp_path, base_path, monkeypatch):
+    """One line, before any model is loaded."""
+    (tmp_path / "mine.py").write_text("def judge(answer):\n    return True\n")
+    monkeypatch.setattr(diagnosis, "load_policy", None)
+    code, _, err = command("task.verifier=mine.py:judge", "--out=a")
+    assert code == 2 and len(err.splitlines()) == 1
+    assert err.startswith("task.verifier = mine.py:judge: TypeError: judge() takes 1 positional")
+
+
 def test_a_layer_that_ghost_cannot_measure(command, tmp_path, base_path, monkeypatch):
     def refuse(*_):
         raise ghost.Unsupported("model.odd (Odd): not affine in its own parameters")

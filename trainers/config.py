@@ -71,12 +71,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if config.diagnose.k is None:
         config.diagnose.k = config.diagnose.samples
 
-    from trainers.contradictions import contradictions  # needs torch
+    from trainers.contradictions import contradictions, mistakes_of_own_rule  # needs torch
 
     outside = [*_out_of_range(config)]
     told = {line.partition(" = ")[0] for line in outside}  # such a value contradicts by itself
     mistakes += outside
     mistakes += [line for line in contradictions(config) if line.partition(" = ")[0] not in told]
+    mistakes = mistakes or [*mistakes_of_own_rule(config)]
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return config

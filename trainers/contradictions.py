@@ -12,13 +12,26 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from eval.passk import ladder
 from eval.tasks import OF_DATA, TASKS
 from eval.tasks.data import Data
 from eval.tasks.rows import FIELDS
-from surgery.binding import load_function
-from surgery.estimators import ESTIMATORS, OF_PASS_AT_K, largest_k
-from surgery.rules import AGREEMENT, RULES
+from surgery.binding import UserCodeError, load_function, own_settings
+from surgery.estimators import ESTIMATORS, OF_PASS_AT_K, largest_k, rloo
+from surgery.gram import (
+    Geometry,
+    agreements,
+    by_others,
+    probes_of,
+    products,
+    prompt_gradients,
+    psd,
+)
+from surgery.objectives import prompt_weight
+from surgery.rules import AGREEMENT, RULES, find_rule
 from trainers.config import (
     first_line,
     flatten,
@@ -203,3 +216,54 @@ def _not_a_function(key: str, name: str) -> Mistakes:
     except Exception as error:  # whatever the user's file does
         why = f"{type(error).__name__}: {first_line(error)}"
         yield key, f"cannot be loaded ({why}); give it as file.py:function"
+
+
+def mistakes_of_own_rule(config: Config) -> Iterator[str]:
+    """What a rule of the user's own does wrong, tried out on made-up batches of the right shape."""
+    surgery = config.surgery
+    if ":" not in surgery.rule:
+        return
+    state = {"base_pass@1": 0.5}
+    try:
+        rule = find_rule(surgery.rule).bind(
+            {**vars(surgery), **surgery.options}, config.train.samples
+        )
+        for weights, geometry in _made_up(config):
+            rule(weights, geometry, state)
+    except UserCodeError as error:
+        yield str(error)
+
+
+def _made_up(config: Config) -> Iterator[tuple[Tensor, Geometry]]:
+    """Weights and geometry as steps of this configuration measure them.
+
+    Two prompts of three are solved once, the third half of the times. Features of right answers
+    differ from those of wrong ones by more than their noise, so that nothing degenerates.
+    """
+    train, surgery, dice = config.train, config.surgery, torch.Generator().manual_seed(0)
+    solved = [max(1, train.samples // 2) if i % 3 == 2 else 1 for i in range(train.prompts)]
+    correct = (torch.arange(train.samples) < torch.tensor(solved)[:, None]).double()
+    features = correct.view(-1, 1) + 0.1 * torch.randn(correct.numel(), 4, generator=dice)
+    estimator, k = ESTIMATORS[config.objective.estimator], config.objective.k
+    a_k = estimator(correct, k, **own_settings(estimator, vars(config.objective)))
+    k = k if config.objective.estimator in OF_PASS_AT_K else 1
+    weights, rate = prompt_weight(train.samples, correct.sum(1), k), correct.mean(1)
+    if surgery.measure == "none":
+        yield weights, Geometry(rate)
+        return
+    g_k, g_1 = (prompt_gradients(a, features) for a in (a_k, rloo(correct)))
+    measured = psd(products(g_k, g_1, surgery.statistic))
+    yield (
+        weights,
+        Geometry(
+            rate,
+            measured,
+            agreements(g_1, surgery.statistic),
+            g_1 @ g_1.T if surgery.measure == "last_layer" else None,
+            by_others(correct, k, probes_of(g_1, features))
+            if surgery.statistic == "loo" and train.samples > 2
+            else None,
+        ),
+    )
+    if surgery.every > 1:  # the steps between two measurements
+        yield weights, Geometry(rate, measured)

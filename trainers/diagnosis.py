@@ -126,6 +126,8 @@ class Diagnosis:
         verifier = Verifier(
             task.verifier or self.task.verifier, task.verify_workers, task.verify_seconds
         )
+        if missing:
+            verifier.try_out(self.problems[0].gold)
         counts = [r["c"] for i in self.parts if i not in missing for r in self._records(i)]
         with verifier, self._progress(len(self.problems), len(counts), "sampling") as bar:
             for start in missing:

@@ -13,7 +13,13 @@ from torch import cuda
 from eval.files import BadFile
 from eval.harness import evaluate
 from eval.policy import ModelError, Policy, interpolate, load_policy
-from eval.responses import BadResponses, parse_fields, read_responses, score_responses
+from eval.responses import (
+    BadResponses,
+    judged_gold,
+    parse_fields,
+    read_responses,
+    score_responses,
+)
 from eval.sampling import SamplingFailed, derive_seed
 from eval.scoring import (
     BadFolder,
@@ -27,7 +33,7 @@ from eval.scoring import (
 )
 from eval.tasks import TaskError, build_task, digest
 from eval.verifier import Verifier, VerifierFailed
-from surgery.binding import load_function
+from surgery.binding import UserCodeError, load_function
 from trainers.config import ConfigError, load_config
 from trainers.evaluation import decoding
 
@@ -41,6 +47,7 @@ REFUSALS = (
     ModelError,
     SamplingFailed,
     VerifierFailed,
+    UserCodeError,
 )
 
 
@@ -129,7 +136,9 @@ def _of_file(arguments: argparse.Namespace) -> list[Scoring]:
         fields = parse_fields(arguments.fields)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    verifier = Verifier(mode)
+    verifier = Verifier(mode, key="--verifier")
+    if ":" in mode:
+        verifier.try_out(judged_gold(next(read_responses(path, fields)), arguments.answer_after))
     with path.open("rb") as file:
         contents = hashlib.file_digest(file, "sha256").hexdigest()
     settings = {
@@ -165,6 +174,7 @@ def _of_model(arguments: argparse.Namespace) -> list[Scoring]:
         config.task.verify_workers,
         config.task.verify_seconds,
     )
+    verifier.try_out(problems[0].gold)
     path, toward = (
         task.base_model() if name == "base" else name
         for name in (config.model.path, arguments.toward)

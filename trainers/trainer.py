@@ -84,6 +84,7 @@ class Trainer:
         # what is wrong with data is told before a model is loaded
         first = self.task.training(config.seed, 1, config.train.prompts)
         self.data = digest([*first, *self.task.evaluation(config.eval.problems)])
+        self.verifier.try_out(first[0].gold)
         base = self._load_base()
         check_hosts(config, self.data, base)
         check_cache(base, config.train.rollouts)
@@ -97,7 +98,8 @@ class Trainer:
         self.evaluation = Evaluation(config, self.task, self.verifier, self.engine)
         rule = find_rule(config.surgery.rule)
         self.probe = Probe(config, self.engine, rule.needs)
-        self.rule = rule.bind({**vars(config.surgery), **config.surgery.options})
+        settings = {**vars(config.surgery), **config.surgery.options}
+        self.rule = rule.bind(settings, config.train.samples)
         self.estimator = ESTIMATORS[config.objective.estimator]
         # what a checkpoint carries beside the engine's and the probe's state
         self.rule_state: State = {}

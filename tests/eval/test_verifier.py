@@ -1,12 +1,14 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 
 import pytest
 
 from eval.verifier import AHEAD, Verifier, VerifierFailed, _plain
+from surgery.binding import UserCodeError
 from tests.conftest import ROOT
 
 
@@ -121,6 +123,65 @@ def test_a_function_of_the_user(tmp_path):
     assert verdicts == [True, False, None, None, None, True]
 
 
+WRONG = (  # a function of the user's own, and what is said of it
+    (["def judge(answer, gold):", "    return answer.wrong"], "AttributeError: 'str' object", 2),
+    (["import math", "def judge(answer):", "    return True"], "TypeError: judge() takes 1", 2),
+    (
+        ["def judge(answer, gold):", "    return 'yes'"],
+        "TypeError: returned 'yes', and not True",
+        1,
+    ),
+    (
+        ["def judge(answer, gold):", "    return True, 5"],
+        "TypeError: returned (True, 5), and not",
+        1,
+    ),
+    (["def judge(answer, gold):", "    return 0.5"], "TypeError: returned 0.5, and not True", 1),
+    (["def judge(answer, gold):", "    import os", "    os._exit(1)"], "took longer than", None),
+    (["def judge(answer, gold):", "    while True: pass"], "took longer than 1 s, or ended", None),
+)
+
+
+@pytest.mark.parametrize(("code", "said", "line"), WRONG, ids=lambda x: "")
+def test_a_function_that_cannot_judge_is_refused(tmp_path, code, said, line):
+    (tmp_path / "mine.py").write_text("\n".join(code) + "\n")
+    name = f"{tmp_path}/mine.py:judge"
+    with pytest.raises(UserCodeError) as error:
+        Verifier(name, workers=1, time_limit=1.0).try_out("7")
+    (told,) = str(error.value).splitlines()
+    assert told.startswith(f"task.verifier = {name}: {said}"), told
+    if line:
+        assert f"({tmp_path}/mine.py, line {line}), on 1 of 1 answers; correct" in told
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict"),
+    [("True", True), ("1", True), ("np.bool_(1)", True), ("np.int64(0)", False), ("None", None)],
+)
+def test_truth_of_several_kinds(tmp_path, capsys, value, verdict):
+    code = f"import numpy as np\ndef judge(answer, gold):\n    return {value}, answer[:1]\n"
+    (tmp_path / "mine.py").write_text(code)
+    with Verifier(f"{tmp_path}/mine.py:judge", workers=1) as verifier:
+        assert verifier.judge(["13", "8"], ["8", "8"]) == [(verdict, "1"), (verdict, "8")]
+        verifier.try_out("8")
+    said = capsys.readouterr().err
+    assert ("judges the gold '8' against itself as" in said) is (verdict is not True)
+
+
+def test_a_function_that_fails_now_and_then_is_told_once(tmp_path, capsys):
+    """And one that fails on all answers ends the run, though the gold was right."""
+    (tmp_path / "mine.py").write_text("def judge(answer, gold):\n    return int(answer) == 7\n")
+    with Verifier(f"{tmp_path}/mine.py:judge", workers=2) as verifier:
+        verifier.try_out("7")
+        assert verifier(["7", "a", "8", "a"], ["7"] * 4) == [True, None, False, None]
+        assert verifier(["7", "b", "b"], ["7"] * 3) == [True, None, None]
+        (said,) = capsys.readouterr().err.splitlines()
+        place = f"({tmp_path}/mine.py, line 2), on 2 of 4 answers; these stay undecided"
+        assert "ValueError: invalid literal for int() with base 10: 'a' " + place in said
+        with pytest.raises(UserCodeError, match=r"line 2\), on 2 of 2 answers; correct"):
+            verifier(["a", "b"], ["7"] * 2)
+
+
 def test_a_function_gets_the_whole_response(tmp_path):
     """What votes are counted by is its end, and what is long is not kept to be asked again."""
     path = tmp_path / "mine.py"
@@ -164,6 +225,58 @@ def test_a_worker_that_is_killed_while_it_waits_costs_no_verdict(tmp_path):
         worker.process.wait()
         assert verifier(["2", "3"], ["2", "2"]) == [True, False]
         assert verifier._workers != [worker]
+
+
+ONCE = (
+    "import os, signal, time\n"
+    "def judge(answer, gold):\n"
+    "    if answer in ('die', 'sleep', 'stop') and not os.path.exists('{canary}' + answer):\n"
+    "        open('{canary}' + answer, 'w')\n"
+    "        if answer == 'die': os._exit(1)\n"
+    "        if answer == 'sleep': time.sleep(60)\n"
+    "        if answer == 'stop': os.kill(os.getpid(), signal.SIGSTOP)\n"
+    "    return len(answer) == int(gold)\n"
+)
+
+
+def test_what_fails_once_is_tried_again(tmp_path):
+    """In a fresh worker: one that died, ran out of time, or was stopped costs no verdict."""
+    (tmp_path / "mine.py").write_text(ONCE.format(canary=tmp_path / "met-"))
+    answers = ["1", "die", "12", "sleep", "123", "stop", "1234"]
+    with Verifier(f"{tmp_path}/mine.py:judge", workers=2, time_limit=1.0) as verifier:
+        assert verifier(answers, [str(len(x)) for x in answers]) == [True] * len(answers)
+    assert len(list(tmp_path.glob("met-*"))) == 3
+
+
+def test_no_verdict_is_kept_where_there_is_none(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import os\n"
+        "def judge(answer, gold):\n"
+        f"    if not os.path.exists('{tmp_path}/well'): os._exit(1)\n"
+        "    return answer == gold\n"
+    )
+    with Verifier(f"{tmp_path}/mine.py:judge", workers=1) as verifier:
+        assert verifier(["1"], ["1"]) == [None]
+        (tmp_path / "well").touch()
+        assert verifier(["1"], ["1"]) == [True]
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_stopped_worker_holds_nobody_up(tmp_path, ended):
+    """Its pipe takes 64 kB and it is sent a megabyte; it is ended at the limit, if not before."""
+    (tmp_path / "mine.py").write_text(ONCE.format(canary=tmp_path / "met-"))
+    with Verifier(f"{tmp_path}/mine.py:judge", workers=1, time_limit=2.0) as verifier:
+        assert verifier(["1"], ["1"]) == [True]
+        (worker,) = verifier._workers
+        worker.process.send_signal(signal.SIGSTOP)
+        end = threading.Timer(0.5 if ended else 30, worker.process.kill)
+        end.start()
+        start = time.monotonic()
+        answers = ["x" * 1_000_000, "xy" * 500_000]
+        assert verifier(answers, ["1000000"] * 2) == [True, True]
+        assert time.monotonic() - start < 25
+        assert verifier._workers != [worker]
+        end.cancel()
 
 
 def test_an_old_worker_is_replaced(tmp_path, monkeypatch):

@@ -351,6 +351,29 @@ def test_no_text_is_held_longer_than_it_is_scored(tmp_path):
     assert path.read_bytes() == whole
 
 
+@pytest.mark.parametrize("judge", ["answer.x", "'yes'"])
+def test_a_verifier_of_the_users_own_that_cannot_judge(tmp_path, refusal, monkeypatch, judge):
+    """It is refused before there is a folder or a model, and not scored as 0."""
+    monkeypatch.setattr("trainers.scoring.load_policy", None)
+    write(tmp_path / "r.jsonl", [{"id": 1, "gold": "1", "responses": ["1"]}])
+    (tmp_path / "mine.py").write_text(f"def judge(answer, gold):\n    return {judge}\n")
+    for key, options in (
+        ("--verifier", ["--responses", "r.jsonl", "--verifier", "mine.py:judge"]),
+        ("task.verifier", ["--config", CONFIG, "task.verifier=mine.py:judge"]),
+    ):
+        (said,) = refusal(*options, "--out", "a").splitlines()
+        assert said.startswith(f"{key} = mine.py:judge: ") and said.endswith("correct the function")
+        assert not (tmp_path / "a").exists()
+
+
+def test_a_verifier_that_fails_on_all_responses_gives_no_score(tmp_path, refusal):
+    write(tmp_path / "r.jsonl", [{"id": 1, "gold": "1", "responses": ["one", "uno"]}])
+    (tmp_path / "mine.py").write_text("def judge(answer, gold):\n    return int(answer) == 1\n")
+    said = refusal("--responses", "r.jsonl", "--verifier", "mine.py:judge").splitlines()[-1]
+    assert said.startswith("--verifier = mine.py:judge: ValueError: invalid literal for int()")
+    assert said.endswith("'one' (mine.py, line 2), on 2 of 2 answers; correct the function")
+
+
 def test_wrong_arguments(tmp_path, refusal, base_path):
     model = ["--model", base_path, "--config", CONFIG]
     (tmp_path / "full").mkdir()

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from surgery.binding import UserCodeError
 from surgery.gram import Geometry, Others, Products, agreements, products, psd
 from surgery.rules import (
     AGREEMENT,
@@ -273,8 +274,67 @@ def test_a_rule_from_a_file(tmp_path):
     assert beta.tolist() == [1, 1, 1]
     (tmp_path / "wrong.py").write_text("def wrong(weights, geometry, state): return 1.0, 0.5\n")
     wrong = find_rule(f"{tmp_path}/wrong.py:wrong").bind({})
-    with pytest.raises(ValueError, match="rule wrong must return two tensors of 3 prompts"):
+    with pytest.raises(UserCodeError, match=r"returned \(1.0, 0.5\); return two tensors, each of"):
         wrong(torch.ones(3).double(), of(0.0), {})
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ("weights", r"returned a tensor of shape [3]; return two tensors, each of shape [3] or [3"),
+        ("None", "returned None; return two tensors"),
+        ("(weights, weights, weights)", "returned (a tensor of shape [3], a tensor of shape [3], "),
+        ("(weights, 0.5)", "returned (a tensor of shape [3], 0.5); return two tensors"),
+        ("(weights[:2], weights)", "returned (a tensor of shape [2], a tensor of shape [3]); "),
+        (
+            "(weights, weights[:, None])",
+            "returned (a tensor of shape [3], a tensor of shape [3, 1])",
+        ),
+        ("(weights, weights.mean())", "returned (a tensor of shape [3], a tensor of shape []); "),
+        (
+            "(weights / 0, weights)",
+            "returned NaN or infinite numbers, though all that it was given",
+        ),
+        ("(weights, 0 * weights / 0)", "returned NaN or infinite numbers, though all that it was"),
+        ("geometry.nope", "AttributeError: 'Geometry' object has no attribute 'nope' ({}, line 2)"),
+        (
+            "state.update(x=weights) or (weights, weights)",
+            "keeps in `state` what no checkpoint can",
+        ),
+    ],
+)
+def test_a_rule_of_the_users_own_that_is_none(tmp_path, returned, said):
+    path = tmp_path / "mine.py"
+    path.write_text(f"def mine(weights, geometry, state):\n    return {returned}\n")
+    weights = torch.ones(3).double()
+    with pytest.raises(UserCodeError) as error:
+        find_rule(f"{path}:mine").bind({}, samples=4)(weights, of(0.0), {})
+    (told,) = str(error.value).splitlines()
+    assert told.startswith(f"surgery.rule = {path}:mine: {said.format(path)}"), told
+
+
+def test_an_own_rule_skips_what_is_not_finite_and_may_tell_completions_apart(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "def mine(weights, geometry, state):\n"
+        "    x = weights[:, None].expand(-1, 4) * geometry.products.dot\n"
+        "    return x, [x, weights][int(state['one'])]\n"
+    )
+    rule, ones = find_rule(f"{path}:mine").bind({}, samples=4), torch.ones(3).double()
+    assert [list(x.shape) for x in rule(ones, of(0.0), {"one": 0})] == [[3, 4], [3, 4]]
+    assert [list(x.shape) for x in rule(ones, of(0.0), {"one": 1})] == [[3, 4], [3]]
+    assert all(x.isnan().all() for x in rule(ones, of(math.nan), {"one": 0}))
+
+
+def test_a_setting_that_nobody_gives(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def mine(w, geometry, state, *, gamma, cap):\n    return w, gamma * cap * w\n")
+    rule = find_rule(f"{path}:mine")
+    with pytest.raises(
+        UserCodeError, match=r"gamma that .* give surgery.options.gamma=..., or a def"
+    ):
+        rule.bind({"cap": 2.0})
+    assert rule.bind({"cap": 2.0, "gamma": 3.0})(torch.ones(1), of(0.0), {})[1].tolist() == [6]
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -178,6 +178,48 @@ def test_refusals_of_the_command_leave_nothing(ask, tmp_path):
     assert "is a folder" in ask(config=tmp_path)[0]
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("f = 3", "cannot be loaded (TypeError: not a function or class)"),
+        ("def f(weights):\n    return weights", "TypeError: f() takes 1 positional argument but 3"),
+        ("def f(w, g, s):\n    return w, g.nope", "AttributeError: 'Geometry' object has no attr"),
+        ("def f(w, g, s):\n    return w", "returned a tensor of shape [12]; return two tensors"),
+        ("def f(w, g, s):\n    return w, w[None]", "returned (a tensor of shape [12], a tensor of"),
+        ("def f(w, g, s):\n    return w, w[:, None].expand(-1, 5)", "returned (a tensor of shape "),
+        ("def f(w, g, s):\n    return w, w * float('nan')", "returned NaN or infinite numbers"),
+        ("def f(w, g, s, *, gamma):\n    return w, gamma * w", "names a setting gamma that"),
+    ],
+)
+def test_a_rule_of_the_users_own_is_tried_out(ask, tmp_path, monkeypatch, code, said):
+    place = tmp_path / "own"
+    place.mkdir()
+    (place / "mine.py").write_text(code)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (line,) = ask("surgery.rule=own/mine.py:f", "train.prompts=12", "train.samples=8")
+    assert line.startswith(f"surgery.rule = own/mine.py:f: {said}"), line
+
+
+@pytest.mark.parametrize("measure", ["none", "last_layer", "ghost"])
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("statistic", ["loo", "naive"])
+def test_a_rule_is_tried_out_on_what_it_will_get(tmp_path, measure, every, statistic):
+    """And what is measured there can be decided by: nothing is degenerate."""
+    agreement = "(every > 1 or g.agreement is not None)" if measure != "none" else "True"
+    (tmp_path / "mine.py").write_text(
+        "def f(w, g, state, *, every):\n"
+        "    assert w.shape == g.rate.shape == (7,) and state['base_pass@1'] > 0\n"
+        f"    assert (g.products is not None) is {measure != 'none'} and {agreement}\n"
+        f"    assert (g.gram is None) or {measure == 'last_layer'}\n"
+        f"    assert (g.others is None) or {statistic == 'loo'}\n"
+        "    assert g.products is None or g.products.norm_1 > 0 < g.products.norm_k\n"
+        "    return w, w\n"
+    )
+    options = [f"surgery.{x}" for x in (f"measure={measure}", f"every={every}")]
+    options += [f"surgery.statistic={statistic}", f"surgery.rule={tmp_path}/mine.py:f"]
+    load_config(PASSK, ["train.prompts=7", "train.samples=8", *options])
+
+
 def test_home_is_no_folder_of_that_name(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert load_config(PASSK, ["run.dir=~/x"]).run.dir == str(tmp_path / "x")
@@ -196,6 +238,20 @@ def test_a_run_writes_in_its_folder_only(tmp_path, monkeypatch):
     assert all(x.startswith(("configs", "runs")) for x in made)
 
 
+OWN = """
+from dataclasses import dataclass
+
+def judge(answer):
+    return True
+
+@dataclass
+class Mine:
+    verifier, max_new_tokens = "exact", 4
+    def training(self, seed, step, count):
+        return [None] * count
+    def evaluation(self, count):
+        return []
+"""
 COMMANDS = [  # (options, what the line begins with)
     (["train.promts=3"], "train.promts = 3: unknown key"),
     (["model.path=broken"], "model.path = broken: cannot be loaded"),
@@ -208,12 +264,20 @@ COMMANDS = [  # (options, what the line begins with)
     (["task.name=data", "task.path=empty.jsonl", "model.path=broken"], "task.path = empty.jsonl: "),
     (["task.name=data", "task.path=gone.jsonl", "model.path=broken"], "task.path = gone.jsonl: "),
     (["surgery.rule=gone.py:f"], "surgery.rule = gone.py:f: cannot be loaded"),
+    (["task.name=own.py:Mine", "model.path=broken"], "task.name = own.py:Mine: training(0, 1, "),
+    (
+        ["task.verifier=own.py:judge", "model.path=broken"],
+        "task.verifier = own.py:judge: TypeError: ",
+    ),
 ]
 
 
 @pytest.mark.parametrize(
     ("options", "begins"),
-    [*COMMANDS[:3], *(pytest.param(*x, marks=pytest.mark.slow) for x in COMMANDS[3:])],
+    [
+        *(pytest.param(*x, marks=pytest.mark.slow) for x in COMMANDS[3:-2]),
+        *(*COMMANDS[:3], *COMMANDS[-2:]),
+    ],
     ids=lambda x: x[0] if isinstance(x, list) else "",
 )
 def test_the_real_command(tmp_path, base_path, options, begins):
@@ -223,6 +287,7 @@ def test_the_real_command(tmp_path, base_path, options, begins):
         (tmp_path / name / "config.json").write_text(text)
     (tmp_path / "broken" / "model.safetensors").write_bytes(b"nothing of the kind")
     (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "own.py").write_text(OWN)
     for x in Path(base_path).iterdir():
         if "token" in x.name:
             for name in ("broken", "pickled"):

@@ -41,10 +41,23 @@ Blind.__dataclass_fields__ = {}
 """
 
 SPOILT = """
-import torch
+import math
+import trainers.trainer
+from surgery.rules import RULES
 
-def spoilt(weights, geometry, state):
-    return torch.full_like(weights, float("nan")), weights
+update = trainers.trainer.micro_batches
+
+def spoilt(rollout, weights, *more):
+    return update(rollout, weights * math.nan, *more)
+
+trainers.trainer.micro_batches = spoilt
+rule = RULES["pcgrad"].function
+"""
+
+LATER = """
+def rule(weights, geometry, state):
+    state["steps"] = state.get("steps", 0) + 1
+    return weights, weights / (2 - state["steps"])
 """
 
 # of the last rank: features in step 2, weights in step 3
@@ -137,13 +150,23 @@ def test_bfloat16_with_ghost(tmp_path, base_path):
 
 def test_gradients_that_are_not_finite_stop_the_run(tmp_path, base_path):
     (tmp_path / "spoilt.py").write_text(SPOILT)
-    options = ["surgery.rule=spoilt.py:spoilt", "train.max_bad_steps=2", "run.dir=bad"]
+    options = ["surgery.rule=spoilt.py:rule", "train.max_bad_steps=2", "run.dir=bad"]
     done = train(tmp_path, *options)
     assert done.returncode == 1
     assert "2 gradients in a row were not finite" in done.stderr
     assert "Traceback" not in done.stderr
     (first,) = [x for x in metrics(tmp_path / "bad") if x["step"] == 1]
     assert first["train/skipped"] == 1 and "train/grad_norm" not in first
+
+
+def test_a_rule_of_the_users_own_that_fails_later_ends_the_run(tmp_path, base_path):
+    """What it keeps of being tried out is not kept: in training its second step is the second."""
+    (tmp_path / "later.py").write_text(LATER)
+    done = train(tmp_path, "surgery.rule=later.py:rule", "run.dir=bad")
+    assert done.returncode == 2
+    assert "surgery.rule = later.py:rule: returned NaN or infinite numbers, " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [x["step"] for x in metrics(tmp_path / "bad")] == [0, 1]
 
 
 @pytest.mark.parametrize(
