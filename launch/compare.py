@@ -40,8 +40,8 @@ def main() -> int:
     except BadFile as error:
         print(error, file=sys.stderr)
         return 2
-    for folder in empty:
-        print(f"RUN = {folder}: holds no finished run; name a run's folder", file=sys.stderr)
+    if empty:
+        print(f"RUN = {empty[0]}: holds no finished run; name a run's folder", file=sys.stderr)
         return 2
     if not arguments.margin >= 0:
         print(f"--margin = {arguments.margin}: must be at least 0", file=sys.stderr)
