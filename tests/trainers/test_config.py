@@ -186,7 +186,8 @@ def test_saved_configurations_come_back(tmp_path):
 
 
 def test_settings_of_ones_own_rule_and_task(tmp_path):
-    (tmp_path / "mine.py").write_text("def rule(weights, geometry, state, *, mine=1.0): ...\n")
+    code = "def rule(weights, geometry, state, *, mine=1.0): return weights, mine * weights\n"
+    (tmp_path / "mine.py").write_text(code)
     options = [f"surgery.rule={tmp_path}/mine.py:rule", "surgery.options.mine=2.5"]
     config = load_config(ROOT / "configs" / "passk.yaml", options)
     assert config.surgery.options == {"mine": 2.5}
@@ -218,7 +219,7 @@ def test_continuous_needs_a_transformers_that_has_it(monkeypatch):
 
 def test_user_files_are_relative_to_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("mine.py").write_text("def f(weights, geometry, state): ...\n")
+    Path("mine.py").write_text("def f(weights, geometry, state): return weights, weights\n")
     assert load_config(ROOT / "configs" / "passk.yaml", ["surgery.rule=mine.py:f"])
 
 
