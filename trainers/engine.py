@@ -14,8 +14,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
+from io import StringIO
 from typing import Any, TypeVar
 
 import torch
@@ -206,11 +207,12 @@ class Engine(Ranks):
         # ZeRO-3 leaves no rank a whole model to sample from, so it keeps one more, filled at each
         # rollout
         self._whole = copy.deepcopy(policy.model).to(self.device) if self.stage == 3 else None
-        self._engine, *_ = deepspeed.initialize(
-            model=LogProbs(self.model, self.train.temperature),
-            model_parameters=[p for _, p in self._trainable()],
-            config=_deepspeed_config(config),
-        )
+        with redirect_stdout(StringIO()):  # DeepSpeed's bfloat16 optimiser prints memory there
+            self._engine, *_ = deepspeed.initialize(
+                model=LogProbs(self.model, self.train.temperature),
+                model_parameters=[p for _, p in self._trainable()],
+                config=_deepspeed_config(config),
+            )
         self.tokenizer, self.pad_id = policy.tokenizer, policy.pad_id
 
     @contextmanager
@@ -285,6 +287,9 @@ class Engine(Ranks):
                 return None
         self._engine.step()
         if not self._engine.was_step_applied():
+            if self.stage in (1, 2):  # under offload DeepSpeed would add the next gradients to it
+                summed = getattr(self._engine.optimizer, "averaged_gradients", {})
+                summed.update(dict.fromkeys(summed))
             return None
         return float(self._engine.get_global_grad_norm()) if norm is None else norm
 
@@ -295,27 +300,37 @@ class Engine(Ranks):
         return {kind: self._whole_fp32(kind, keep) for kind in STATE}
 
     def _whole_fp32(self, kind: str, keep: bool = True) -> dict[str, Tensor]:
+        whole = {}
+        for name, value in self._each_fp32(kind):
+            if keep:
+                whole[name] = value.cpu().clone()
+        return whole
+
+    def _each_fp32(self, kind: str) -> Iterator[tuple[str, Tensor]]:
+        """Each name with its whole parameter or moment, on any device. All ranks must take all."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        if kind in MOMENTS and self.steps_taken == 0:
-            return {name: torch.zeros(_shape(p)) for name, p in self._trainable()}
-        whole = {}
+        unborn = kind in MOMENTS and self.steps_taken == 0
         for name, p in self._trainable():
-            if self.stage == 0:
+            if unborn:
+                value = torch.zeros(_shape(p))
+            elif self.stage == 0:
                 value = p if kind == "parameters" else self._engine.optimizer.state[p][kind]
             elif kind == "parameters":
                 value = safe_get_full_fp32_param(p)
             else:
                 value = safe_get_full_optimizer_state(p, kind)
-            if keep:
-                whole[name] = value.detach().float().cpu().reshape(_shape(p)).clone()
-        return whole
+            yield name, value.detach().float().reshape(_shape(p))
 
     def snapshot(self) -> dict[str, Tensor]:
-        """A copy of the whole trainable weights as the model uses them, by name."""
-        with self.policy() as policy:
-            named = policy.model.named_parameters()
-            return {name: p.detach().clone() for name, p in named if p.requires_grad}
+        """A float32 copy of the whole trainable weights, by name, on every rank's device."""
+        return {name: x.clone() for name, x in self.weights()}
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The whole trainable weights one by one: the optimiser's, which bfloat16 does not round.
+        All ranks must take all.
+        """
+        return ((name, x.to(self.device)) for name, x in self._each_fp32("parameters"))
 
     def adam_scale(self) -> dict[str, Tensor] | None:
         """m/(sqrt(v) + epsilon) by name, v of the steps taken so far; None before the first.
@@ -409,6 +424,8 @@ def _deepspeed_config(config: Config) -> dict[str, Any]:
     train = config.train
     to_cpu = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     zero: dict[str, Any] = {"stage": train.zero_stage}
+    # ZeRO-1 sums over the ranks once a step, what all micro-batches have added up to
+    once = {"communication_data_type": "fp32"} if train.zero_stage == 1 else {}
     if train.offload != "none":
         zero["offload_optimizer"] = to_cpu
     if train.offload == "all":
@@ -430,6 +447,8 @@ def _deepspeed_config(config: Config) -> dict[str, Any]:
                 "torch_adam": True,  # DeepSpeed's own would be compiled
             },
         },
+        "data_types": {"grad_accum_dtype": "fp32"},  # in bfloat16, sums stop where parts are small
+        **once,
         "steps_per_print": None,
         "wall_clock_breakdown": False,
     }

@@ -2,11 +2,14 @@
 
 With P parameters, T of them trainable, b bytes a number in the model's dtype, N ranks:
 
-                    ZeRO 0   1, 2            3
-    parameters      bP       bP              bP/N, and those below DeepSpeed's threshold whole
-    fp32 copy       –        4T/N            4T/N
-    Adam            8T       8T/N            8T/N
-    gradients       bT       bT/N            bT/N, at all times
+                    ZeRO 0   1       2       3
+    parameters      bP       bP      bP      bP/N, and those below DeepSpeed's threshold whole
+    fp32 copy       –        4T/N    4T/N    4T/N
+    Adam            8T       8T/N    8T/N    8T/N
+    gradients       bT       4T      4T/N    4T/N
+
+Under ZeRO gradients add up in float32. They are there at all times under ZeRO-3, and in bfloat16
+under ZeRO-1; else only from the first backward of a step to its end.
 
 These are exact, up to the padding of partitions, and so are the cache and all that is as large as
 the model: directions of `ghost`, snapshots of watched steps, the reference, ZeRO-3's whole copy.
@@ -49,9 +52,10 @@ def states(sizes: Sizes, stage: int, ranks: int, offload: str = "none") -> tuple
     small = sizes.small if ranks > 1 else 0
     if stage == 3:
         weights = {"parameters": sizes.element * (sharded + small)}
-        optimizer["gradients"] = sizes.element * share
-    elif offload != "none":
+    if stage == 3 or offload != "none":
         optimizer["gradients"] = 4 * share
+    elif stage == 1 and sizes.element != 4:
+        optimizer["gradients"] = 4 * sizes.trainable
     buckets = {"ZeRO's buckets": sizes.element * BUCKET} if stage == 3 else {}
     if offload == "none":
         return weights | optimizer | buckets, {}
@@ -61,16 +65,33 @@ def states(sizes: Sizes, stage: int, ranks: int, offload: str = "none") -> tuple
 
 
 def backward(sizes: Sizes, stage: int, ranks: int, offload: str = "none") -> Held:
-    """What accumulating and reducing gradients adds: at most a bucket, and a copy of one."""
-    share = math.ceil(sizes.trainable / ranks)
+    """What accumulating and reducing gradients adds: at most a bucket, and a copy of one. ZeRO-2
+    offloads the sum of bfloat16 gradients only when it is complete.
+    """
+    share, casts = math.ceil(sizes.trainable / ranks), sizes.element != 4
     flush = sizes.element * min(sizes.trainable, BUCKET)
     if stage == 0:
         return {"gradients": sizes.element * sizes.trainable, "ZeRO's buckets": flush}
     if stage == 3:
         gathered = min(sizes.parameters - sizes.small, GATHERED)
         return {"gathered weights": sizes.element * gathered, "ZeRO's buckets": flush}
-    gradients = {"gradients": sizes.element * share} if offload == "none" else {}
+    if stage == 1:
+        return _backward_1(sizes, share, offload)
+    gradients = {"gradients": 4 * share} if offload == "none" or casts else {}
     return gradients | {"ZeRO's buckets": sizes.element * BUCKET + flush}
+
+
+def _backward_1(sizes: Sizes, share: int, offload: str) -> Held:
+    """ZeRO-1 holds all gradients until the last backward, and reduces them in float32. In bfloat16
+    those of one backward come on top, and under offload this rank's part of the sum.
+    """
+    whole, flush = 4 * sizes.trainable, 4 * min(sizes.trainable, BUCKET)
+    if sizes.element == 4:
+        return {"gradients": whole, "ZeRO's buckets": 4 * BUCKET + flush}
+    one = {"one backward's gradients": sizes.element * sizes.trainable}
+    if offload == "none":
+        return one | {"ZeRO's buckets": flush}
+    return one | {"gradients": whole + 4 * share, "ZeRO's buckets": 4 * BUCKET + flush}
 
 
 def step(sizes: Sizes, stage: int, ranks: int, offload: str = "none") -> Held:
@@ -81,7 +102,8 @@ def step(sizes: Sizes, stage: int, ranks: int, offload: str = "none") -> Held:
         return {"gradients": 4 * sizes.trainable, "the step's copies": 4 * sizes.trainable}
     if offload != "none":
         return {}
-    return {"the step's copies": 12 * math.ceil(sizes.trainable / ranks)}
+    gradient = 0 if stage == 1 and sizes.element != 4 else 4  # a view of what is always there
+    return {"the step's copies": (8 + gradient) * math.ceil(sizes.trainable / ranks)}
 
 
 def ghost(sizes: Sizes, halves: int, adam: bool) -> dict[str, Held]:
@@ -199,13 +221,12 @@ def training(
 
 
 def _watch(moments: dict[str, Held], sizes: Sizes, held: Held) -> None:
-    """A watched step: a snapshot of what is trained before it, one after, and their difference,
-    which stays until it is held against the next J_1.
+    """A watched step: a float32 snapshot of what is trained before it, which becomes the difference
+    and stays until it is held against the next J_1.
     """
-    snapshot, whole = "watched step", sizes.element * sizes.trainable
+    snapshot, whole = "watched step", 4 * sizes.trainable
     for name in ("sampling", "backward", "step"):
         moments[name][snapshot] = whole
-    moments["watching"] = {snapshot: 3 * whole} | {k: x for k, x in held.items() if "copy" in k}
     gradient = (4 + sizes.element) * sizes.trainable
     moments["realised"] = held | {snapshot: whole, "J_1 of the next batch": gradient}
 

@@ -7,7 +7,7 @@ way of the backward that gives its own.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -227,9 +227,9 @@ class Probe:
         budget, engine = self.config.train.micro_batch_tokens, self.engine
         return merged(rollout, wanted, budget, engine.pad_id, engine.device)
 
-    def watch(self, before: Direction, after: Direction) -> None:
-        """Keep the step really taken, to be held against the next batch's J_1."""
-        self.moved = {name: after[name] - before[name] for name in before}
+    def watch(self, before: Direction, after: Iterable[tuple[str, Tensor]]) -> None:
+        """Keep the step really taken, to be held against the next batch's J_1; use `before` up."""
+        self.moved = {name: x - before.pop(name) for name, x in after}
 
     def realised(self, rollout: Rollout, mine: Sequence[int], a_1: Tensor) -> float | None:
         """<grad J_1, step> of the watched step, with this batch's J_1; None if none is watched."""

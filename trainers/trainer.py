@@ -204,7 +204,7 @@ class Trainer:
             lr = learning_rate(self.config, step)
             loss, norms = self._update(rollout, applied, lr)
             if before:
-                self.probe.watch(before, self.engine.snapshot())
+                self.probe.watch(before, self.engine.weights())
 
         if geometry.agreement is not None:
             measured |= diagnostics.of_agreement(weights, geometry.agreement, measured)

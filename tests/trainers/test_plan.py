@@ -238,7 +238,7 @@ def test_moments_of_a_run(tmp_path):
     more = moments("surgery.measure=ghost", "train.zero_stage=3")
     assert list(more)[2:6] == ["J_1", "probe", "J_k", "products"]
     assert more["sampling"]["whole copy"] == more["backward"]["reference model"] == whole
-    assert more["watching"]["watched step"] == 3 * more["backward"]["watched step"] == 3 * whole
+    assert more["realised"]["watched step"] == more["backward"]["watched step"] == whole
     assert "features" in moments()["sampling"]
 
 
