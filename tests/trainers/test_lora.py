@@ -32,11 +32,20 @@ def with_adapter(policy, targets=None, dtype="float32"):
     return policy
 
 
+def frozen(policy):
+    """On some processors a layer that is trained multiplies by another kernel, which rounds in
+    another way.
+    """
+    policy.model.requires_grad_(False)
+    return policy
+
+
+@torch.no_grad()
 def logprobs(policy):
     prompts, answers = ["D2?3=", "D4?", "D7?8="], ["5", "=9", "15"]
     from eval.policy import answer_batch
 
-    return completion_logprobs(policy.model, answer_batch(policy, prompts, answers)).detach()
+    return completion_logprobs(policy.model, answer_batch(policy, prompts, answers))
 
 
 @pytest.mark.parametrize("chunk", [0, 16])
@@ -60,7 +69,7 @@ def test_the_adapter_starts_as_nothing_and_is_all_that_trains(folder):
     config = Config()
     config.model.lora_rank = 4
     make_trainable(policy, config)
-    assert torch.equal(logprobs(policy), logprobs(plain))
+    assert torch.equal(logprobs(policy), logprobs(frozen(plain)))
     trained = {name for name, p in policy.model.named_parameters() if p.requires_grad}
     assert trained == {name for name, _ in policy.model.named_parameters() if ".lora_" in name}
     assert len(trained) == 2 * 2 * 7  # A and B of the seven linear layers of each block
@@ -72,7 +81,7 @@ def test_the_adapter_starts_as_nothing_and_is_all_that_trains(folder):
 
 
 def test_without_it_the_model_is_the_base(folder):
-    base, policy = logprobs(load_policy(folder)), with_adapter(load_policy(folder))
+    base, policy = logprobs(frozen(load_policy(folder))), with_adapter(load_policy(folder))
     moved = logprobs(policy)
     assert (moved - base).abs().max() > 0.1
     with without_adapter(policy.model):
