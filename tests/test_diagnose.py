@@ -14,6 +14,7 @@ import eval.diagnosis_pictures as diagnosis_pictures
 import eval.diagnosis_report as diagnosis_report
 import trainers.diagnosis as diagnosis
 import trainers.engine
+import trainers.hosts
 from eval.diagnosis import analyse, cosines, interval, resampled, sign_change
 from eval.files import read_lines
 from eval.policy import answer_batch, completion_logprobs, load_policy, log_softmax
@@ -318,7 +319,9 @@ class Alone:
 @pytest.fixture
 def alone(monkeypatch):
     monkeypatch.setattr(diagnosis, "Ranks", Alone)
-    monkeypatch.setattr(diagnosis, "share", lambda x: x)
+    for module in (diagnosis, trainers.hosts):
+        monkeypatch.setattr(module, "share", lambda x: x)
+    monkeypatch.setattr(trainers.hosts, "once_a_host", lambda make: make())
     monkeypatch.setattr(trainers.engine, "start_ranks", lambda threads: None)
 
 

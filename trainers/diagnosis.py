@@ -22,7 +22,7 @@ from eval.harness import record
 from eval.passk import ladder
 from eval.policy import Policy, check_chunks, load_policy
 from eval.sampling import Rollout, derive_seed, sample
-from eval.tasks import Problem, TaskError, build_task
+from eval.tasks import Problem, TaskError, build_task, digest
 from eval.verifier import Verifier
 from surgery.interference import (
     EVERYTHING,
@@ -42,6 +42,7 @@ from trainers.batches import merged, micro_batches
 from trainers.diagnosis_folder import Folder, Request
 from trainers.engine import Ranks, share
 from trainers.evaluation import decoding
+from trainers.hosts import base_path, check_inputs, check_weights
 from trainers.model import make_trainable
 from trainers.probe import check_coverage
 from trainers.schema import Config
@@ -61,6 +62,7 @@ class Diagnosis:
         self.k = self.options.k or self.options.samples
         self.parts = range(0, len(self.problems), PART)
         self._policy: Policy | None = None
+        check_inputs(config, digest(self.problems))
         if folder:
             self._check_held(folder)
 
@@ -74,11 +76,14 @@ class Diagnosis:
 
     @property
     def policy(self) -> Policy:
-        """Loaded when it is first needed: a finished diagnosis is printed without it."""
+        """Loaded when it is first needed, by all ranks together: a finished diagnosis is printed
+        without it.
+        """
         if self._policy is None:
             model = self.config.model
-            path = self.task.base_model() if model.path == "base" else model.path
+            path = base_path(self.config, self.task)
             self._policy = load_policy(path, model.dtype, model.attention)
+            check_weights(self.config, self._policy)
             make_trainable(self._policy, self.config)
             self._policy.model.to(self.ranks.device)
             if self.config.train.logprob_chunk:
@@ -129,10 +134,12 @@ class Diagnosis:
         if missing:
             verifier.try_out(self.problems[0].gold)
         counts = [r["c"] for i in self.parts if i not in missing for r in self._records(i)]
+        policy = self.policy if missing else None  # also on a rank that has no prompts
         with verifier, self._progress(len(self.problems), len(counts), "sampling") as bar:
             for start in missing:
                 mine = self._mine(start)
-                found = self.ranks.gather(self._sample(mine, verifier) if mine else [])
+                local = self._sample(policy, mine, verifier) if policy and mine else []
+                found = self.ranks.gather(local)
                 rows = sorted((x for part in found for x in part), key=lambda x: x[0])
                 if folder:
                     records, sums = [x[1] for x in rows], torch.stack([x[2] for x in rows])
@@ -146,13 +153,13 @@ class Diagnosis:
         )
 
     def _sample(
-        self, mine: Sequence[int], verifier: Verifier
+        self, policy: Policy, mine: Sequence[int], verifier: Verifier
     ) -> list[tuple[int, dict[str, Any], Tensor]]:
         """(position, record, [2, width] sums) of each of these prompts."""
         options, n = self.options, self.options.samples
         problems = [self.problems[i] for i in mine]
         rollout = sample(
-            self.policy,
+            policy,
             [x.prompt for x in problems],
             n,
             decoding(self.config, self.task, options.temperature, options.top_p),

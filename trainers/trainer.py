@@ -25,9 +25,10 @@ from surgery.objectives import prompt_weight, rho
 from surgery.rules import Decision, State, apply, find_rule, per_prompt
 from trainers import checkpoint
 from trainers.batches import micro_batches
-from trainers.config import ConfigError, flatten, holds_pass_1, parse_constraint
-from trainers.engine import Engine, once_a_host, share
+from trainers.config import holds_pass_1, parse_constraint
+from trainers.engine import Engine, share
 from trainers.evaluation import Evaluation, decoding
+from trainers.hosts import base_path, check_inputs, check_weights, other_problems
 from trainers.metrics import Clock, Metrics
 from trainers.probe import Probe
 from trainers.reference import Reference
@@ -48,27 +49,6 @@ class Interrupted(Exception):
     """The run was asked to stop, and has saved the step that this says."""
 
 
-def check_hosts(config: Config, data: str, base: Policy) -> None:
-    """Each host reads its own files: what it found must be what rank 0 found."""
-    here = flatten(config)
-    there = share(here)
-    for key in here | there:
-        if here.get(key) != there.get(key):
-            why = f"not what rank 0 has, {there.get(key)}; give each host the same configuration"
-            raise ConfigError(f"{key} = {here.get(key)}: {why}")
-    if share(data) != data:
-        raise _other_problems(config, "are not those of rank 0; give each host the same data")
-    ends = {n: p.detach().flatten()[[0, -1]].tolist() for n, p in base.model.named_parameters()}
-    if share(ends) != ends:
-        why = "its weights are not those of rank 0; give each host the same files"
-        raise ConfigError(f"model.path = {config.model.path}: {why}")
-
-
-def _other_problems(config: Config, why: str) -> ConfigError:
-    key = "path" if config.task.path else "name"
-    return ConfigError(f"task.{key} = {getattr(config.task, key)}: its problems {why}")
-
-
 class Trainer:
     def __init__(self, config: Config, folder: RunFolder | None):
         """`folder` is rank 0's; the other ranks have none and write nothing."""
@@ -79,14 +59,14 @@ class Trainer:
             config.task.verify_workers,
             config.task.verify_seconds,
         )
-        own_base = config.model.path == "base"
-        self.base_path = once_a_host(self.task.base_model) if own_base else config.model.path
         # what is wrong with data is told before a model is loaded
         first = self.task.training(config.seed, 1, config.train.prompts)
         self.data = digest([*first, *self.task.evaluation(config.eval.problems)])
+        check_inputs(config, self.data)
         self.verifier.try_out(first[0].gold)
+        self.base_path = base_path(config, self.task)
         base = self._load_base()
-        check_hosts(config, self.data, base)
+        check_weights(config, base)
         check_cache(base, config.train.rollouts)
         if config.train.rollouts == "continuous":
             check_paged(base)
@@ -416,7 +396,7 @@ class Trainer:
             return 0
         place, numbers = found
         if numbers.get("data", self.data) != self.data:
-            raise _other_problems(self.config, f"are not those that {place} was trained on")
+            raise other_problems(self.config, f"are not those that {place} was trained on")
         here = place if self.folder else None
         tensors = checkpoint.load(self.engine, here, numbers["optimizer_steps"])
         self.rule_state, self.best = numbers["rule_state"], numbers["best"]

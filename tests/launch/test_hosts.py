@@ -5,6 +5,7 @@ has a disk of its own.
 import base64
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,11 @@ import time
 
 import psutil
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import ROOT, free_port
 
-TRAIN = str(ROOT / "launch" / "train.py")
+TRAIN, DIAGNOSE = (str(ROOT / "launch" / f"{name}.py") for name in ("train", "diagnose"))
 PCGRAD = str(ROOT / "configs" / "pcgrad.yaml")
 SMALL = [
     "train.steps=3",
@@ -34,7 +36,7 @@ SMALL = [
 class Hosts:
     """A launcher on each of two hosts, the way in which the command of the first starts them."""
 
-    def __init__(self, place, *options, config=PCGRAD, second=None):
+    def __init__(self, place, *options, script=TRAIN, config=PCGRAD, second=None):
         world = base64.urlsafe_b64encode(json.dumps({"one": [0], "two": [0]}).encode()).decode()
         self.folders, self.nodes, port = [place / "one", place / "two"], [], free_port()
         for rank, folder in enumerate(self.folders):
@@ -42,7 +44,7 @@ class Hosts:
             launch = ["-m", "deepspeed.launcher.launch", f"--world_info={world}"]
             meet = [f"--node_rank={rank}", "--master_addr=127.0.0.1", f"--master_port={port}"]
             given = (second or options) if rank else options
-            command = [sys.executable, *launch, *meet, TRAIN, "--config", config, *given]
+            command = [sys.executable, *launch, *meet, script, "--config", config, *given]
             with (folder.parent / f"{folder.name}.txt").open("w") as out:
                 node = subprocess.Popen(command, cwd=folder, stdout=out, stderr=out)
             self.nodes.append(node)
@@ -129,3 +131,35 @@ def test_a_refusal_reaches_the_other_host(tmp_path, base_path, first, second, me
     assert codes == [2, 2], said
     assert said[0].count(message) == 1 and message not in said[1], said
     assert "Traceback" not in said[0] + said[1]
+
+
+QUESTION = {"id": 0, "problem": "1+1=", "answer": "2"}
+DATA = ["task.name=data", "task.path=data.jsonl", "task.eval_path=data.jsonl"]
+DATA += ["task.decontaminate=false", "task.template=plain", "task.prompt='{problem}'"]
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ("weights", "model.path = ./model: its weights are not those of rank 0"),
+        pytest.param("data", "task.path = data.jsonl: its problems", marks=pytest.mark.slow),
+        pytest.param("lr", "train.lr = 0.0001: not what rank 0", marks=pytest.mark.slow),
+    ],
+)
+def test_a_diagnosis_is_of_the_same_files_on_all_hosts(tmp_path, base_path, made, message):
+    """One thing differs on the second host, and no host measures anything."""
+    for name in ("one", "two"):
+        shutil.copytree(base_path, tmp_path / name / "model")
+        question = QUESTION | ({"answer": "3"} if (name, made) == ("two", "data") else {})
+        lines = [question | {"id": i} for i in range(8)]
+        (tmp_path / name / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    if made == "weights":
+        file = tmp_path / "two" / "model" / "model.safetensors"
+        save_file({n: x + 1 for n, x in load_file(file).items()}, file, {"format": "pt"})
+    options = [*SMALL, *DATA, "model.path=./model", "diagnose.prompts=8", "diagnose.samples=4"]
+    other = [*options, "train.lr=1e-4"] if made == "lr" else options
+    with Hosts(tmp_path, *options, "--out", "out", script=DIAGNOSE, second=other) as hosts:
+        codes, said = hosts.wait(120)
+    assert codes == [2, 2] and said[0].count(message) == 1, said
+    assert "Traceback" not in said[0] + said[1]
+    assert not list((tmp_path / "one" / "out").glob("parts/*"))
