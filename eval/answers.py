@@ -97,8 +97,8 @@ def marked(text: str) -> str | None:
             break
         run.insert(0, box)
     modulus = _MODULUS.match(text, run[-1][1])
-    values = ", ".join(dict.fromkeys(content for _, _, content in run))
-    return boxed(values + modulus[0].strip("$ \t\n") if modulus else values)
+    listed = ", ".join(dict.fromkeys(content for _, _, content in run))
+    return boxed(listed + modulus[0].strip("$ \t\n") if modulus else listed)
 
 
 def _end(text: str, box: tuple[int, int, str]) -> int:
