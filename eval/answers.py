@@ -13,6 +13,9 @@ _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 _BRACE = re.compile(r"\\.|[{}]", re.S)  # \{ is a character, no group
 _TOKEN = re.compile(r"[^\s$]{0,256}")  # what follows \boxed without braces; longer is no answer
 _JOINED = re.compile(r"[ \t$,;]{0,9}(?:\\text\{ ?(?:or|and) ?\}|or|and)?[ \t$,;]{0,9}")
+_MODULUS = re.compile(r"[\s$]{0,9}\\p?mod\s{0,9}(?:\{([^{}]{1,99})\}|(\d))")
+_ENDS_IN_MODULUS = re.compile(_MODULUS.pattern + r"\s*\Z")
+_SET = re.compile(r"\\\{(.*)\\\}", re.S)
 # \banswer, whose first letter a search can run to
 _ANSWER = r"[aA](?<!\w[aA])(?i:nswer)"
 _LINE = (
@@ -80,7 +83,8 @@ def boxed(content: str) -> str:
 def marked(text: str) -> str | None:
     """The answer at the last mark: ``\\boxed{content}`` for a box, else the rest of its line.
 
-    Boxes that only "or", "and" or a comma joins are one answer, a list.
+    Boxes that only "or", "and" or a comma joins are one answer, a list. A modulus right behind a
+    box is taken into it.
     """
     found = boxes(text)
     if line := _last(_LINE, text, found[-1][0] if found else 0):
@@ -89,10 +93,18 @@ def marked(text: str) -> str | None:
         return _said(text)
     run = [found[-1]]
     for box in reversed(found[:-1]):
-        if not _JOINED.fullmatch(text[box[1] : run[0][0]]):
+        if not _JOINED.fullmatch(text[_end(text, box) : run[0][0]]):
             break
         run.insert(0, box)
-    return boxed(", ".join(dict.fromkeys(content for _, _, content in run)))
+    modulus = _MODULUS.match(text, run[-1][1])
+    listed = ", ".join(dict.fromkeys(content for _, _, content in run))
+    return boxed(listed + modulus[0].strip("$ \t\n") if modulus else listed)
+
+
+def _end(text: str, box: tuple[int, int, str]) -> int:
+    """Where a box ends, with the modulus behind it."""
+    modulus = _MODULUS.match(text, box[1])
+    return modulus.end() if modulus else box[1]
 
 
 def _said(text: str) -> str | None:
@@ -142,6 +154,20 @@ def content(answer: str) -> str:
     return found[-1][2] if found and found[-1][:2] == (0, len(answer)) else answer
 
 
+def of_one_modulus(answer: str, gold: str) -> tuple[str, str]:
+    """Both without the modulus at their ends. It need not be said, but two are not to differ."""
+    (residue, modulus), (right, other) = _residue(content(answer)), _residue(content(gold))
+    if modulus and other and modulus != other:
+        return answer, gold
+    return (boxed(residue) if content(answer) != answer else residue), right
+
+
+def _residue(text: str) -> tuple[str, str]:
+    """(text, modulus), which is empty where none ends it."""
+    found = _ENDS_IN_MODULUS.search(text)
+    return (text[: found.start()], (found[1] or found[2]).strip()) if found else (text, "")
+
+
 def canonical(answer: str) -> str:
     """The answer without its box, spacing, sizes and thousands separators: equal texts are
     equal answers, whatever they mean. 10{,}000 and 10,\\!000 are 10000.
@@ -179,7 +205,12 @@ def with_numbers(answer: str) -> str:
 
 
 def several(answer: str) -> bool:
-    """Whether it names more than one value: a list, or a hedge such as "either 3 or 5".
+    """Whether it names more than one value: a list, or a hedge such as "either 3 or 5"."""
+    return len(values(answer)) > 1
+
+
+def values(answer: str) -> list[str]:
+    """The values that it names.
 
     Commas in brackets are those of a tuple, an interval or a set, which is one value. Outside a box
     words count as no value, so that "so, it is 5" names one.
@@ -196,7 +227,14 @@ def several(answer: str) -> bool:
             continue
         parts[-1] += text[i]
         i += 1
-    return sum(bool(x.strip() if in_box else _VALUE.search(x.strip())) for x in parts) > 1
+    return [x for x in map(str.strip, parts) if (x if in_box else _VALUE.search(x))]
+
+
+def in_order(gold: str) -> str | None:
+    """A list, or a set, as the tuple of its values; None where the gold is neither."""
+    inside = _SET.fullmatch(gold.strip())
+    found = values(boxed(apart(inside[1]) if inside else gold))
+    return f"({', '.join(found)})" if len(found) > 1 else None
 
 
 def is_prose(answer: str) -> bool:

@@ -71,6 +71,7 @@ def math_judge() -> Callable[[str, str], Judged]:
 
     from latex2sympy2_extended.antlr_parser import PSParser
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+    from sympy import Equality, Interval, Tuple
 
     PSParser.math = in_two_stages(PSParser.math)
     logging.disable()
@@ -91,13 +92,25 @@ def math_judge() -> Callable[[str, str], Judged]:
         ]
         return parse(text, kinds, parsing_timeout=None, raise_on_error=True)
 
+    def is_ordered(x: Any) -> bool:
+        """A pair in round brackets is read as an interval where that is possible."""
+        return isinstance(x.rhs if isinstance(x, Equality) else x, Tuple | Interval)
+
     known = lru_cache(GOLDS)(read)
 
     def judge(answer: str, gold: str) -> Judged:
         of_list = reading.several(reading.boxed(gold))
+        if not of_list and reading.several(answer):  # no hedge, where each of them is the gold
+            for value in reading.values(answer):
+                right, text = judge(reading.boxed(value), gold)
+                if not right:
+                    return False, reading.canonical(answer)
+            return True, text
         found = read(answer, of_list)
         if not found:
             return False, ""
+        if any(map(is_ordered, found)):  # math-verify takes a list for a set, and a pair for either
+            gold = reading.in_order(gold) or gold
         right = verify(known(gold, of_list), found, timeout_seconds=None, raise_on_error=True)
         return right, str(found[0])
 

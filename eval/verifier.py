@@ -2,15 +2,15 @@
 hangs.
 
 `exact` compares strings, `boxed` the content of a response's last box. `math` takes the answer out
-of the response as `eval.answers` says and asks math-verify whether it equals the gold; several
-values are no match for a gold of one. Of a response only plain arithmetic (digits, operators,
-brackets) is ever evaluated, and the worker that does it can write no file and start no process.
-`file.py:function` is a function of yours, ``function(answer: str, gold: str) -> bool``, and gets
-the whole response. Both run in worker processes that are killed at the time limit; the pair is
-then tried once more, and an undecided verdict is not kept for the next time. Beside the
-verdict stands what was read as the answer, by which votes are counted: the parsed expression, else
-the text itself; a function of yours may return (verdict, answer). Empty means that no answer was
-found.
+of the response as `eval.answers` says and asks math-verify whether it equals the gold; values that
+differ are no match for a gold of one, nor is a tuple for a list in another order. Of a response
+only plain arithmetic (digits, operators, brackets) is ever evaluated, and the worker that does it
+can write no file and start no process. `file.py:function` is a function of yours,
+``function(answer: str, gold: str) -> bool``, and gets the whole response. Both run in worker
+processes that are killed at the time limit; the pair is then tried once more, and an undecided
+verdict is not kept for the next time. Beside the verdict stands what was read as the answer, by
+which votes are counted: the parsed expression, else the text itself; a function of yours may return
+(verdict, answer). Empty means that no answer was found.
 """
 
 import hashlib
@@ -114,19 +114,22 @@ class Verifier:
         }
         right = {x: (math and reading.gold(x)) or x.strip() for x in set(golds)}
         pairs = [(ends[x], right[y]) for x, y in zip(answers, golds, strict=True)]
+        if math and "mod" in " ".join([*right.values(), *ends.values()]):
+            pairs = [reading.of_one_modulus(*pair) for pair in pairs]
         if self.mode in ("exact", "boxed"):
             return [(answer == gold, answer[-MAX_CHARS:]) for answer, gold in pairs]
-        known: dict[Pair, Judged] = {}
+        known, new = dict[Pair, Judged](), dict[Pair, Judged]()
         for pair in dict.fromkeys(pairs):
             if pair in self._cache:
                 self._cache.move_to_end(pair)
                 known[pair] = self._cache[pair]
             elif math and (plain := _plain(*pair)):
-                known[pair] = plain
-        known |= self._ask([pair for pair in dict.fromkeys(pairs) if pair not in known])
-        for pair, (verdict, read) in known.items():
-            if verdict is not None and len(pair[0]) <= MAX_CHARS:
-                self._cache[pair] = verdict, read
+                new[pair] = plain
+        known |= new
+        new |= self._ask([pair for pair in dict.fromkeys(pairs) if pair not in known])
+        known |= new
+        decided = {x: y for x, y in new.items() if y[0] is not None and len(x[0]) <= MAX_CHARS}
+        self._cache.update(decided)
         while len(self._cache) > CACHE_SIZE:
             self._cache.popitem(last=False)
         if self._faults:
@@ -296,5 +299,6 @@ def _plain(answer: str, gold: str) -> Judged | None:
     if INTEGER.fullmatch(text) and INTEGER.fullmatch(right):
         return False, text
     if reading.several(answer) and not reading.several(reading.boxed(gold)):
-        return False, text
+        each = (_plain(reading.boxed(x), gold) for x in reading.values(answer))
+        return (False, text) if any(x and not x[0] for x in each) else None
     return None

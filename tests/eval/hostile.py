@@ -33,6 +33,10 @@ LISTS = [  # each names the gold and 3: a hedge
     rf"\boxed{{x \in \{{3, {GOLD}\}}}}",
     rf"\boxed{{3}} or \boxed{{{GOLD}}}",
     rf"\boxed{{3}}\boxed{{{GOLD}}}",
+    rf"\boxed{{{GOLD}}}, or \boxed{{\frac{{{GOLD}1}}{{10}}}}",
+    rf"\boxed{{{GOLD}.0}} or \boxed{{{GOLD}}} or \boxed{{3}}",
+    rf"\boxed{{3}}\pmod{{7}} or \boxed{{{GOLD}}}\pmod{{7}}",
+    *(rf"\boxed{{{x}}}" for x in (f"({GOLD} or {GOLD}, 3)", rf"3, {GOLD} \pmod{{7}}")),
     ", ".join(rf"\boxed{{{x}}}" for x in (1, 2, 3, GOLD, 5)),
     *(
         f"{mark}{GOLD} {x} 3"
@@ -77,6 +81,42 @@ NOT_IT = [  # close to the gold, or something else that holds it
     "\\boxed{6¹728}",
     f"{GOLD}\u202e\n8",
     "\x00\xff\ud800\udfff\x1b[2J",
+]
+
+ORDERED = [  # (gold, what is wrong for it, what is right): a tuple has an order, a list has none
+    ("1,-2", ["(-2,1)", r"\left(-2,\,1\right)", "x=(-2,1)", "[1,-2)"], ["-2,1", r"\{1,-2\}"]),
+    ("1,-2", [r"x \in (-2,1)", "[-2,1]"], ["(1,-2)", r"-2 \text{ and } 1", r"1 \text{ or } -2"]),
+    ("-2 \\text{ and } 1", ["(1,-2)"], ["(-2,1)", "1,-2"]),
+    ("(1,-2)", ["-2,1", "(-2,1)", r"\{-2,1\}"], ["(1,-2)", r"\left(1.0,\,-2\right)"]),
+    (r"\{1,-2\}", ["(-2,1)", "[-2,1]"], [r"\{1,-2\}", r"\{-2,1\}", "(1,-2)"]),
+    ("(-2,1)", ["[-2,1]", "(-2,1]", "(1,-2)", "1,-2"], ["(-2,1)"]),
+    ("[-2,1]", ["(-2,1)", "[-2,1)", "-2,1"], ["[-2,1]"]),
+    ("1,2,3", ["(3,1,2)", "(1,2)", "(1,2,3,4)", "[3,2,1]"], ["(1,2,3)", "3,1,2", r"\{2,3,1\}"]),
+    ("(1,2,3)", ["(3,1,2)", "3,1,2", "(1,2)"], ["(1,2,3)"]),
+    ("100,-200", ["(-200,100)"], ["(100,-200)", "-200, 100"]),
+    ("(1,2),(3,4)", ["(2,1),(3,4)"], ["(3,4),(1,2)"]),
+]
+
+EQUAL = [  # (gold, an answer that says its one value more than once, or with its modulus)
+    (r"\frac{639}{40}", r"\boxed{15\frac{39}{40}}, or $\boxed{\frac{639}{40}}$"),
+    (r"15\frac{39}{40}", r"\boxed{15\frac{39}{40}}, or \boxed{\frac{639}{40}}"),
+    ("0.5", r"\boxed{\frac12} or \boxed{0.5}"),
+    ("44", r"$x \equiv \boxed{44}\pmod{83}$."),
+    (r"44 \pmod{83}", r"$x \equiv \boxed{44}\pmod{83}$."),
+    (r"44 \pmod{83}", r"$x \equiv \boxed{44} \pmod {83}$."),
+    (r"44 \pmod{83}", r"\boxed{44}"),
+    ("44", r"\boxed{44 \pmod{83}}"),
+    (r"3, 5 \pmod 7", r"\boxed{5}\pmod{7} or \boxed{3}\pmod{7}"),
+]
+
+UNEQUAL = [  # likewise, and the values or the moduli differ
+    (r"\frac{639}{40}", r"\boxed{15\frac{39}{40}}, or \boxed{\frac{640}{40}}"),
+    (r"\frac{639}{40}", r"\boxed{\frac{638}{40}}, or \boxed{\frac{639}{40}}"),
+    (r"44 \pmod{83}", r"\boxed{44}\pmod{7}"),
+    (r"44 \pmod{83}", r"\boxed{44 \pmod 7}"),
+    (r"44 \pmod{83}", r"\boxed{83}"),
+    (r"44 \pmod{83}", r"\boxed{43}\pmod{83}"),
+    ("2", r"\boxed{5}\pmod{3}"),
 ]
 
 SLOW = [  # each would compute for ages, or deepens without end

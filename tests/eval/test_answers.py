@@ -28,6 +28,8 @@ def test_boxes(text, contents):
         (r"\boxed{3}. Wait, no: \boxed{5}", r"\boxed{5}"),
         (r"\boxed{3} or $\boxed{5}$", r"\boxed{3, 5}"),
         (r"\boxed{5}, \boxed{5}", r"\boxed{5}"),
+        (r"$\boxed{44} \pmod{83}$.", r"\boxed{44\pmod{83}}"),
+        (r"\boxed{3}\pmod 7, or \boxed{5} \mod{7}", r"\boxed{3, 5\mod{7}}"),
         ("\\boxed{3}\n#### 5\nDone.", "5"),
         ("#### 5\n\\boxed{3}", r"\boxed{3}"),
         ("Answer: 4\nAnswer: 18 dollars.", "18 dollars"),

@@ -13,9 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval import answers
-from eval.verifier import MAX_CHARS, MAX_RESPONSE, Verifier
+from eval.verifier import MAX_CHARS, MAX_RESPONSE, Verifier, _plain
 from tests.conftest import ROOT
-from tests.eval.hostile import GOLD, LISTS, NOT_IT, PIECES, SLOW, code
+from tests.eval.hostile import (
+    EQUAL,
+    GOLD,
+    LISTS,
+    NOT_IT,
+    ORDERED,
+    PIECES,
+    SLOW,
+    UNEQUAL,
+    code,
+)
 
 LIMIT = 1.0
 RESPONSES = st.lists(st.sampled_from(PIECES) | st.text(max_size=8), max_size=30).map("".join)
@@ -48,6 +58,25 @@ def test_no_hedge_and_no_look_alike_is_right(math, form):
     assert math([rf"\boxed{{{GOLD}}}"], [GOLD]) == [True]
 
 
+def test_a_tuple_is_no_list_in_another_order(math):
+    """The same order in round brackets is that list: so some write the values of x, then of y."""
+    pairs = [(x, gold, False) for gold, wrong, _ in ORDERED for x in wrong]
+    pairs += [(x, gold, True) for gold, _, right in ORDERED for x in right]
+    for form in (r"\boxed{%s}", "#### %s"):
+        answers, golds = [form % x for x, *_ in pairs], [gold for _, gold, _ in pairs]
+        verdicts = zip(pairs, math(answers, golds), strict=True)
+        assert [x for x, verdict in verdicts if verdict is not x[2]] == []
+
+
+def test_one_value_said_twice_is_no_hedge(math):
+    for pairs, right in ((EQUAL, True), (UNEQUAL, False)):
+        golds, responses = zip(*pairs, strict=True)
+        verdicts = zip(pairs, math(responses, golds), strict=True)
+        assert [x for x, verdict in verdicts if verdict is not right] == []
+    solutions = [response for _, response in EQUAL[:2]]  # a gold may be a solution
+    assert math(solutions, solutions) == [True, True]
+
+
 def test_nothing_hangs(math):
     verdicts = judged(math, SLOW)
     assert True not in verdicts
@@ -63,6 +92,7 @@ def test_reading_an_answer_takes_no_time(text):
     answer = answers.extract(text[-MAX_RESPONSE:])[-MAX_CHARS:]
     answers.canonical(answer), answers.several(answer), answers.is_prose(answer)
     answers.with_numbers(answer), answers.last_box(text[-MAX_RESPONSE:])
+    answers.of_one_modulus(answer, GOLD), answers.in_order(answer), _plain(answer, "0.5")
     assert time.process_time() - start < 0.5
 
 
