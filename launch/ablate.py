@@ -33,8 +33,8 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
 
     from eval.files import BadFile
-    from trainers.ablation import Ablation, combinations, plan
-    from trainers.config import ConfigError
+    from trainers.commands.ablate import Ablation, combinations, plan
+    from trainers.config.values import ConfigError
 
     try:
         if arguments.jobs < 1:
@@ -63,9 +63,9 @@ def main() -> int:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 130
 
-    from eval import page
-    from eval.compare import render
-    from eval.runs import BadRuns, find_runs
+    from eval.report import page
+    from eval.report.compare import render
+    from eval.report.runs import BadRuns, find_runs
 
     try:
         finished = find_runs([arguments.out])

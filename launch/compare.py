@@ -30,9 +30,9 @@ def main() -> int:
     )
     arguments = parser.parse_args()
 
-    from eval.compare import compare, notes, render
     from eval.files import BadFile
-    from eval.runs import BadRuns, find_runs
+    from eval.report.compare import compare, notes, render
+    from eval.report.runs import BadRuns, find_runs
 
     try:
         empty = [x for x in arguments.runs if not find_runs([x])]
@@ -51,7 +51,7 @@ def main() -> int:
         return 2
     try:
         if arguments.out:
-            from eval import page
+            from eval.report import page
 
             scalars = [x for x in arguments.curves.split(",") if x]
             rows = page.write(runs, arguments.out, arguments.margin, scalars)

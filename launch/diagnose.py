@@ -17,7 +17,7 @@ from pathlib import Path
 # a clone works without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from trainers.arguments import add_options
+from trainers.config.arguments import add_options
 
 
 def main() -> int:
@@ -28,20 +28,23 @@ def main() -> int:
     add_options(parser, "diagnose.measure=last_layer")
     arguments = parser.parse_intermixed_args()
 
+    from trainers.plan.plan.plan import show
+
     from eval.files import BadFile
-    from eval.policy import ModelError
-    from eval.scoring import BadFolder
-    from eval.tasks import TaskError
-    from trainers.config import ConfigError, load_config, refuse, run_name
-    from trainers.plan import show
-    from trainers.run import unwritable
+    from eval.policy.policy import ModelError
+    from eval.scores.folder import BadFolder
+    from eval.tasks.task import TaskError
+    from trainers.config.load import load_config, run_name
+    from trainers.config.values import ConfigError
+    from trainers.engine.launcher import refuse
+    from trainers.train.run_folder import unwritable
 
     out = arguments.out or Path("runs/diagnosis") / run_name(Path(arguments.config))
     try:
         config = load_config(arguments.config, arguments.overrides)
         if arguments.plan:
             return show(config, arguments, diagnosing=True)
-        from trainers.diagnosis import Diagnosis, Folder
+        from trainers.commands.diagnose import Diagnosis, Folder
 
         folder = Folder(out, config) if int(os.environ.get("RANK", "0")) == 0 else None
     except (BadFile, ConfigError, TaskError, ModelError, BadFolder) as error:
@@ -49,13 +52,13 @@ def main() -> int:
 
     import transformers
 
-    from eval.diagnosis_report import write
-    from eval.sampling import SamplingFailed
-    from eval.verifier import VerifierFailed
-    from surgery.binding import UserCodeError
-    from trainers.engine import start_ranks
-    from trainers.ghost import Unsupported
-    from trainers.watch import leave
+    from eval.diagnosis.report import write
+    from eval.rollout.rollout import SamplingFailed
+    from eval.verify.verifier import VerifierFailed
+    from surgery.user_code import UserCodeError
+    from trainers.engine.launcher import start_ranks
+    from trainers.engine.watch import leave
+    from trainers.measure.taps import Unsupported
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -42,9 +42,9 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
 
     from eval.files import write_json
-    from eval.report import score_report, sweep_report
-    from trainers.run import unwritable
-    from trainers.scoring import REFUSALS, score
+    from eval.report.tables import score_report, sweep_report
+    from trainers.commands.score import REFUSALS, score
+    from trainers.train.run_folder import unwritable
 
     out = arguments.out
     try:

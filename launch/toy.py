@@ -36,8 +36,8 @@ def main() -> int:
 
     from tqdm import tqdm
 
-    from eval import toy
     from eval.files import write_json
+    from eval.toy import study as toy
 
     setting = toy.Setting(arguments.delta, arguments.hard, arguments.prompts, arguments.k)
     if not _free(arguments.out, toy.parameters(setting)):
@@ -47,7 +47,7 @@ def main() -> int:
     content = toy.results(found)
     print(toy.report(content))
 
-    from eval.toy_pictures import PICTURES, save  # matplotlib takes a while
+    from eval.toy.pictures import PICTURES, save
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_json(arguments.out / "toy.json", content)

@@ -15,7 +15,7 @@ from pathlib import Path
 # a clone works without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from trainers.arguments import add_options
+from trainers.config.arguments import add_options
 
 
 def main() -> int:
@@ -25,12 +25,15 @@ def main() -> int:
     add_options(parser, "train.steps=300 or run.dir=runs/trial")
     arguments = parser.parse_intermixed_args()
 
+    from trainers.plan.plan.plan import show
+
     from eval.files import BadFile
-    from eval.policy import ModelError
-    from eval.tasks import TaskError
-    from trainers.config import ConfigError, check_ranks, load_config, refuse
-    from trainers.plan import show
-    from trainers.run import RunFolder, unwritable
+    from eval.policy.policy import ModelError
+    from eval.tasks.task import TaskError
+    from trainers.config.load import check_ranks, load_config
+    from trainers.config.values import ConfigError
+    from trainers.engine.launcher import refuse
+    from trainers.train.run_folder import RunFolder, unwritable
 
     try:
         config = load_config(arguments.config, arguments.overrides)
@@ -43,14 +46,15 @@ def main() -> int:
 
     import transformers
 
-    from eval.report import run_table
-    from eval.sampling import SamplingFailed
-    from eval.verifier import VerifierFailed
-    from surgery.binding import UserCodeError
-    from trainers.engine import share, start_ranks
-    from trainers.ghost import Unsupported
-    from trainers.trainer import Interrupted, Trainer, TrainingFailed
-    from trainers.watch import leave
+    from eval.report.tables import run_table
+    from eval.rollout.rollout import SamplingFailed
+    from eval.verify.verifier import VerifierFailed
+    from surgery.user_code import UserCodeError
+    from trainers.engine.launcher import start_ranks
+    from trainers.engine.ranks import share
+    from trainers.engine.watch import leave
+    from trainers.measure.taps import Unsupported
+    from trainers.train.trainer import Interrupted, Trainer, TrainingFailed
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from surgery.gram import Products
+from surgery.geometry import Products
 from surgery.rules import Decision, per_prompt
 
 

@@ -18,14 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgery.binding import (
-    UserCodeError,
-    fault,
-    load_function,
-    own_settings,
-    without_value,
-)
-from surgery.gram import Geometry, Products
+from surgery.geometry import Geometry, Products
+from surgery.user_code import UserCodeError, fault, load_function, own_settings, without_value
 
 State = dict[str, float]
 Decision = tuple[Tensor, Tensor]

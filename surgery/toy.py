@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from surgery.gram import Geometry, Products
+from surgery.geometry import Geometry, Products
 from surgery.objectives import pass_at_k, pass_at_k_weight
 from surgery.rules import State, find_rule
 

@@ -38,16 +38,16 @@ SMALL = [
 ]
 # where a life may end: what is about to be called
 PLACES = {
-    "sampling": ("trainers.trainer", "sample"),
-    "update": ("trainers.trainer", "micro_batches"),
-    "loading": ("trainers.checkpoint", "latest"),
-    "metrics": ("trainers.metrics", "append_lines"),
-    "evaluation": ("trainers.evaluation", "evaluate"),
-    "checkpoint": ("trainers.checkpoint", "save_file"),
-    "sums": ("trainers.checkpoint", "_sha256"),
-    "best": ("trainers.trainer", "write_json"),
-    "pruning": ("trainers.checkpoint", "prune"),
-    "publishing": ("trainers.checkpoint", "_link"),
+    "sampling": ("trainers.train.trainer", "sample"),
+    "update": ("trainers.train.trainer", "micro_batches"),
+    "loading": ("trainers.train.checkpoint", "latest"),
+    "metrics": ("trainers.train.metrics", "append_lines"),
+    "evaluation": ("trainers.train.evaluation", "evaluate"),
+    "checkpoint": ("trainers.train.checkpoint", "save_file"),
+    "sums": ("trainers.train.checkpoint", "_sha256"),
+    "best": ("trainers.train.trainer", "write_json"),
+    "pruning": ("trainers.train.checkpoint", "prune"),
+    "publishing": ("trainers.train.checkpoint", "_link"),
 }
 
 
@@ -68,7 +68,7 @@ def main() -> int:
         arguments.overrides += [x for x in arguments.at if "=" in x]
         arguments.at = [x for x in arguments.at if "=" not in x]
 
-    for name in ("deepspeed", "torch.utils.tensorboard", "transformers", "trainers.trainer"):
+    for name in ("deepspeed", "torch.utils.tensorboard", "transformers", "trainers.train.trainer"):
         importlib.import_module(name)  # once for all lives
 
     with tempfile.TemporaryDirectory() as own:

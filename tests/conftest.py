@@ -41,7 +41,7 @@ def base_path(twin):
 
 @pytest.fixture
 def base(base_path):
-    from eval.policy import load_policy
+    from eval.policy.policy import load_policy
 
     return load_policy(base_path)
 

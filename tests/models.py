@@ -128,7 +128,8 @@ def qwen2(folder, prompts, answers, steps=60):
     """A Qwen2 that gives each prompt its answers, as often as they are named, saved in `folder`."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from eval.policy import Policy, answer_batch, completion_logprobs
+    from eval.policy.logprobs import answer_batch, completion_logprobs
+    from eval.policy.policy import Policy
 
     tokenizer = bpe_tokenizer([*prompts, *answers])
     with torch.random.fork_rng(devices=[]):

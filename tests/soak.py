@@ -37,10 +37,10 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args()
 
-    from trainers.config import load_config
-    from trainers.engine import start_ranks
-    from trainers.run import RunFolder
-    from trainers.trainer import Trainer
+    from trainers.config.load import load_config
+    from trainers.engine.launcher import start_ranks
+    from trainers.train.run_folder import RunFolder
+    from trainers.train.trainer import Trainer
 
     with tempfile.TemporaryDirectory() as folder:
         options = [*SMALL, f"train.steps={arguments.steps}", f"run.dir={folder}/run"]

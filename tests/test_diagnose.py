@@ -9,18 +9,20 @@ import sys
 import pytest
 import torch
 
-import eval.diagnosis
-import eval.diagnosis_pictures as diagnosis_pictures
-import eval.diagnosis_report as diagnosis_report
-import trainers.diagnosis as diagnosis
-import trainers.engine
-import trainers.hosts
-from eval.diagnosis import analyse, cosines, interval, resampled, sign_change
+import eval.diagnosis.analysis
+import eval.diagnosis.pictures as diagnosis_pictures
+import eval.diagnosis.report as diagnosis_report
+import trainers.commands.diagnose as diagnosis
+import trainers.engine.launcher
+import trainers.engine.hosts
+from eval.diagnosis.analysis import analyse, cosines, interval, resampled, sign_change
 from eval.files import read_lines
-from eval.policy import answer_batch, completion_logprobs, load_policy, log_softmax
-from eval.sampling import Decoding, sample
-from eval.scoring import BadFolder
-from surgery import gram
+from eval.policy.logprobs import answer_batch, completion_logprobs, log_softmax
+from eval.policy.policy import load_policy
+from eval.rollout.rollout import Decoding
+from eval.rollout.sample import sample
+from eval.scores.folder import BadFolder
+from surgery import geometry as gram
 from surgery.estimators import ESTIMATORS
 from surgery.interference import (
     EVERYTHING,
@@ -40,8 +42,8 @@ from surgery.interference import (
 )
 from surgery.objectives import pass_at_k_weight
 from tests.conftest import ROOT, no_file_beyond, run
-from trainers import ghost
-from trainers.config import load_config
+from trainers.config.load import load_config
+from trainers.measure import ghost
 
 DIAGNOSE = str(ROOT / "launch" / "diagnose.py")
 CONFIG = str(ROOT / "configs" / "passk.yaml")
@@ -319,10 +321,10 @@ class Alone:
 @pytest.fixture
 def alone(monkeypatch):
     monkeypatch.setattr(diagnosis, "Ranks", Alone)
-    for module in (diagnosis, trainers.hosts):
+    for module in (diagnosis, trainers.engine.hosts):
         monkeypatch.setattr(module, "share", lambda x: x)
-    monkeypatch.setattr(trainers.hosts, "once_a_host", lambda make: make())
-    monkeypatch.setattr(trainers.engine, "start_ranks", lambda threads: None)
+    monkeypatch.setattr(trainers.engine.hosts, "once_a_host", lambda make: make())
+    monkeypatch.setattr(trainers.engine.launcher, "start_ranks", lambda threads: None)
 
 
 def measured(path, *options):
@@ -450,7 +452,7 @@ def answers(folder):
 
 
 def test_what_the_command_leaves(command, tmp_path, base_path, monkeypatch):
-    monkeypatch.setattr(eval.diagnosis, "RESAMPLES", 200)
+    monkeypatch.setattr(eval.diagnosis.analysis, "RESAMPLES", 200)
     code, out, err = command(*SMALL, "--out", "a")
     assert code == 0, err
     found, prompts = answers(tmp_path / "a")
@@ -569,7 +571,7 @@ def test_too_few_to_compare(command, tmp_path, base_path):
 
 def test_a_run_goes_on_under_other_diagnoses(tmp_path):
     """The section changes nothing in training: runs from before it was there resume."""
-    from trainers.config import differences, save_config
+    from trainers.config.load import differences, save_config
 
     config = load_config(CONFIG)
     save_config(config, tmp_path / "config.yaml")

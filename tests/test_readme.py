@@ -34,7 +34,7 @@ def test_surgery_alone_without_deepspeed(rule, n):
 
 
 def test_the_rule_of_ones_own(tmp_path):
-    from surgery.gram import Geometry, Products
+    from surgery.geometry import Geometry, Products
     from surgery.rules import find_rule
 
     (block,) = [x for x in BLOCKS if "def half_as_much" in x]
@@ -49,7 +49,7 @@ def test_the_file_tree():
     tree = TEXT[TEXT.index("surgery/    ") : TEXT.index("## Configurations")]
     named = set(re.findall(r"(\w+\.py)\b", tree))
     for package in ("surgery", "eval", "trainers", "launch"):
-        files = {x.name for x in (ROOT / package).glob("*.py")} - {"__init__.py"}
+        files = {x.name for x in (ROOT / package).rglob("*.py")} - {"__init__.py"}
         assert files <= named, files - named
 
 

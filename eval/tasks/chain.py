@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from eval.sampling import derive_seed
-from eval.tasks import Problem
+from eval.policy.streams import derive_seed
 from eval.tasks.chain_base import NAMES, SIZES, ChainRecipe, base_folder, draw_story, make_tokenizer
 from eval.tasks.embedded import cue_given_group, llama_config
+from eval.tasks.task import Problem
 
 
 @dataclass

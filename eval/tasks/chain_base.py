@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from eval.policy import Policy, answer_batch, completion_logprobs
+from eval.policy.logprobs import answer_batch, completion_logprobs
+from eval.policy.policy import Policy
 from eval.tasks import embedded
 
 NAMES = ["Ann", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hal", "Ida", "Jon"]  # the cue

@@ -15,11 +15,11 @@ from typing import ClassVar
 
 import torch
 
-from eval.policy import Chat
-from eval.sampling import derive_seed
-from eval.tasks import Problem, TaskError
-from eval.tasks.overlap import contaminated
-from eval.tasks.rows import Item, Source, items
+from eval.policy.policy import Chat
+from eval.policy.streams import derive_seed
+from eval.tasks.decontaminate import contaminated
+from eval.tasks.sources import Item, Source, items
+from eval.tasks.task import Problem, TaskError
 
 ASKING = {
     "chat": "{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{}.",
@@ -134,7 +134,7 @@ class Data:
     @cached_property
     def _rate(self) -> dict[str, float]:
         """How often the base solved a problem, by the problem's id."""
-        from eval.scoring import BadFolder, recorded
+        from eval.scores.folder import BadFolder, recorded
 
         if self.rates is None:
             return {}

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from eval.files import usual_permissions
-from eval.policy import Policy
-from eval.tasks import TaskError
+from eval.policy.policy import Policy
+from eval.tasks.task import TaskError
 
 PAD, END = "<pad>", "<eos>"
 OWN_GPU = 256  # a base of this width or more is trained on a GPU, where there is one

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.policy import Batch, Policy, answer_batch, answers_logprobs
-from eval.tasks import Population, Problem
+from eval.policy.logprobs import Batch, answer_batch, answers_logprobs
+from eval.policy.policy import Policy
 from eval.tasks.embedded import cue_given_group, llama_config
+from eval.tasks.task import Population, Problem
 from eval.tasks.twin_base import (
     CUES,
     OPERANDS,

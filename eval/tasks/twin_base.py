@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eval.policy import Policy, answer_batch, completion_logprobs
+from eval.policy.logprobs import answer_batch, completion_logprobs
+from eval.policy.policy import Policy
 from eval.tasks import embedded
 
 CUES = "ABCDEFGHIJ"

@@ -53,7 +53,7 @@ def floor(trainer: Any, sampling: list[tuple[int, int, int]], update: list[Any])
     """Seconds of the recorded calls alone: those of the sampler, and the update's."""
     import torch
 
-    from eval.policy import completion_logprobs, reading
+    from eval.policy.logprobs import completion_logprobs, reading
 
     model, train = trainer.engine.model, trainer.config.train
     seconds = [0.0, 0.0]
@@ -117,11 +117,11 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args()
 
-    from eval.report import table
+    from eval.report.tables import table
     from tests.benchmarks.measuring import ratios
-    from trainers.config import load_config
-    from trainers.engine import start_ranks
-    from trainers.trainer import Trainer
+    from trainers.config.load import load_config
+    from trainers.engine.launcher import start_ranks
+    from trainers.train.trainer import Trainer
 
     start_ranks(threads=0)
     trainers = [

@@ -32,13 +32,15 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from eval.policy import Batch, completion_logprobs, load_policy, pad_batch
-from eval.report import table
-from eval.sampling import Decoding, sample
+from eval.policy.logprobs import Batch, completion_logprobs, pad_batch
+from eval.policy.policy import load_policy
+from eval.report.tables import table
+from eval.rollout.rollout import Decoding
+from eval.rollout.sample import sample
 from eval.tasks.twin import Twin
 from surgery.estimators import rloo
 from tests.benchmarks.measuring import in_turn, peak, ratios
-from trainers import ghost
+from trainers.measure import ghost
 
 try:
     from torchjd.autogram import Engine

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from trainers.rehearsal import Ledger
+from trainers.plan.rehearsal import Ledger
 
 Work = Callable[[], object]
 Name = TypeVar("Name", bound=Hashable)

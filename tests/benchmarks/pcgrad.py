@@ -21,15 +21,17 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from eval.policy import completion_logprobs, load_policy
-from eval.report import table
-from eval.sampling import Decoding, Rollout, sample
+from eval.policy.logprobs import completion_logprobs
+from eval.policy.policy import load_policy
+from eval.report.tables import table
+from eval.rollout.rollout import Decoding, Rollout
+from eval.rollout.sample import sample
 from eval.tasks.twin import Twin
 from surgery.estimators import loo, rloo
-from surgery.gram import Geometry, products, prompt_gradients
+from surgery.geometry import Geometry, products, prompt_gradients
 from surgery.rules import RULES, apply
 from tests.benchmarks.measuring import in_turn, peak, ratios
-from trainers.batches import merged, micro_batches, summed
+from trainers.engine.batches import merged, micro_batches, summed
 
 K, SAMPLES, BUDGET = 8, 16, 65536
 

@@ -208,10 +208,11 @@ class Peer:
 def watch_ourselves() -> None:
     from deepspeed.runtime.engine import DeepSpeedEngine
 
-    from eval.verifier import Verifier
-    from trainers import engine, trainer
-    from trainers.probe import Probe
-    from trainers.reference import Reference
+    from eval.verify.verifier import Verifier
+    from trainers.engine import engine
+    from trainers.measure.probe import Probe
+    from trainers.train import trainer
+    from trainers.train.reference import Reference
 
     watched(trainer, "sample", "sampling", lambda x, *_: sampled(x.completions))
     watched(Verifier, "__call__", "scoring", lambda x, *_: {"right": x.count(True)})
@@ -230,7 +231,7 @@ def watch_ourselves() -> None:
 
 def every_row(rollout: Any, weights: torch.Tensor, *others: Any) -> Any:
     """In place of `micro_batches`: no rows are merged, none left out."""
-    from trainers.batches import micro_batches
+    from trainers.engine.batches import micro_batches
 
     budget, pad, device, _ = others
     # a weight so small that float32 has no normal number for its gradients would be slow
@@ -238,7 +239,7 @@ def every_row(rollout: Any, weights: torch.Tensor, *others: Any) -> Any:
     return micro_batches(rollout, some, budget, pad, device, linear=False)
 
 
-EVERY_ROW = mock.patch("trainers.trainer.micro_batches", every_row)
+EVERY_ROW = mock.patch("trainers.train.trainer.micro_batches", every_row)
 
 
 def versions() -> dict[str, str]:
@@ -256,7 +257,7 @@ def means(steps: list[dict[str, float]], of: str) -> list[float]:
 
 
 def report(steps: dict[str, list[dict[str, float]]]) -> None:
-    from eval.report import table
+    from eval.report.tables import table
 
     def column(name: str, of: str) -> float:
         return statistics.median(means(steps[name], of))
@@ -287,9 +288,9 @@ def main() -> None:
     peer = Peer(arguments.peer_python)
 
     sys.path.insert(0, str(ROOT))
-    from trainers.config import load_config
-    from trainers.engine import start_ranks
-    from trainers.trainer import Trainer
+    from trainers.config.load import load_config
+    from trainers.engine.launcher import start_ranks
+    from trainers.train.trainer import Trainer
 
     config = load_config(arguments.config, [f"train.lr={LR}", *arguments.overrides])
     start_ranks(config.run.threads)

@@ -25,7 +25,8 @@ def works(policy: Any, prompts: list[str], n: int, limit: int, paged: bool) -> W
     """The same work in several ways; the first is ours."""
     from transformers import GenerationConfig
 
-    from eval.sampling import Decoding, sample
+    from eval.rollout.rollout import Decoding
+    from eval.rollout.sample import sample
 
     model, decoding = policy.model, Decoding(limit)
     model.generation_config.eos_token_id = policy.end_ids
@@ -71,9 +72,9 @@ def main() -> None:
 
     import torch
 
-    from eval.policy import Policy, load_policy
-    from eval.report import table
-    from eval.tasks import build_task
+    from eval.policy.policy import Policy, load_policy
+    from eval.report.tables import table
+    from eval.tasks.registry import build_task
     from tests.benchmarks.measuring import in_turn, ratios
 
     class Endless(Policy):

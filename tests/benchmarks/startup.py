@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args()
 
-    from eval.report import table
+    from eval.report.tables import table
 
     if arguments.rounds:
         header = ["", "seconds", f"/ {PASS}", f"/ {TORCH}"]

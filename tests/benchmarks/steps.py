@@ -37,12 +37,13 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args()
 
-    from eval.report import table
+    from eval.report.tables import table
     from surgery.rules import RULES
     from tests.benchmarks.measuring import in_turn, ratios
-    from trainers.config import ConfigError, load_config
-    from trainers.engine import start_ranks
-    from trainers.trainer import Trainer
+    from trainers.config.load import load_config
+    from trainers.config.values import ConfigError
+    from trainers.engine.launcher import start_ranks
+    from trainers.train.trainer import Trainer
 
     start_ranks(threads=0)
     rules = list(dict.fromkeys(["none", *(arguments.rules or RULES)]))

@@ -1,4 +1,4 @@
-r"""Verdicts per second of `eval.verifier` against plain math-verify: parse, parse, verify.
+r"""Verdicts per second of `eval.verify.verifier` against plain math-verify: parse, parse, verify.
 
 python tests/benchmarks/verdicts.py [--rounds 15] [--workers 2]
 
@@ -53,8 +53,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
 
-    from eval.report import table
-    from eval.verifier import Verifier
+    from eval.report.tables import table
+    from eval.verify.verifier import Verifier
 
     count = arguments.workers
     modes = {mode: Verifier(mode, count) for mode in ("math", "boxed", "exact")}

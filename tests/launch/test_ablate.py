@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from eval.runs import find_runs
+from eval.report.runs import find_runs
 from tests.conftest import ROOT, run
 
 ABLATE, COMPARE = (str(ROOT / "launch" / f"{name}.py") for name in ("ablate", "compare"))

@@ -5,9 +5,9 @@ from dataclasses import asdict
 
 import pytest
 
-from eval.answers import last_box
-from eval.runs import find_runs
+from eval.report.runs import find_runs
 from eval.tasks.chain_base import SIZES, ChainRecipe, base_folder
+from eval.verify.answers import last_box
 from tests.conftest import ROOT, run
 
 ABLATE, TRAIN = (str(ROOT / "launch" / f"{name}.py") for name in ("ablate", "train"))

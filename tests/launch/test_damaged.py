@@ -10,11 +10,11 @@ import pytest
 
 from eval.files import write_json, write_lines
 from tests.conftest import ROOT
-from tests.eval.test_compare import make
-from trainers.config import load_config
-from trainers.diagnosis_folder import Folder
-from trainers.metrics import Metrics
-from trainers.run import RunFolder
+from tests.eval.report.test_compare import make
+from trainers.commands.diagnosis_folder import Folder
+from trainers.config.load import load_config
+from trainers.train.metrics import Metrics
+from trainers.train.run_folder import RunFolder
 
 CONFIG = str(ROOT / "configs" / "passk.yaml")
 # (contents of a summary, what is said of it)
@@ -40,7 +40,7 @@ def refusal(tmp_path, monkeypatch, capsys):
     def started(*_, **__):
         raise AssertionError("ranks were started")
 
-    monkeypatch.setattr("trainers.engine.start_ranks", started)
+    monkeypatch.setattr("trainers.engine.launcher.start_ranks", started)
 
     def ask(name, *options):
         spec = importlib.util.spec_from_file_location(name, ROOT / "launch" / f"{name}.py")

@@ -6,11 +6,12 @@ import sys
 
 import pytest
 
-import trainers.diagnosis as diagnosis
-import trainers.engine
-import trainers.trainer
+import trainers.commands.diagnose as diagnosis
+import trainers.engine.launcher
+import trainers.engine.ranks
+import trainers.train.trainer
 from eval.files import read_lines
-from eval.policy import Chat
+from eval.policy.policy import Chat
 from eval.tasks.data import ASKING
 from tests.conftest import ROOT, run
 from tests.models import qwen2
@@ -53,8 +54,8 @@ def command(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(diagnosis, "Ranks", Alone)
     monkeypatch.setattr(diagnosis, "share", lambda x: x)
-    monkeypatch.setattr(trainers.engine, "start_ranks", lambda threads: None)
-    monkeypatch.setattr(trainers.engine, "share", lambda x: x)
+    monkeypatch.setattr(trainers.engine.launcher, "start_ranks", lambda threads: None)
+    monkeypatch.setattr(trainers.engine.ranks, "share", lambda x: x)
 
     def ask(name, *options):
         spec = importlib.util.spec_from_file_location(name, ROOT / "launch" / f"{name}.py")
@@ -160,7 +161,7 @@ def test_other_data_under_the_same_name_is_refused(folder, command, tmp_path):
     ],
 )
 def test_refusals_are_one_line_before_a_model_is_loaded(command, monkeypatch, options, said):
-    monkeypatch.setattr("eval.policy.load_policy", None)
+    monkeypatch.setattr("eval.policy.policy.load_policy", None)
     monkeypatch.setattr("trainers.diagnosis.load_policy", None)
     code, _, errors = command("diagnose", "--config", "floor.yaml", *options, "--out", "none")
     assert code == 2
@@ -169,7 +170,7 @@ def test_refusals_are_one_line_before_a_model_is_loaded(command, monkeypatch, op
 
 
 def test_training_is_refused_likewise(command, monkeypatch):
-    monkeypatch.setattr("trainers.run.RunFolder", lambda config: None)
+    monkeypatch.setattr("trainers.train.run_folder.RunFolder", lambda config: None)
     options = ["--config", "floor.yaml", "task.split=dev", "run.dir=refused"]
     code, _, errors = command("train", *options)
     assert code == 2 and errors.startswith("task.path = gsm8k: no split dev")

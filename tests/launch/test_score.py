@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from eval.files import COPY, read_lines
-from eval.responses import read_responses
-from eval.scoring import ScoreFolder, Scoring
-from eval.scoring import run as score_all
+from eval.scores.folder import ScoreFolder, Scoring
+from eval.scores.folder import run as score_all
+from eval.scores.responses import read_responses
 from tests.conftest import ROOT, no_file_beyond, run
 
 SCORE = str(ROOT / "launch" / "score.py")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from surgery.diagnostics import of_decision, of_products
-from surgery.gram import Products
+from surgery.geometry import Products
 
 
 def test_lengths_are_those_of_the_smoothed_products():

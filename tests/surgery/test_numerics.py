@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from surgery.estimators import ESTIMATORS, OF_PASS_AT_K, below_the_others, largest_k
-from surgery.gram import Geometry, Products, by_others, products, psd, smoothed
+from surgery.geometry import Geometry, Products, by_others, products, psd, smoothed
 from surgery.objectives import miss, pass_at_k, pass_at_k_weight, prompt_weight, rho
 from surgery.rules import AGREEMENT, NORM_K, PRODUCTS, RULES
 from surgery.tokens import divergence
@@ -172,7 +172,8 @@ def test_the_nearest_gram_is_one(values):
 
 def test_one_prompt_has_no_others():
     """Not a number, which no rule ever sees: train.prompts=1 with loo is refused."""
-    from trainers.config import ConfigError, load_config
+    from trainers.config.load import load_config
+    from trainers.config.values import ConfigError
 
     with pytest.raises(ZeroDivisionError):
         products(torch.ones(1, 3), torch.ones(1, 3))

@@ -6,8 +6,7 @@ import math
 import pytest
 import torch
 
-from surgery.binding import UserCodeError
-from surgery.gram import Geometry, Others, Products, agreements, products, psd
+from surgery.geometry import Geometry, Others, Products, agreements, products, psd
 from surgery.rules import (
     AGREEMENT,
     PRODUCTS,
@@ -17,6 +16,7 @@ from surgery.rules import (
     from_weighting,
     per_prompt,
 )
+from surgery.user_code import UserCodeError
 
 
 def gradients(seed, prompts=12, width=5):

@@ -1,0 +1,1 @@
+"""A diagnosis of interference: numbers, tables, pictures."""

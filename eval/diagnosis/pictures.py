@@ -1,0 +1,311 @@
+"""Pictures of a diagnosis. Easy prompts are blue circles, hard ones red triangles, throughout."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from surgery.interference import (
+    MIDDLE,
+    PASS_1,
+    WIDEST,
+    FeatureSums,
+    Measured,
+    cross,
+    members,
+    shells,
+)
+from surgery.objectives import pass_at_k_weight
+
+# Okabe and Ito's palette, told apart by the colour-blind
+STYLE: dict[str, dict[str, Any]] = {
+    "easy": {"color": "#0072B2", "marker": "o"},
+    "hard": {"color": "#D55E00", "marker": "^"},
+}
+
+
+KERNEL_PROMPTS = {"easy": 120, "hard": 80}  # as figure 2 of arXiv 2602.21189
+
+
+def pictures(
+    found: Mapping[str, Any], measures: Mapping[str, Measured]
+) -> dict[str, tuple[str, Figure]]:
+    """{file: (caption, figure)}; none where no prompts with a gradient can be held together."""
+    measure = list(measures)[-1]
+    x, result = measures[measure], found["measures"][measure]
+    features = measures["last_layer"]
+    assert isinstance(features, FeatureSums)
+    mixed = (x.counts > 0) & (x.counts < x.n) & members(x, WIDEST)
+    if "cosines" not in result or not mixed.any():
+        return {}
+    k = found["k"]
+    made = {
+        "agreement": ("Agreement, weight and what they make together", agreement(x, measure, k)),
+        "weights": ("Weight against agreement", weight_against_agreement(x, measure, k)),
+        "thresholds": ("All thresholds", thresholds(result["groups"], measure, k)),
+        "kernel": ("Which prompts pull together", kernel(features)),
+        "cosines": ("Between all k", cosine_map(result["cosines"], measure)),
+        "against_k": ("Where the sign changes", against_k(result, measure)),
+    }
+    if "ghost" in measures:
+        made["proxy"] = ("The last layer as a proxy", proxy(features, measures["ghost"], found))
+    return made
+
+
+def _groups(x: Measured) -> tuple[Tensor, dict[str, Tensor]]:
+    """Rates of the widest filter's members, and which of them are easy or hard."""
+    chosen = members(x, WIDEST)
+    kind = shells(x.counts, x.n)[chosen]
+    return x.counts[chosen] / x.n, {"easy": kind > MIDDLE, "hard": kind < MIDDLE}
+
+
+def agreement(x: Measured, measure: str, k: int) -> Figure:
+    """Three panels: a_i by group with its mean; w_k over the success rate; the contributions w_i
+    a_i / E[w], whose mean is what pass@k makes of it.
+    """
+    rate, groups = _groups(x)
+    a = cross(x, PASS_1, PASS_1, WIDEST)
+    w = pass_at_k_weight(rate, k)
+    shifted = w * a / w.mean()
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    before, after = float(a.mean()), float(shifted.mean())
+    _spread(left, a, groups, rate)
+    left.axvline(before, color="0.1", linewidth=1.6, label=f"mean {before:+.2g}")
+    left.set_xlabel(f"agreement $a_i$ with $\\nabla J_1$ ({_named(measure)})")
+    for name, part in groups.items():
+        shown = part & (w > 0)
+        middle.scatter(rate[shown], w[shown], s=26, alpha=0.7, **_marks(name), label=name)
+    grid = torch.linspace(0, 1, 400, dtype=torch.float64)[:-1]
+    middle.plot(
+        grid, pass_at_k_weight(grid, k), color="0.5", linewidth=0.9, label=f"$w_{{{k}}}(p)$"
+    )
+    middle.set_yscale("log")
+    middle.set_ylim(float(w[w > 0].min()) / 100, 100 * k)
+    middle.set_xlabel("sampled success rate $\\hat p$ (weight 0 at 1 not shown)")
+    middle.set_ylabel(f"pass@{k} weight")
+    _spread(right, shifted, groups, rate)
+    right.axvline(
+        before, color="0.1", linewidth=1.2, linestyle=":", label=f"mean of $a$ {before:+.2g}"
+    )
+    right.axvline(after, color="0.1", linewidth=1.6, label=f"weighted mean {after:+.2g}")
+    right.set_xlabel("contribution $w_i\\, a_i\\, /\\, E[w]$")
+    for axes in (left, middle, right):
+        _plain(axes)
+        _below(axes)
+    return figure
+
+
+def _spread(axes: Axes, values: Tensor, groups: Mapping[str, Tensor], rate: Tensor) -> None:
+    """Each prompt as a mark over its success rate, which tells overlapping ones apart."""
+    axes.axvline(0, color="0.8", linewidth=0.8)
+    for name, part in groups.items():
+        share = float((values[part] < 0).double().mean()) if part.any() else 0.0
+        label = f"{name} ({100 * share:.0f} % below 0)"
+        axes.scatter(values[part], rate[part], s=24, alpha=0.55, **_marks(name), label=label)
+    largest = float(values.abs().max()) or 1.0
+    axes.set_xscale("symlog", linthresh=largest / 100)
+    axes.set_ylabel("sampled success rate $\\hat p$")
+    _few_ticks(axes.xaxis, largest)
+
+
+def weight_against_agreement(x: Measured, measure: str, k: int) -> Figure:
+    """What lies left of 0 and high up is the interference."""
+    rate, groups = _groups(x)
+    a, w = cross(x, PASS_1, PASS_1, WIDEST), pass_at_k_weight(rate, k)
+    figure = Figure(figsize=(7.6, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(0, color="0.6", linewidth=1)
+    for name, part in groups.items():
+        dots = axes.scatter(
+            a[part], w[part], c=rate[part], cmap="viridis", vmin=0, vmax=1, s=34,
+            marker=STYLE[name]["marker"], edgecolor="0.25", linewidth=0.4,
+        )  # fmt: skip
+        axes.scatter([], [], marker=STYLE[name]["marker"], color="0.5", label=name)
+    figure.colorbar(dots, label="sampled success rate $\\hat p$")
+    axes.set_yscale("symlog", linthresh=1e-2)
+    axes.set_ylim(-2e-3, None)
+    largest = float(a.abs().max()) or 1.0
+    axes.set_xscale("symlog", linthresh=largest / 100)
+    _few_ticks(axes.xaxis, largest)
+    axes.set_xlabel(f"agreement $a_i$ with $\\nabla J_1$ ({_named(measure)})")
+    axes.set_ylabel(f"pass@{k} weight")
+    _plain(axes)
+    _below(axes)
+    return figure
+
+
+def thresholds(rows: Sequence[Mapping[str, Any]], measure: str, k: int) -> Figure:
+    """<J_k, J_1> of each filter by both estimators, with intervals."""
+    rows = [row for row in rows if row["measured"]]
+    figure = Figure(figsize=(8.2, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(0, color="0.4", linewidth=1)
+    kinds = {
+        "plugin": ("plug-in", "#0072B2", "o", 0.14),
+        "loo": ("unbiased (loo)", "#D55E00", "s", -0.14),
+    }
+    for name, (label, colour, marker, shift) in kinds.items():
+        for i, row in enumerate(rows):
+            v = row[name]
+            low, high = (v["value"] if v[x] is None else v[x] for x in ("low", "high"))
+            y = len(rows) - 1 - i + shift
+            axes.plot([low, high], [y, y], color=colour, linewidth=1.4)
+            once = label if i == 0 else None
+            axes.plot(v["value"], y, marker, color=colour, markersize=6, label=once)
+            if name == "plugin" and row["naive"] is not None:
+                once = "plug-in with self-terms" if i == 0 else None
+                axes.plot(row["naive"], y, "x", color="0.2", markersize=6, label=once)
+    axes.set_yticks(range(len(rows)), [_filter_name(row) for row in reversed(rows)], fontsize=8)
+    axes.set_xlabel(f"$\\langle\\nabla J_{{{k}}}, \\nabla J_1\\rangle$ ({_named(measure)})")
+    axes.set_ylabel("filter, with its number of easy and hard prompts")
+    _plain(axes)
+    _below(axes)
+    return figure
+
+
+def _filter_name(row: Mapping[str, Any]) -> str:
+    if row["delta_1"] is None:
+        return f"all ({row['prompts']})"
+    return f"> {row['delta_1']:.2f}, < {row['delta_2']:.2f} ({row['easy']}, {row['hard']})"
+
+
+def kernel(features: FeatureSums) -> Figure:
+    """Cosines of the prompts' pass@1 gradients, sorted by difficulty; prompts without any are left
+    out.
+    """
+    kind = shells(features.counts, features.n)
+    g = features.gradients(PASS_1)
+    has = g.norm(dim=1) > 0
+    picked = []
+    for name, part in (("easy", kind > MIDDLE), ("hard", kind < MIDDLE)):
+        places = (part & has).nonzero().squeeze(1)[: KERNEL_PROMPTS[name]]
+        picked.append(places[features.counts[places].argsort(descending=True, stable=True)])
+    order, easy = torch.cat(picked), len(picked[0])
+    unit = torch.nn.functional.normalize(g[order], dim=1)
+    figure = Figure(figsize=(6.4, 5.4), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(
+        (unit @ unit.T).tolist(), cmap="PuOr_r", vmin=-1, vmax=1, interpolation="nearest"
+    )
+    for line in (axes.axhline, axes.axvline):
+        line(easy - 0.5, color="0.1", linewidth=1)
+    figure.colorbar(image, label="cosine of the prompts' gradients (last layer)", shrink=0.85)
+    middles = [(easy - 1) / 2, easy + (len(order) - easy - 1) / 2]
+    names = [f"easy ({easy})", f"hard ({len(order) - easy})"]
+    axes.set_xticks(middles, names)
+    axes.set_yticks(middles, names, rotation=90, va="center")
+    axes.set_xlabel("prompts, from easiest to hardest")
+    axes.set_ylabel("prompts, from easiest to hardest")
+    return figure
+
+
+def cosine_map(found: Mapping[str, Any], measure: str) -> Figure:
+    """cos(J_k, J_m), each with its value."""
+    ks = [int(k) for k in found["k"]]
+    values = torch.tensor([[float("nan") if c is None else c for c in r] for r in found["value"]])
+    figure = Figure(figsize=(6.2, 5), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(values.tolist(), cmap="PuOr_r", vmin=-1, vmax=1)
+    for i, row in enumerate(values.tolist()):
+        for j, c in enumerate(row):
+            colour = "white" if abs(c) > 0.6 else "black"
+            text = "–" if c != c else f"{c:.2f}"
+            axes.text(j, i, text, ha="center", va="center", fontsize=9, color=colour)
+    axes.set_xticks(range(len(ks)), [str(k) for k in ks])
+    axes.set_yticks(range(len(ks)), [str(k) for k in ks])
+    axes.set(xlabel="m", ylabel="k")
+    label = f"$\\cos(\\nabla J_k, \\nabla J_m)$ ({_named(measure)})"
+    figure.colorbar(image, label=label, shrink=0.85)
+    return figure
+
+
+def against_k(result: Mapping[str, Any], measure: str) -> Figure:
+    """<J_k, J_1> against k, where it changes sign, and from where the theory says that it is
+    negative.
+    """
+    found = result["against_k"]
+    widest = next(r for r in result["groups"] if (r["delta_1"], r["delta_2"]) == (0.80, 0.15))
+    figure = Figure(figsize=(7.6, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(0, color="0.4", linewidth=1)
+    axes.plot(found["grid"], found["curve"], color="#0072B2", linewidth=1.4)
+    values = [p["value"] for p in found["plugin"]]
+    bars = [
+        [p["value"] - (p["value"] if p["low"] is None else p["low"]) for p in found["plugin"]],
+        [(p["value"] if p["high"] is None else p["high"]) - p["value"] for p in found["plugin"]],
+    ]
+    axes.errorbar(
+        found["k"], values, yerr=bars, fmt="o", color="#0072B2", capsize=3, label="plug-in, 95 %"
+    )
+    axes.plot(found["k"], found["loo"], "s", color="#D55E00", mfc="none", label="unbiased (loo)")
+    change = found["sign_change"]["value"]
+    if change is not None:
+        label = f"measured sign change {change:.2f}"
+        axes.axvline(change, color="0.1", linestyle="--", linewidth=1.2, label=label)
+    star = widest["k_star"]
+    if star <= found["k"][-1]:
+        label = f"theory: negative from k* = {star:.2f}"
+        axes.axvline(star, color="#009E73", linestyle="-.", linewidth=1.6, label=label)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(found["k"], [str(k) for k in found["k"]])
+    axes.set_xlabel("k")
+    axes.set_ylabel(f"$\\langle\\nabla J_k, \\nabla J_1\\rangle$ ({_named(measure)})")
+    _plain(axes)
+    _below(axes)
+    return figure
+
+
+def proxy(features: FeatureSums, ghost: Measured, found: Mapping[str, Any]) -> Figure:
+    """Each prompt's agreement by the last layer against the exact one."""
+    _, groups = _groups(features)
+    a, b = (cross(x, PASS_1, PASS_1, WIDEST) for x in (features, ghost))
+    figure = Figure(figsize=(6.4, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(0, color="0.7", linewidth=0.8)
+    axes.axvline(0, color="0.7", linewidth=0.8)
+    for name, part in groups.items():
+        axes.scatter(a[part], b[part], s=26, alpha=0.6, **_marks(name), label=name)
+    for axis, values in ((axes.xaxis, a), (axes.yaxis, b)):
+        largest = float(values.abs().max()) or 1.0
+        scale = axes.set_xscale if axis is axes.xaxis else axes.set_yscale
+        scale("symlog", linthresh=largest / 100)
+        _few_ticks(axis, largest)
+    whole = found["proxy"][0] if found["proxy"] else {"spearman": None}
+    if whole["spearman"] is not None:
+        axes.plot([], [], " ", label=f"Spearman {whole['spearman']:.2f} over all prompts")
+    axes.set(xlabel="agreement by the last layer", ylabel="agreement over all parameters (ghost)")
+    _plain(axes)
+    _below(axes)
+    return figure
+
+
+def _marks(name: str) -> dict[str, Any]:
+    return {**STYLE[name], "edgecolor": "white", "linewidth": 0.3}
+
+
+def _named(measure: str) -> str:
+    return {"ghost": "all parameters", "last_layer": "last layer"}[measure]
+
+
+def _few_ticks(axis: Axis, largest: float) -> None:
+    """A symmetric logarithmic axis labels every decade, of which there is no room."""
+    step = 10.0 ** float(torch.tensor(largest).log10().floor())
+    axis.set_ticks([-step, -step / 10, 0, step / 10, step])
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(lambda value, _: "")
+
+
+def _plain(axes: Axes) -> None:
+    axes.grid(color="0.92", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _below(axes: Axes) -> None:
+    """The legend above the axes: no data can lie under it."""
+    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)

@@ -1,0 +1,170 @@
+"""A diagnosis as text: markdown, which is also what the terminal shows."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.diagnosis.analysis import analyse, per_prompt
+from eval.files import replace_text, write_json, write_lines
+from surgery.interference import Measured
+
+Record = Mapping[str, Any]
+
+
+NAMES = {"ghost": "all parameters (ghost)", "last_layer": "last layer"}
+
+
+def write(
+    out: Path,
+    measures: Mapping[str, Measured],
+    records: Sequence[Record],
+    k: int,
+    settings: Mapping[str, Any],
+) -> str:
+    """diagnosis.md and .json, prompts.jsonl, the pictures, and all of it in TensorBoard. Returns
+    the markdown.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    from eval.diagnosis.pictures import pictures
+
+    found = analyse(measures, records, k) | {"settings": settings}
+    made = pictures(found, measures)
+    text = markdown(found, {name: caption for name, (caption, _) in made.items()})
+    for old in out.glob("events.out.*"):
+        old.unlink()
+    with SummaryWriter(str(out)) as board:
+        board.add_text("diagnosis", text)
+        for name, (_, figure) in made.items():
+            figure.savefig(out / f"{name}.png", dpi=100)
+            board.add_figure(f"diagnosis/{name}", figure, close=False)
+    write_lines(out / "prompts.jsonl", per_prompt(measures, records, k))
+    replace_text(out / "diagnosis.md", text)
+    write_json(out / "diagnosis.json", found)
+    return text
+
+
+def markdown(found: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+    settings, k = found["settings"], found["k"]
+    lines = [
+        f"# Interference of pass@{k} with pass@1",
+        "",
+        f"{settings['model.path']} on {settings['task.name']}: {found['prompts']} prompts, n ="
+        f" {found['n']}, T = {settings['diagnose.temperature']:g}, top-p"
+        f" {settings['diagnose.top_p']:g}, seed {settings['diagnose.seed']}. pass@1"
+        f" {found['pass@1']:.3f}; {found['easy']} easy prompts (rate > 0.80), {found['hard']} hard"
+        f" ones (< 0.15), {found['no_gradient']} always or never solved and so without a gradient.",
+    ]
+    for name, result in reversed(found["measures"].items()):
+        only = settings["surgery.modules"] if name == "ghost" else None
+        title = f"parameters that match {only} (ghost)" if only else NAMES[name]
+        lines += ["", f"## {title}", "", *_groups(result["groups"], k)]
+        if "cosines" in result:
+            lines += ["", *_cosines(result["cosines"]), "", _sign_change(result)]
+    if found["proxy"]:
+        lines += ["", "## The last layer as a proxy", "", *_proxy(found["proxy"])]
+    if found["pairs"]:
+        lines += ["", "## Which prompts interfere", "", *_pairs(found["pairs"], k)]
+    for name, caption in pictures.items():
+        lines += ["", f"## {caption}", "", f"![{caption}]({name}.png)"]
+    return "\n".join(lines) + "\n"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A markdown table whose columns are as wide as their widest cell."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    padded = [[x.ljust(w) for x, w in zip(r, widths, strict=True)] for r in [header, *rows]]
+    rule = ["-" * w for w in widths]
+    return [f"| {' | '.join(row)} |" for row in [padded[0], rule, *padded[1:]]]
+
+
+def _groups(rows: Sequence[Record], k: int) -> list[str]:
+    product = f"⟨J_{k},J_1⟩"
+    header = ["easy, hard", "prompts", f"{product} plug-in", "unbiased", "cosine", "‖J_1‖²"]
+    naive = rows[0].get("naive") is not None
+    header += ["with self-terms"] if naive else []
+    cells = []
+    for row in rows:
+        name = (
+            "all" if row["delta_1"] is None else f"> {row['delta_1']:.2f}, < {row['delta_2']:.2f}"
+        )
+        line = [name, f"{row['easy']}, {row['hard']}"]
+        if not row["measured"]:
+            cells.append([*line, *["–"] * (len(header) - 2)])
+            continue
+        line += [_number(row[x]) for x in ("plugin", "loo")]
+        line += [_number(row["cosine"], ".2f"), _number(row["norm_1"])]
+        cells.append([*line, f"{row['naive']:.3g}"] if naive else line)
+    return _table(header, cells)
+
+
+def _number(x: Mapping[str, float | None], form: str = ".3g") -> str:
+    if x["value"] is None:
+        return "–"
+    ends = "" if x["low"] is None else f" [{x['low']:{form}}, {x['high']:{form}}]"
+    return f"{x['value']:{form}}{ends}"
+
+
+def _cosines(found: Mapping[str, Any]) -> list[str]:
+    header = ["cos(J_k,J_m)", *(f"m = {k:g}" for k in found["k"])]
+    rows = [
+        [f"k = {k:g}", *("–" if c is None else f"{c:.2f}" for c in row)]
+        for k, row in zip(found["k"], found["value"], strict=True)
+    ]
+    return _table(header, rows)
+
+
+def _sign_change(result: Mapping[str, Any]) -> str:
+    change = result["against_k"]["sign_change"]
+    widest = next(r for r in result["groups"] if (r["delta_1"], r["delta_2"]) == (0.80, 0.15))
+    measured = (
+        f"⟨J_k,J_1⟩ of the widest filter is negative from k = {change['value']:.2f} on"
+        f" (95 %: {_end(change['low'])} to {_end(change['high'])})"
+        if change["value"] is not None
+        else "⟨J_k,J_1⟩ of the widest filter is negative for no k"
+    )
+    return (
+        f"{measured}; the theory says: at the latest from k* = {widest['k_star']:.2f} on, if easy"
+        " prompts agree and hard ones do not, which holds for"
+        f" {100 * (1 - widest['outside_share']):.0f} % of the agreement."
+    )
+
+
+def _end(x: float | None) -> str:
+    return "never" if x is None else f"{x:.2f}"
+
+
+def _proxy(rows: Sequence[Record]) -> list[str]:
+    header = ["prompts", "count", "Pearson", "Spearman", "same sign"]
+    cells = [
+        [
+            row["prompts"],
+            str(row["count"]),
+            *("–" if row[x] is None else f"{row[x]:.2f}" for x in ("pearson", "spearman")),
+            f"{100 * row['same_sign']:.0f} %",
+        ]
+        for row in rows
+    ]
+    return _table(header, cells)
+
+
+def _pairs(rows: Sequence[Record], k: int) -> list[str]:
+    header = [f"raising pass@{k} of", "rate", "lowers pass@1 of", "rate", "product", "cosine"]
+    cells = [
+        [
+            _text(row["raised"]),
+            f"{row['raised']['rate']:.2f}",
+            _text(row["lowered"]),
+            f"{row['lowered']['rate']:.2f}",
+            f"{row['product']:.3g}",
+            f"{row['cosine']:.2f}",
+        ]
+        for row in rows
+    ]
+    return _table(header, cells)
+
+
+def _text(who: Record) -> str:
+    """One line of a cell; diagnosis.json has the whole."""
+    text = " ".join(f"{who['prompt']} → {who['gold']}".split()).replace("|", "\\|")
+    return text if len(text) <= 60 else f"{text[:28]} … {text[-29:]}"

@@ -1,0 +1,118 @@
+"""The policy: a causal language model with its tokenizer, and the log-probabilities of completions
+under it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+
+
+class ModelError(Exception):
+    """A model that cannot be used, in one line."""
+
+
+class Chat(str):
+    """A user's message: the policy puts it into the chat template of its tokenizer."""
+
+
+@dataclass
+class Policy:
+    """`model` is any AutoModelForCausalLM; the tokenizer must know an end-of-text token."""
+
+    model: Any
+    tokenizer: Any
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return self.end_ids[0] if pad is None else pad
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Every token that ends a completion."""
+        config = getattr(self.model, "generation_config", None)
+        ids = getattr(config, "eos_token_id", None)
+        ids = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+        own = self.tokenizer.eos_token_id
+        return list(dict.fromkeys([*([] if own is None else [own]), *ids]))
+
+    def encode(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+        """Token ids; `special` adds what the tokenizer puts before a prompt, and has no place in an
+        answer. A chat template writes all of it itself: added again it would stand there twice.
+        """
+        if any(isinstance(x, Chat) for x in texts):
+            texts, special = [self._in_template(x) for x in texts], False
+        return self.tokenizer(list(texts), add_special_tokens=special).input_ids
+
+    def _in_template(self, message: str) -> str:
+        if not self.tokenizer.chat_template:
+            why = "the model's tokenizer has no chat template"
+            raise ModelError(f"task.template = chat: {why}; set task.template=plain")
+        messages = [{"role": "user", "content": str(message)}]
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False
+            )
+        except TemplateError as error:  # it is the model's own, and kept in a sandbox
+            why = f"the model's chat template fails ({error})"
+            raise ModelError(f"task.template = chat: {why}; set task.template=plain") from None
+
+
+def load_policy(
+    path: str, dtype: str = "float32", attention: str = "sdpa", option: str = "model.path"
+) -> Policy:
+    """The model and tokenizer of a folder or hub id. Weights come from safetensors, remote code is
+    never run. A refusal names the `option` that asked for it.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        # said, not left out: transformers would ask on the terminal whether to run it
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except Exception as error:  # files that are broken or of another kind raise anything
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        remedy = "name a folder in the hub's format with safetensors, or an id that can be reached"
+        raise ModelError(f"{option} = {path}: cannot be loaded ({why}); {remedy}") from None
+    policy = Policy(model, tokenizer)
+    if not policy.end_ids:
+        why = "its tokenizer has no end-of-text token, so that no completion would end"
+        raise ModelError(f"{option} = {path}: {why}; give it one")
+    return policy
+
+
+def interpolate(policy: Policy, start: Mapping[str, Tensor], toward: Policy, by: float) -> None:
+    """Set the policy's weights to (1 - by) start + by toward: between two models of one shape a
+    free baseline, with nothing trained (arXiv 2109.01903).
+    """
+    ends = toward.model.state_dict()
+    different = {n for n in start.keys() | ends.keys() if _shape(start, n) != _shape(ends, n)}
+    if different:
+        name = sorted(different)[0]
+        shapes = f"{name} is {_shape(start, name)} here and {_shape(ends, name)} there"
+        raise ModelError(f"--toward: another kind of model ({shapes}); name one of the same kind")
+    between = {
+        name: torch.lerp(x.double(), ends[name].double(), by).to(x.dtype)
+        if x.is_floating_point()
+        else x
+        for name, x in start.items()
+    }
+    policy.model.load_state_dict(between)
+
+
+def _shape(weights: Mapping[str, Tensor], name: str) -> list[int] | None:
+    return list(weights[name].shape) if name in weights else None

@@ -1,0 +1,181 @@
+"""Runs side by side: a row for each group of seeds, with intervals and verdicts."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from eval.files import leaves
+from eval.report.curve import above, curves
+from eval.report.runs import Run, grouped
+from eval.report.tables import STAR, TOO_FEW, spread, table
+from eval.scores.difficulty import by_difficulty
+from eval.scores.intervals import LEVEL, Estimate, holm, seeds_and_problems, student
+from eval.scores.passk import change, problem_scores
+
+Row = dict[str, Any]
+
+
+def compare(runs: Sequence[Run], margin: float = 0.0) -> list[Row]:
+    """One row a group, by the exact values where all its runs have them.
+
+    A verdict is better or worse where Holm's p over all rows, of the hypothesis that the change
+    lies within the margin, is below 0.05; else it is "cannot tell".
+    """
+    groups = grouped(runs)
+    exact = all(run.exact for run in runs)
+    found = curves(list(groups.values()), exact)
+    rows, estimates = [], []
+    for name, members in groups.items():
+        metrics = list(dict.fromkeys(("pass@1", members[0].k)))
+        estimates.append({metric: _estimate(members, metric, exact) for metric in metrics})
+        distance = above(members, found, exact)
+        row: Row = {
+            "run": name,
+            "seeds": len(members),
+            "k": members[0].summary["k"],
+            "exact": exact,
+            **{metric: _scores(members, metric, exact) for metric in members[0].summary["before"]},
+            "lowest_pass@1": min(
+                value for run in members for _, value in run.path("pass@1", exact)
+            ),
+            "above_mix": distance and distance.interval,
+            "seconds": _mean([run.summary["seconds"] for run in members]),
+            "difficulty": _difficulty(members),
+        }
+        if exact:
+            shares = [run.summary["exact"]["frontier_share"] for run in members]
+            row["frontier_share"] = None if None in shares else _mean(shares)
+        rows.append(row)
+    for metric in dict.fromkeys(name for x in estimates for name in x):
+        _judge(rows, estimates, metric, margin)
+    return rows
+
+
+def _estimate(runs: Sequence[Run], metric: str, exact: bool) -> Estimate:
+    """The change: over seeds where values are true; over problems, and seeds if there are several,
+    where they are sampled.
+    """
+    changes = [
+        run.value("after", metric, exact) - run.value("before", metric, exact) for run in runs
+    ]
+    if exact:
+        return student(changes)
+    k = int(metric.removeprefix("pass@"))
+    if len(runs) == 1:
+        return change(runs[0].records("before"), runs[0].records("after"), k)
+    by_problem = [
+        problem_scores(run.records("after"), k) - problem_scores(run.records("before"), k)
+        for run in runs
+    ]
+    return seeds_and_problems(changes, torch.stack(by_problem).mean(0))
+
+
+def _scores(runs: Sequence[Run], metric: str, exact: bool) -> dict[str, Any]:
+    before, after = (
+        student([run.value(when, metric, exact) for run in runs]).interval
+        for when in ("before", "after")
+    )
+    if len(runs) == 1 and not exact:
+        after = runs[0].summary["after"][metric]
+    few = not exact and any(metric in run.summary.get("too_few", ()) for run in runs)
+    return {"before": before["value"], "after": after, "too_few": few}
+
+
+def _judge(
+    rows: Sequence[Row], estimates: Sequence[Mapping[str, Estimate]], metric: str, margin: float
+) -> None:
+    """Adds change, p-values and verdict of one metric to all rows that have it."""
+    family = [
+        (row[metric], x[metric]) for row, x in zip(rows, estimates, strict=True) if metric in x
+    ]
+    adjusted = holm([x.p_value(margin) for _, x in family])
+    for (cell, estimate), p in zip(family, adjusted, strict=True):
+        cell["change"] = estimate.interval
+        cell |= {"p": estimate.p_value(margin), "p_holm": p, "verdict": word(estimate, p)}
+
+
+def word(estimate: Estimate, p: float) -> str:
+    if p >= 1 - LEVEL:
+        return "cannot tell"
+    return "better" if estimate.interval["value"] > 0 else "worse"
+
+
+def _difficulty(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Problems gained and lost by difficulty: means over seeds, p of a single seed only."""
+    tables = [by_difficulty(run.records("before"), run.records("after")) for run in runs]
+    rows = []
+    for level in dict.fromkeys(x["difficulty"] for part in tables for x in part):
+        same = [x for part in tables for x in part if x["difficulty"] == level]
+        numbers = ("problems", "before", "after", "gained", "lost")
+        means = {name: _mean([x[name] for x in same]) for name in numbers}
+        p = same[0]["p"] if len(runs) == 1 else None
+        rows.append({"difficulty": level, **means, "p": p})
+    return rows
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def header(k: int) -> list[str]:
+    found = ["run", "seeds"]
+    for metric in dict.fromkeys(("pass@1", f"pass@{k}")):
+        found += [metric, "change", "verdict"]
+    return [*found, "above mix", "lowest pass@1", "frontier share", "seconds"]
+
+
+def cells(row: Row) -> list[str]:
+    found = [row["run"], str(row["seeds"])]
+    for metric in dict.fromkeys(("pass@1", f"pass@{row['k']}")):
+        x = row[metric]
+        found.append(f"{x['before']:.3f} → {x['after']['value']:.3f}")
+        found += [spread(x["change"], "+", x["too_few"]), x["verdict"]]
+    distance, share = row["above_mix"], row.get("frontier_share")
+    found.append("–" if distance is None else spread(distance, "+"))
+    found += [f"{row['lowest_pass@1']:.3f}", "–" if share is None else f"{share:.2f}"]
+    return [*found, f"{row['seconds']:.0f}"]
+
+
+def render(rows: Sequence[Row], markdown: bool = False) -> str:
+    """A table for each k, for the terminal or as markdown."""
+    tables = []
+    for k in dict.fromkeys(row["k"] for row in rows):
+        lines = [cells(row) for row in rows if row["k"] == k]
+        if markdown:
+            whole = [header(k), ["---"] * len(header(k)), *lines]
+            tables.append("\n".join("| " + " | ".join(line) + " |" for line in whole))
+        else:
+            tables.append(table(header(k), lines))
+    return "\n\n".join(tables)
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """Every number of the rows, one column each; what a row has not is left empty."""
+    flat = [dict(leaves({k: x for k, x in row.items() if k != "difficulty"})) for row in rows]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(dict.fromkeys(k for row in flat for k in row)))
+    writer.writeheader()
+    writer.writerows(flat)
+    return out.getvalue()
+
+
+def notes(rows: Sequence[Row], margin: float) -> list[str]:
+    """How to read the table, in sentences."""
+    values = "True values" if rows[0]["exact"] else "Sampled values"
+    lines = [
+        f"{values}; means over seeds. Changes are paired, with Student-t 95 % intervals over seeds"
+        " (sampled: over seeds and problems; one seed: BCa bootstrap over problems).",
+        f"Verdicts: the change lies beyond ±{margin:g} with p < 0.05, Holm-adjusted over all rows.",
+    ]
+    if any(row["above_mix"] for row in rows):
+        lines.append(
+            "Above mix: pass@k minus that of the fixed mixtures' curve at the same pass@1"
+            " (level beyond its ends), 95 % jackknife over seeds."
+        )
+    if STAR in render(rows):
+        lines.append(TOO_FEW)
+    return lines

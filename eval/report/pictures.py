@@ -1,0 +1,239 @@
+"""Pictures of runs side by side. Each function returns a figure, or None where it has no data."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from eval.report.compare import Row
+from eval.report.curve import Curve
+from eval.report.runs import Run
+from eval.scores.difficulty import LEVELS, moves
+from eval.tasks.registry import build_task
+
+# Okabe and Ito's palette, told apart by the colour-blind; a second round changes marker and line
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+MARKERS, LINES = ("o", "^", "s", "D", "v", "P", "X"), ("-", "--", ":", "-.")
+
+
+OF_LEVEL = {"easy": "#56B4E9", "medium": "#BBBBBB", "hard": "#D55E00"}
+
+
+def style(i: int) -> dict[str, Any]:
+    turn = i // len(COLOURS)
+    return {"color": COLOURS[i % len(COLOURS)], "linestyle": LINES[turn % len(LINES)]}
+
+
+def marker(i: int) -> str:
+    return MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
+
+
+def pareto(
+    rows: Sequence[Row], groups: dict[str, list[Run]], curves: Sequence[Curve], k: int
+) -> Figure:
+    """pass@k against pass@1: the base, the path of every run, ends with their intervals over seeds,
+    the fixed mixtures' curve, and the best that is reachable where the task knows it.
+    """
+    figure, axes = _figure(9.5, 6)
+    first = next(iter(groups.values()))[0]
+    reachable = frontier(first, k)
+    if reachable:
+        axes.plot(*zip(*reachable, strict=True), color="0.35", linestyle=(0, (6, 2)), linewidth=1.2)
+        axes.plot([], [], color="0.35", linestyle=(0, (6, 2)), label="best reachable")
+    for n, curve in enumerate(curves):
+        points = curve.points(range(len(curve.seeds)))
+        label = "fixed mixtures" if n == 0 else None
+        axes.plot(*zip(*points, strict=True), color="0.1", linewidth=2.2, alpha=0.6, label=label)
+        for mix, point in zip(curve.lambdas, points, strict=True):
+            axes.annotate(
+                f"{mix:g}", point, (4, -11), textcoords="offset points", fontsize=7, color="0.25"
+            )
+    for i, row in enumerate(rows):
+        ends = [row[metric]["after"] for metric in ("pass@1", f"pass@{k}")]
+        for run in groups[row["run"]]:
+            metrics = ("pass@1", f"pass@{k}")
+            path = [[value for _, value in run.path(x, row["exact"])] for x in metrics]
+            axes.plot(*path, **style(i), linewidth=0.6, alpha=0.35)
+        axes.errorbar(
+            ends[0]["value"],
+            ends[1]["value"],
+            xerr=_bars(ends[0]),
+            yerr=_bars(ends[1]),
+            color=style(i)["color"],
+            marker=marker(i),
+            markersize=7,
+            markeredgecolor="white",
+            capsize=2,
+            elinewidth=1,
+            linestyle="none",
+            label=row["run"],
+        )
+    bases = {(row["pass@1"]["before"], row[f"pass@{k}"]["before"]) for row in rows}
+    xs, ys = zip(*bases, strict=True)
+    axes.plot(xs, ys, marker="*", markersize=15, color="0.2", linestyle="none", label="base")
+    kind = "true" if rows[0]["exact"] else "sampled"
+    axes.set(xlabel=f"pass@1 ({kind})", ylabel=f"pass@{k} ({kind})")
+    _legend(axes)
+    return figure
+
+
+def _bars(x: dict[str, Any]) -> list[list[float]] | None:
+    if x["low"] is None:
+        return None
+    return [[x["value"] - max(x["low"], 0.0)], [min(x["high"], 1.0) - x["value"]]]
+
+
+def frontier(run: Run, k: int) -> list[tuple[float, float]] | None:
+    """The best (pass@1, pass@k) that any policy of the run's task can reach, where it knows."""
+    if ":" in run.config["task.name"]:
+        return None  # a file of the user's own need not be here any more
+    options = {key.removeprefix("task."): x for key, x in run.config.items() if key[:5] == "task."}
+    task = build_task(options)
+    return task.frontier(k) if hasattr(task, "frontier") else None
+
+
+def against_k(rows: Sequence[Row]) -> Figure:
+    """pass@k against k, before and after."""
+    figure, axes = _figure(8.5, 5)
+    for i, row in enumerate(rows):
+        names = [name for name in row if name.startswith("pass@")]
+        ks = [int(name.removeprefix("pass@")) for name in names]
+        if i == 0:
+            before = [row[name]["before"] for name in names]
+            axes.plot(ks, before, color="0.2", marker="*", linewidth=2.5, label="base")
+        values = [row[name]["after"]["value"] for name in names]
+        axes.plot(ks, values, **style(i), marker=marker(i), markersize=5, label=row["run"])
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ks, [str(k) for k in ks])
+    axes.set(xlabel="k", ylabel="pass@k after training")
+    _legend(axes)
+    return figure
+
+
+def over_steps(rows: Sequence[Row], groups: dict[str, list[Run]], k: int) -> Figure:
+    """pass@1 and pass@k over training: mean over seeds, with the range of the seeds."""
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True)
+    for axes, metric in zip(panels, ("pass@1", f"pass@{k}"), strict=True):
+        for i, row in enumerate(rows):
+            paths = [dict(run.path(metric, row["exact"])) for run in groups[row["run"]]]
+            _over_seeds(axes, i, row["run"], paths)
+        axes.axhline(rows[0][metric]["before"], color="0.2", linewidth=1, linestyle=(0, (2, 2)))
+        axes.set(xlabel="step", ylabel=metric)
+        _plain(axes)
+    _legend(panels[-1])
+    return figure
+
+
+def _over_seeds(axes: Axes, i: int, label: str, paths: Sequence[dict[int, float]]) -> None:
+    """Line i: the mean over seeds at the steps that all have, and the range of the seeds."""
+    steps = sorted(set(paths[0]).intersection(*paths))
+    values = [[path[step] for path in paths] for step in steps]
+    low, high = [min(x) for x in values], [max(x) for x in values]
+    mean = [math.fsum(x) / len(x) for x in values]
+    axes.fill_between(steps, low, high, color=style(i)["color"], alpha=0.12, linewidth=0)
+    every = max(1, len(steps) // 8)
+    axes.plot(steps, mean, **style(i), marker=marker(i), markevery=every, markersize=4, label=label)
+
+
+def of_scalars(names: Sequence[str], groups: dict[str, list[Run]]) -> Figure:
+    """Any scalars of metrics.jsonl over training, a panel each, of the runs that have them."""
+    columns = min(3, len(names))
+    lines = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(3.6 * columns, 2.9 * lines + 0.5), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axes in panels[len(names) :]:
+        axes.set_visible(False)
+    known: dict[str, Any] = {}
+    for axes, name in zip(panels, names, strict=False):
+        for i, (group, runs) in enumerate(groups.items()):
+            paths = [dict(run.scalar(name)) for run in runs]
+            if all(paths):
+                _over_seeds(axes, i, group, paths)
+        axes.set_title(name.replace("-", "\n− "), fontsize=9)
+        axes.set_xlabel("step")
+        _plain(axes)
+        known |= {line.get_label(): line for line in axes.lines}
+    order = [group for group in groups if group in known]
+    figure.legend(
+        [known[x] for x in order], order, loc="outside lower center", ncols=3, fontsize=8,
+        frameon=False,
+    )  # fmt: skip
+    return figure
+
+
+def flows(groups: dict[str, list[Run]]) -> Figure:
+    """How many problems moved between easy, medium and hard; each seed's problems count."""
+    columns = min(4, len(groups))
+    lines = math.ceil(len(groups) / columns)
+    figure = Figure(figsize=(3.1 * columns, 2.7 * lines + 0.4), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axes in panels[len(groups) :]:
+        axes.set_visible(False)
+    for axes, (name, runs) in zip(panels, groups.items(), strict=False):
+        tables = [moves(run.records("before"), run.records("after")) for run in runs]
+        _alluvial(axes, [[sum(t[i][j] for t in tables) for j in range(3)] for i in range(3)])
+        axes.set_title(name, fontsize=9)
+    return figure
+
+
+def _alluvial(axes: Axes, table: Sequence[Sequence[int]]) -> None:
+    """Ribbons from the levels of before, on the left, to those of after; easy on top."""
+    total = sum(map(sum, table))
+    gap = 0.03
+    ends = [sum(row) for row in table], [sum(column) for column in zip(*table, strict=True)]
+    tops = []
+    for x, sizes in zip((0.0, 1.0), ends, strict=True):
+        at, starts = 1.0, []
+        for name, size in zip(LEVELS, sizes, strict=True):
+            share = size / total
+            starts.append(at)
+            axes.bar(
+                x, -share, 0.06, bottom=at, color=OF_LEVEL[name], edgecolor="0.3", linewidth=0.5
+            )
+            if share:
+                side = "right" if x == 0 else "left"
+                text = f"{name}\n{100 * share:.0f} %"
+                axes.text(
+                    x + (0.06 if x else -0.06),
+                    at - share / 2,
+                    text,
+                    ha=side,
+                    va="center",
+                    fontsize=7,
+                )
+            at -= share + gap
+        tops.append(starts)
+    curve = [i / 24 for i in range(25)]
+    ease = [t * t * (3 - 2 * t) for t in curve]
+    for i, name in enumerate(LEVELS):
+        for j in range(len(LEVELS)):
+            share = table[i][j] / total
+            upper = [tops[0][i] + (tops[1][j] - tops[0][i]) * e for e in ease]
+            xs = [0.03 + 0.94 * t for t in curve]
+            lower = [y - share for y in upper]
+            axes.fill_between(xs, lower, upper, color=OF_LEVEL[name], alpha=0.55, linewidth=0)
+            tops[0][i] -= share
+            tops[1][j] -= share
+    axes.set_xlim(-0.55, 1.55)
+    axes.axis("off")
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    _plain(axes)
+    return figure, axes
+
+
+def _plain(axes: Axes) -> None:
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)

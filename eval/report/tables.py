@@ -1,0 +1,175 @@
+"""Tables for the terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from eval.scores.passk import verdict
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns padded to their widest cell; the first is flush left, the others flush right. Cells
+    may be names out of data: each stays in its line, and what cannot be printed is a space.
+    """
+    header, *rows = ([_printable(cell) for cell in row] for row in [header, *rows])
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *rest = (
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+        )
+        return "  ".join([first, *rest]).rstrip()
+
+    return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, rows)])
+
+
+def _printable(text: str) -> str:
+    return "".join(x if x.isprintable() else " " for x in text)
+
+
+STAR = "*"
+
+
+TOO_FEW = "* Too few solved: fewer than five problems bear what was solved, or failed."
+
+
+def spread(x: Mapping[str, Any], sign: str = "", too_few: bool = False) -> str:
+    """The value with its interval, where it has one; a star where too few problems bear it."""
+    ends = "" if x["low"] is None else f" [{x['low']:{sign}.3f}, {x['high']:{sign}.3f}]"
+    return f"{x['value']:{sign}.3f}{ends}{STAR if too_few else ''}"
+
+
+def run_table(summary: Mapping[str, Any]) -> str:
+    """What the run did: before, after and change of each pass@k, the exact values where known, and
+    a verdict.
+    """
+    exact = summary.get("exact")
+    header = ["", "before", "after", "change"]
+    rows = []
+    for name, change in summary["change"].items():
+        few = name in summary.get("too_few", ())
+        cells = [spread(summary[when][name]) for when in ("before", "after")]
+        rows.append([name, *cells, spread(change, "+", few)])
+    if exact:
+        for name in summary["change"]:
+            before, after = exact["before"][name], exact["after"][name]
+            rows.append(
+                [f"{name} exact", f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}"]
+            )
+    lines = [
+        table(header, rows),
+        "",
+        f"{summary['run']}, seed {summary['seed']}: {verdict(summary['change'])}.",
+    ]
+    if summary.get("difficulty"):
+        parts, rows = difficulty_cells([summary])
+        lines[1:1] = ["", table(parts[1:], [row[1:] for row in rows])]
+    if exact:
+        share = exact["frontier_share"]
+        lines.append(
+            f"Lowest exact pass@1 on the way: {exact['lowest_pass@1']:.3f}. Frontier share: "
+            + ("– (a value fell)." if share is None else f"{share:.2f}.")
+        )
+    return _explained("\n".join(lines))
+
+
+def score_report(summary: Mapping[str, Any]) -> str:
+    """One model, or one file of generations: how it was asked, its scores, and its slices."""
+    exact, n = summary.get("exact"), summary["n"]
+    rows = []
+    for (name, passed), voted in zip(
+        summary["scores"].items(), summary["majority"].values(), strict=True
+    ):
+        known = [f"{exact[name]:.3f}"] if exact else []
+        score = spread(passed, too_few=name in summary["too_few"])
+        rows.append([name.removeprefix("pass@"), score, *known, spread(voted)])
+    header = ["k", "pass@k", *(["exact"] if exact else []), "maj@k"]
+    lines = [_how(summary), "", table(header, rows), ""]
+    error = summary["standard_error"]
+    facts = [
+        *([] if error is None else [f"pass@1 has a standard error of {error:.3f} over problems"]),
+        f"{summary['distinct']:.1f} distinct answers a problem",
+        f"{summary['length']:.1f} {_unit(summary)} an answer",
+        f"{_share(summary['truncated_share'])} truncated",
+        f"{_share(summary['undecided_share'])} undecided verdicts",
+    ]
+    lines.append("; ".join(facts) + ".")
+    if summary["most_n"] != n:
+        lines.append(f"Problems have from {n} to {summary['most_n']} answers: k ends at {n}.")
+    if summary["slices"]:
+        lines += ["", _slice_table(summary["slices"])]
+    return _explained("\n".join(lines))
+
+
+def _explained(text: str) -> str:
+    return f"{text}\n\n{TOO_FEW}" if STAR in text else text
+
+
+def _how(summary: Mapping[str, Any], swept: bool = False) -> str:
+    """How the answers were had; of a sweep without what its lines say."""
+    settings = summary["settings"]
+    name = settings["model"] if swept else summary["label"]
+    parts = [f"{name}: {summary['problems']} problems", f"n = {summary['n']}"]
+    if "temperature" in settings:
+        parts += [
+            *([] if swept and "T " in summary["label"] else [f"T = {settings['temperature']:g}"]),
+            f"top-p {settings['top_p']:g}",
+            f"at most {settings['max_new_tokens']} tokens",
+            f"seed {settings['seed']}",
+        ]
+    return ", ".join([*parts, f"verifier {settings['verifier']}"])
+
+
+def _unit(summary: Mapping[str, Any]) -> str:
+    return "tokens" if "temperature" in summary["settings"] else "characters"
+
+
+def _share(x: float | None) -> str:
+    return "unknown share" if x is None else f"{100 * x:.1f} %"
+
+
+def _slice_table(slices: Sequence[Mapping[str, Any]]) -> str:
+    names = [name for name in slices[0] if "@" in name]
+    rows = [
+        [
+            part["slice"],
+            str(part["problems"]),
+            *(spread(part[name], too_few=name in part["too_few"]) for name in names),
+        ]
+        for part in slices
+    ]
+    return table(["slice", "problems", *names], rows)
+
+
+def sweep_report(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """One line for each decoding temperature or point between two models."""
+    most = max(summaries, key=lambda x: x["n"])
+    names = list(most["scores"])
+    rows = [
+        [
+            x["label"],
+            *(
+                spread(x["scores"][name], too_few=name in x["too_few"])
+                if name in x["scores"]
+                else "–"
+                for name in names
+            ),
+            spread(list(x["majority"].values())[-1]),
+            f"{x['distinct']:.1f}",
+        ]
+        for x in summaries
+    ]
+    lines = table(["", *names, "maj@n", "distinct"], rows)
+    return _explained(f"{_how(most, swept=True)}\n\n{lines}")
+
+
+def difficulty_cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines: problems gained and lost by difficulty, of every run that `rows` has."""
+    lines = []
+    for row in rows:
+        for x in row["difficulty"]:
+            counts = [f"{x[name]:.4g}" for name in ("problems", "gained", "lost")]
+            rates = f"{x['before']:.3f} → {x['after']:.3f}"
+            p = "–" if x["p"] is None else f"{x['p']:.2g}"
+            lines.append([row["run"], x["difficulty"], counts[0], rates, *counts[1:], p])
+    return ["run", "difficulty", "problems", "success rate", "gained", "lost", "p"], lines

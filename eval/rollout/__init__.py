@@ -1,0 +1,1 @@
+"""Completions drawn from a policy."""

@@ -1,0 +1,110 @@
+"""The engine `continuous`: transformers' continuous batching over a paged cache. What has ended
+makes room at once for what waits, so completions of unequal length keep the device busy.
+
+Same distribution as `cached`, other draws: they come from torch's generator, seeded from the seed
+and the prompts at hand, in the order of the engine's own schedule. So they are the same again on
+the same device, but another number of ranks or another budget draws anew.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from eval.policy.logprobs import in_eval_mode
+from eval.policy.policy import ModelError, Policy
+from eval.policy.streams import derive_seed
+from eval.rollout.recompute import measure
+from eval.rollout.rollout import Decoding, Drawn, SamplingFailed
+
+PAGE = 16  # tokens; n completions of a prompt share its whole pages and copy the rest
+
+
+FORWARD = 512  # tokens of one forward: without flash attention, its mask has a row for each
+
+
+def continuous(
+    policy: Policy,
+    prompts: list[list[int]],
+    n: int,
+    decoding: Decoding,
+    seed: int,
+    keys: Sequence[int],
+    features: bool,
+) -> Drawn:
+    check_paged(policy)
+    greedy = decoding.temperature == 0  # then all n are the same
+    with in_eval_mode(policy.model):
+        drawn = _generate(policy, prompts, 1 if greedy else n, decoding, derive_seed(seed, *keys))
+        completions = [x for x in drawn for _ in range(n)] if greedy else drawn
+        return completions, *measure(policy, prompts, completions, decoding, features)
+
+
+def check_paged(policy: Policy) -> None:
+    """Refuse a model whose attention is its own: it would not look into the paged cache, and most
+    such models sample on, from another distribution.
+    """
+    model = policy.model
+    if not model._supports_attention_backend:
+        why = f"the attention of {type(model).__name__} knows no paged cache; set it to cached"
+        raise ModelError(f"train.rollouts = continuous: {why}")
+
+
+def _generate(
+    policy: Policy, prompts: list[list[int]], n: int, decoding: Decoding, seed: int
+) -> list[list[int]]:
+    """n completions for each prompt, in order."""
+    from transformers import ContinuousBatchingConfig, GenerationConfig
+
+    longest = max(map(len, prompts)) + decoding.max_new_tokens
+    needed = -(-longest // PAGE) + 1  # of one completion, and a page to share its prompt from
+    how = GenerationConfig(
+        max_new_tokens=decoding.max_new_tokens,
+        do_sample=decoding.temperature > 0,
+        temperature=decoding.temperature or 1.0,
+        top_p=decoding.top_p,
+        top_k=0,
+        eos_token_id=policy.end_ids,
+        pad_token_id=policy.pad_id,
+        num_return_sequences=n,
+    )
+    cache = ContinuousBatchingConfig(
+        page_size=PAGE,
+        num_blocks=max(decoding.token_budget // PAGE, needed),
+        max_batch_tokens=FORWARD,
+        use_cuda_graph=False,  # the weights move from one rollout to the next
+        auto_switch_to_flash=False,  # the attention of the model's training
+        disable_nccl_graph_mixing=False,
+        seed=seed % 2**31,
+    )
+    with _engine(policy, how, cache) as manager:
+        names = manager.add_requests(prompts, decoding.max_new_tokens)
+        manager.start()  # after all are there: the schedule does not depend on who is quicker
+        found: dict[str, Any] = {}
+        while len(found) < n * len(prompts):
+            result = manager.get_result(timeout=1)
+            if result and result.error:
+                raise SamplingFailed(f"continuous batching failed: {result.error}")
+            if result:
+                found[result.request_id] = result
+            elif not manager.is_running():
+                raise SamplingFailed("continuous batching ended before all completions had")
+    return [
+        found[name].generated_tokens
+        for parent in names
+        for name in (parent, *(f"{parent}__child#{i}" for i in range(n - 1)))
+    ]
+
+
+@contextmanager
+def _engine(policy: Policy, how: Any, cache: Any) -> Iterator[Any]:
+    """The engine, gone afterwards, and the state of torch's generators as before."""
+    device = policy.device
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        manager = policy.model.init_continuous_batching(how, cache)
+        try:
+            yield manager
+        finally:
+            manager.stop(hard_stop=True)

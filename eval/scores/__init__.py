@@ -1,0 +1,1 @@
+"""Pass@k with intervals, problem by problem."""

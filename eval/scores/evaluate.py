@@ -1,0 +1,72 @@
+"""Evaluation of a policy on problems: sample, judge, and one record a problem."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from eval.policy.policy import Policy
+from eval.rollout.rollout import Decoding
+from eval.rollout.sample import sample
+from eval.tasks.task import Population, Problem
+from eval.verify.verifier import Judged, Verifier
+
+SLICES = ("group", "level", "subject")
+
+
+def evaluate(
+    policy: Policy,
+    verifier: Verifier,
+    problems: Sequence[Problem],
+    n: int,
+    decoding: Decoding,
+    seed: int,
+    positions: Sequence[int] | None = None,
+    population: Population | None = None,
+) -> list[dict[str, Any]]:
+    """One `record` a problem, in the given order.
+
+    `positions` are the problems' places in the whole evaluation, when this is a share of it.
+    """
+    if not problems:  # a rank's share of fewer problems than ranks
+        return []
+    rollout = sample(policy, [x.prompt for x in problems], n, decoding, seed, positions)
+    judged = verifier.judge(rollout.texts, [x.gold for x in problems for _ in range(n)])
+    lengths, truncated = rollout.lengths.tolist(), rollout.truncated.tolist()
+    records = []
+    for i, problem in enumerate(problems):
+        rows = slice(i * n, (i + 1) * n)
+        found = record(problem, rollout.texts[rows], judged[rows], lengths[rows], truncated[rows])
+        if population is not None:
+            found["p"] = population.of(problem)
+        records.append(found)
+    return records
+
+
+def record(
+    problem: Problem,
+    responses: Sequence[str],
+    judged: Sequence[Judged],
+    lengths: Sequence[int],
+    truncated: Sequence[bool] | None,
+) -> dict[str, Any]:
+    """What is kept of a problem: enough to score it again.
+
+    {id, the slices it is of, prompt, gold, n, c, undecided, truncated (None where unknown), length,
+    verdicts, wrong, responses}; `wrong` counts each wrong answer that was found. `evaluate` adds
+    p, the true success probability, where the task knows it.
+    """
+    wrong = Counter(answer for verdict, answer in judged if verdict is not True and answer)
+    return {
+        "id": problem.id,
+        **{name: getattr(problem, name) for name in SLICES if getattr(problem, name)},
+        "prompt": problem.prompt,
+        "gold": problem.gold,
+        "n": len(responses),
+        "c": sum(verdict is True for verdict, _ in judged),
+        "undecided": sum(verdict is None for verdict, _ in judged),
+        "truncated": None if truncated is None else sum(truncated),
+        "length": sum(lengths) / len(responses),
+        "verdicts": [verdict for verdict, _ in judged],
+        "wrong": dict(wrong.most_common()),
+        "responses": list(responses),
+    }

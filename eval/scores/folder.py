@@ -1,0 +1,177 @@
+"""One evaluation kept in a folder: interrupted it goes on, finished it is not done again.
+
+settings.json says what was evaluated and how, problems.jsonl holds one record a problem,
+summary.json the scores. Other settings are refused: nothing is overwritten.
+"""
+
+import fcntl
+import hashlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from eval.files import (
+    BadFile,
+    append_lines,
+    cut_lines,
+    read_json,
+    read_lines,
+    whole_lines,
+    write_json,
+)
+from eval.scores.passk import (
+    RECORD,
+    Record,
+)
+
+
+class BadFolder(Exception):
+    """A folder that holds something else, in one line."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """`produce(start)` yields the records from problem `start` on, some at a time."""
+
+    label: str
+    settings: Mapping[str, Any]
+    total: int | None
+    produce: Callable[[int], Iterator[list[dict[str, Any]]]]
+
+
+def without_texts(record: Record) -> dict[str, Any]:
+    """What scores are made of: prompts and responses are as large as their file."""
+    return {key: x for key, x in record.items() if key not in ("prompt", "responses")}
+
+
+COUNTS = {"n": int, "c": int}
+
+
+AGAIN = "restore it from a copy, or cut it before that line, to have the rest made again"
+
+
+class ScoreFolder:
+    def __init__(self, path: Path, settings: Mapping[str, Any]):
+        self.path = path
+        place = path / "problems.jsonl"
+        begun = any(True for _ in whole_lines(place, COUNTS, AGAIN))
+        self._lock = claim(path, settings, begun)
+        self.records = [without_texts(r) for r in whole_lines(place, COUNTS, AGAIN)]
+        summary = path / "summary.json"
+        done = (
+            read_json(summary, dict, "remove it, to have it made again") if summary.exists() else {}
+        )
+        self.finished = done.get("problems") == len(self.records)
+        cut_lines(place, len(self.records))  # a half-written last line goes
+
+    def append(self, records: Sequence[Record]) -> None:
+        append_lines(self.path / "problems.jsonl", records)
+
+    def close(self, summary: Mapping[str, Any]) -> None:
+        write_json(self.path / "summary.json", summary)
+        self._lock.close()
+
+
+def claim(path: Path, settings: Mapping[str, Any], begun: bool) -> TextIO:
+    """Make the folder that of `settings`, and lock it as long as the result is open.
+
+    Where something was `begun` under other settings it is refused, naming every key that differs; a
+    failed start occupies nothing.
+    """
+    saved = path / "settings.json"
+    if saved.exists():
+        was = read_json(saved, dict, "choose another --out") if begun else settings
+        remedy = f"{path} holds another evaluation; choose another --out"
+        different = [
+            f"{key} = {settings.get(key)} (was {was.get(key)}): {remedy}"
+            for key in {**was, **settings}
+            if was.get(key) != settings.get(key)
+        ]
+        if different:
+            raise BadFolder("\n".join(different))
+    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise BadFolder(f"--out = {path}: holds files already; name a new folder")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as failing:
+            lock = failing.enter_context((path / ".lock").open("a"))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            write_json(saved, settings)
+            failing.pop_all()
+    except BlockingIOError:
+        raise BadFolder(f"--out = {path}: another process writes it; wait") from None
+    except OSError as error:
+        why = f"cannot be written ({error.strerror}); choose another"
+        raise BadFolder(f"--out = {path}: {why}") from None
+    return lock
+
+
+RECORDS = "name a folder of score.py, a run, or a file of its records"
+
+
+def recorded(path: Path, option: str) -> dict[str, Record]:
+    """Records by id, of such a folder, of a run, or of a file. A refusal names the `option`."""
+    for place in (path, path / "problems.jsonl", path / "eval" / "before.jsonl"):
+        if place.is_file():
+            try:
+                records = read_lines(place, dict, RECORDS)
+            except BadFile as error:
+                raise BadFolder(f"{option} = {error}") from None
+            if not all(r.keys() >= RECORD.keys() for r in records):
+                remedy = "generations are no records; score them first, with --out"
+                raise BadFolder(f"{option} = {place}: {remedy}")
+            return {r["id"]: r for r in records}
+    raise BadFolder(f"{option} = {path}: no records; {RECORDS}")
+
+
+@cache
+def fingerprint(path: str) -> str | None:
+    """Tells the weights of a local folder from others under the same name; a hub id has none."""
+    digest = hashlib.sha256()
+    files = sorted(Path(path).glob("*.safetensors"))
+    for file in files:
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()[:16] if files else None
+
+
+def check_sweep(out: Path) -> None:
+    """A folder that holds one evaluation, or anything else, is no place for several."""
+    summary = out / "summary.json"
+    sweep = summary.exists() and "sweep" in read_json(summary, dict, "name a new folder")
+    others = {x.name for x in out.iterdir() if x.is_file()} if out.is_dir() else set[str]()
+    if out.is_file() or (others and not sweep):
+        raise BadFolder(f"--out = {out}: holds files already; name a new folder")
+
+
+def run(scoring: Scoring, folder: ScoreFolder | None) -> list[dict[str, Any]]:
+    """All records without their texts, those that the folder holds already not made again."""
+    records = list(folder.records) if folder else []
+    if folder and folder.finished:
+        return records
+    right, answers = (sum(r[name] for r in records) for name in ("c", "n"))
+    with tqdm(
+        total=scoring.total,
+        initial=len(records),
+        desc=scoring.label,
+        unit="problem",
+        file=sys.stderr,
+        mininterval=0.3 if sys.stderr.isatty() else 15,
+    ) as bar:
+        for chunk in scoring.produce(len(records)):
+            if folder:
+                folder.append(chunk)
+            records += map(without_texts, chunk)
+            right, answers = (
+                right + sum(r["c"] for r in chunk),
+                answers + sum(r["n"] for r in chunk),
+            )
+            bar.set_postfix({"pass@1": f"{right / answers:.3f}"}, refresh=False)
+            bar.update(len(chunk))
+    return records

@@ -1,0 +1,207 @@
+"""How sure a mean is: BCa bootstrap over problems, Student's t over seeds, Holm, McNemar."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+RESAMPLES = 2_000
+
+
+LEVEL = 0.95
+
+
+class Interval(TypedDict):
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval. `below(x)` is the confidence that the truth lies below x."""
+
+    interval: Interval
+    below: Callable[[float], float]
+
+    def p_value(self, margin: float = 0.0) -> float:
+        """Two-sided, of the hypothesis that the truth lies within [-margin, margin]."""
+        return min(1.0, 2 * min(self.below(margin), 1 - self.below(-margin)))
+
+
+def unknown(value: float) -> Estimate:
+    """No spread was seen, and so nothing says how sure the value is: no interval, p = 1."""
+    return Estimate({"value": value, "low": None, "high": None}, lambda x: 0.5)
+
+
+def bca(sample: Tensor, resamples: int = RESAMPLES, drawn_means: Tensor | None = None) -> Estimate:
+    """Mean over problems by the bias-corrected, accelerated bootstrap (Efron 1987, eq. 2.3, 6.5).
+
+    The endpoint of level a is the quantile Phi(z0 + (z0+z_a)/(1 - s (z0+z_a))) of the resampled
+    means; z0 is their median bias, s the skewness of the sample over 6 sqrt(N). Scores are discrete
+    (c of n), so quantiles are those of the mid-distribution, interpolated: an endpoint that falls
+    on a step would cover too much or too little. The seed is fixed: the same sample gives the
+    same interval. Without spread between problems there is nothing to resample: `unknown`.
+    `drawn_means` are those of resamples that have been drawn already.
+    """
+    values, counts = _rounded(sample.double()).unique(return_counts=True)
+    mean = float(sample.double().mean())
+    if len(values) == 1:
+        return unknown(mean)
+    centred = values - mean
+    square, cube = (float(counts.double() @ centred**power) for power in (2, 3))
+    skew = cube / (6 * square**1.5)
+    if drawn_means is None:
+        drawn_means = _resampled_means(values, counts, resamples)
+    steps, mass = _rounded(drawn_means).unique(return_counts=True)
+    middle = (mass.cumsum(0) - mass / 2) / len(drawn_means)
+    bias = _normal_quantile(_interpolate(mean, steps, middle))
+
+    def endpoint(level: float) -> float:
+        z = bias + _normal_quantile(level)
+        return _interpolate(_normal(bias + z / (1 - skew * z)), middle, steps)
+
+    def below(x: float) -> float:
+        z = _normal_quantile(_interpolate(x, steps, middle)) - bias
+        return _normal(z / (1 + skew * z) - bias)
+
+    ends = endpoint((1 - LEVEL) / 2), endpoint((1 + LEVEL) / 2)
+    return Estimate({"value": mean, "low": ends[0], "high": ends[1]}, below)
+
+
+def _resampled_means(values: Tensor, counts: Tensor, resamples: int) -> Tensor:
+    """Means of samples drawn with replacement: a multinomial over the distinct values, which is one
+    binomial each instead of one draw a problem.
+    """
+    generator = torch.Generator().manual_seed(0)
+    size = int(counts.sum())
+    left = torch.full((resamples,), float(size), dtype=torch.float64)
+    total = torch.zeros_like(left)
+    remaining = size
+    for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+        share = torch.full_like(left, count / remaining)
+        drawn = left if count == remaining else torch.binomial(left, share, generator)
+        total += value * drawn
+        left, remaining = left - drawn, remaining - count
+    return total / size
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """Sums of the same scores in another order are the same number."""
+    return (x * 1e10).round() / 1e10
+
+
+def _interpolate(x: float, xs: Tensor, ys: Tensor) -> float:
+    """The piecewise linear function through the points, constant beyond them."""
+    right = int(torch.searchsorted(xs, torch.tensor(x, dtype=xs.dtype)))
+    if right == 0 or right == len(xs):
+        return float(ys[min(right, len(ys) - 1)])
+    part = (x - float(xs[right - 1])) / float(xs[right] - xs[right - 1])
+    return float(ys[right - 1]) * (1 - part) + float(ys[right]) * part
+
+
+def _normal(z: float) -> float:
+    return math.erfc(-z / math.sqrt(2)) / 2
+
+
+def _normal_quantile(p: float) -> float:
+    return float(torch.special.ndtri(torch.tensor(p, dtype=torch.float64)))
+
+
+def student(values: Sequence[float]) -> Estimate:
+    """Mean over seeds with Student's t; a single seed has no interval."""
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n == 1:
+        return unknown(mean)
+    return _student(mean, math.fsum((x - mean) ** 2 for x in values) / (n - 1) / n, n - 1)
+
+
+def seeds_and_problems(values: Sequence[float], problems: Tensor) -> Estimate:
+    """Student's t where all seeds are held against one evaluation of one base.
+
+    Its error, and the choice of the problems, are the same in the changes of all seeds, and their
+    spread does not show them. So the variance over `problems`, of each one's change averaged over
+    seeds, is added; the degrees of freedom are Welch and Satterthwaite's, rounded down.
+    """
+    n, size = len(values), len(problems)
+    mean = math.fsum(values) / n
+    over_seeds = math.fsum((x - mean) ** 2 for x in values) / (n - 1) / n
+    over_problems = float(problems.var()) / size
+    total = over_seeds + over_problems
+    spread = over_seeds**2 / (n - 1) + over_problems**2 / (size - 1)
+    return _student(mean, total, int(total**2 / spread) if spread > 0 else n - 1)
+
+
+def _student(mean: float, variance: float, freedom: int) -> Estimate:
+    if variance == 0:
+        return unknown(mean)
+    error = math.sqrt(variance)
+    half = t_quantile((1 + LEVEL) / 2, freedom) * error
+    return Estimate(
+        {"value": mean, "low": mean - half, "high": mean + half},
+        lambda x: t_cdf((x - mean) / error, freedom),
+    )
+
+
+def jackknife(statistic: Callable[[Sequence[int]], float], seeds: int) -> Estimate:
+    """Student's t over the pseudo-values n f(all) - (n-1) f(all but one) of a function of seeds."""
+    everything = range(seeds)
+    whole = statistic(everything)
+    if seeds == 1:
+        return unknown(whole)
+    without = [statistic([j for j in everything if j != i]) for i in everything]
+    found = student([seeds * whole - (seeds - 1) * x for x in without])
+    shift = whole - found.interval["value"]  # the interval is the jackknife's, the value its own
+    low, high = found.interval["low"], found.interval["high"]
+    if low is None or high is None:
+        return unknown(whole)
+    moved: Interval = {"value": whole, "low": low + shift, "high": high + shift}
+    return Estimate(moved, lambda x: found.below(x - shift))
+
+
+def t_cdf(t: float, freedom: int) -> float:
+    """Student's distribution at t, exact for whole degrees of freedom (Abramowitz and Stegun,
+    26.7.3 and 26.7.4).
+    """
+    angle = math.atan2(t, math.sqrt(freedom))
+    sine, square = math.sin(angle), math.cos(angle) ** 2
+    odd = freedom % 2
+    term, total = (math.cos(angle) if odd else 1.0), 0.0
+    for i in range(freedom // 2):
+        total += term
+        term *= square * ((2 * i + 2) / (2 * i + 3) if odd else (2 * i + 1) / (2 * i + 2))
+    inside = 2 / math.pi * (angle + sine * total) if odd else sine * total
+    return (1 + inside) / 2
+
+
+def t_quantile(level: float, freedom: int) -> float:
+    """The t that `t_cdf` takes to the level, by bisection over its angle."""
+    low, high = -math.pi / 2, math.pi / 2
+    for _ in range(80):
+        angle = (low + high) / 2
+        below = t_cdf(math.sqrt(freedom) * math.tan(angle), freedom) < level
+        low, high = (angle, high) if below else (low, angle)
+    return math.sqrt(freedom) * math.tan((low + high) / 2)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted so that all those below a level are wrong at most that often, over the family (Holm
+    1979): the i-th smallest of m is multiplied by m - i + 1, and none falls below a smaller one's.
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, p_values[i] * (len(p_values) - rank)))
+        adjusted[i] = largest
+    return adjusted
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Exact two-sided p-value of as many gains as losses: a fair coin for each that changed."""
+    n = gained + lost
+    tail = sum(math.comb(n, i) for i in range(min(gained, lost) + 1))
+    return min(1.0, 2 * tail / 2**n)

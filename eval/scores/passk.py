@@ -1,0 +1,161 @@
+"""Unbiased pass@k and majority votes over problems, and the paired change between two evaluations.
+
+A record has at least {id, n, c}: n answers to one problem, c of them right. What else records hold
+is said in `eval.scores.evaluate`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv1d
+
+from eval.scores.intervals import Estimate, Interval, bca
+from surgery.objectives import rho
+
+Record = Mapping[str, Any]
+
+
+RECORD = {"id": str | int, "n": int, "c": int, "verdicts": list}  # what each must have
+
+
+FEW = 5
+
+
+def ladder(k: int) -> list[int]:
+    """1, 2, 4, ... up to k, and k itself."""
+    return [*(2**i for i in range(k.bit_length()) if 2**i < k), k]
+
+
+def problem_scores(records: Sequence[Record], k: int) -> Tensor:
+    """rho(n, c, k) of each problem; every problem needs n >= k samples."""
+    return torch.stack([rho(r["n"], torch.tensor(r["c"]), k) for r in records])
+
+
+def too_few(scores: Tensor) -> bool:
+    """Whether fewer than five problems carry what was solved, or what failed.
+
+    Then no method's 95 % interval holds what it says: with two of 100 problems solvable it covers
+    about 85 %. Problems are counted by how evenly they carry it, (sum s)^2 / sum s^2, which for
+    scores of 0 and 1 is their number.
+    """
+
+    def carrying(x: Tensor) -> float:
+        squares = float(x.square().sum())
+        return float(x.sum()) ** 2 / squares if squares > 0 else 0.0
+
+    return min(carrying(scores), carrying(1 - scores)) < FEW
+
+
+def which_too_few(records: Sequence[Record], ks: Sequence[int]) -> list[str]:
+    """The scores whose intervals do not hold for that reason."""
+    return [f"pass@{k}" for k in ks if too_few(problem_scores(records, k))]
+
+
+def interval(scores: Tensor) -> Interval:
+    """BCa over problems. Scores that are all 0 or all 1 say how far the truth can be from there:
+    with N problems, 1 - 0.025^(1/N) at most (Clopper and Pearson 1934).
+    """
+    found = bca(scores).interval
+    room = 1 - 0.025 ** (1 / len(scores))
+    if float(scores.max()) == 0:
+        return {**found, "low": 0.0, "high": room}
+    if float(scores.min()) == 1:
+        return {**found, "low": 1 - room, "high": 1.0}
+    return found
+
+
+def scores(records: Sequence[Record], ks: Sequence[int]) -> dict[str, Interval]:
+    return {f"pass@{k}": interval(problem_scores(records, k)) for k in ks}
+
+
+def standard_error(records: Sequence[Record]) -> float | None:
+    """Of pass@1, over problems: the answers to one problem are not independent."""
+    if len(records) < 2:
+        return None
+    return float(problem_scores(records, 1).std() / math.sqrt(len(records)))
+
+
+def change(before: Sequence[Record], after: Sequence[Record], k: int) -> Estimate:
+    """after - before on the same problems: pairing removes the spread between problems from the
+    interval.
+    """
+    if [r["id"] for r in before] != [r["id"] for r in after]:
+        raise ValueError("a paired change needs the same problems in the same order")
+    return bca(problem_scores(after, k) - problem_scores(before, k))
+
+
+def changes(
+    before: Sequence[Record], after: Sequence[Record], ks: Sequence[int]
+) -> dict[str, Interval]:
+    return {f"pass@{k}": change(before, after, k).interval for k in ks}
+
+
+def majority_scores(records: Sequence[Record], ks: Sequence[int]) -> dict[str, Interval]:
+    """maj@k over problems, from each record's count of every `wrong` answer."""
+
+    def score(record: Record, k: int) -> float:
+        return majority(record["n"], record["c"], tuple(sorted(record["wrong"].values())), k)
+
+    return {
+        f"maj@{k}": interval(torch.tensor([score(r, k) for r in records], dtype=torch.float64))
+        for k in ks
+    }
+
+
+@lru_cache(maxsize=100_000)
+def majority(n: int, c: int, wrong: tuple[int, ...], k: int) -> float:
+    """The chance that the right answer wins the vote of k of the n answers.
+
+    They are drawn without replacement. c of the n are right, `wrong` counts each wrong answer; what
+    is left gave no answer and has no vote. A tie is broken by lot. With t votes for the right
+    answer, the others are counted by a product of polynomials: in x for how many were drawn, and
+    in y for how many of the wrong answers have t votes too. Drawing without replacement is drawing
+    each with chance k/n, given that k were drawn, which keeps the coefficients within range.
+    """
+    if k > n:
+        raise ValueError(f"k = {k} needs at least k samples, but n = {n}")
+    won = 0.0
+    for t in range(1, min(c, k) + 1):
+        rivals = [m for m in wrong if m >= t]
+        free = n - c - sum(rivals)  # no answer, or wrong ones too rare to reach t: any number goes
+        ways = torch.zeros(len(rivals) + 1, k + 1, dtype=torch.float64)
+        ways[0, : min(free, k) + 1] = _drawn(free, k / n)[: k + 1]
+        for m in rivals:
+            chances = _drawn(m, k / n)
+            fewer = conv1d(ways[:, None], chances[:t].flip(0)[None, None], padding=t - 1)
+            wider = fewer[:, 0, : k + 1]
+            wider[1:, t:] += chances[t] * ways[:-1, : k + 1 - t]
+            ways = wider
+        lots = 1 / torch.arange(1, len(rivals) + 2, dtype=torch.float64)
+        won += float(_drawn(c, k / n)[t] * (lots @ ways[:, k - t]))
+    return min(1.0, won / float(_drawn(n, k / n)[k]))
+
+
+@lru_cache(maxsize=10_000)
+def _drawn(m: int, chance: float) -> Tensor:
+    """[m + 1] the probabilities of 0, 1, ... m heads in m throws."""
+    x = torch.arange(m + 1, dtype=torch.float64)
+    if chance == 1:
+        return (x == m).double()
+    ways = math.lgamma(m + 1) - torch.lgamma(x + 1) - torch.lgamma(m - x + 1)
+    return (ways + x * math.log(chance) + (m - x) * math.log1p(-chance)).exp()
+
+
+def verdict(change: Mapping[str, Interval]) -> str:
+    """One plain sentence: "pass@8 rose, pass@1 fell"."""
+
+    def word(x: Interval) -> str:
+        if x["low"] is None or x["high"] is None:
+            return "cannot be judged"
+        if x["low"] > 0:
+            return "rose"
+        return "fell" if x["high"] < 0 else "did not change beyond its interval"
+
+    names = sorted(change, key=lambda name: int(name.removeprefix("pass@")), reverse=True)
+    return ", ".join(
+        f"{name} {word(change[name])}" for name in dict.fromkeys((names[0], names[-1]))
+    )

@@ -1,0 +1,1 @@
+"""The paper's toy: its study and its pictures."""

@@ -1,0 +1,223 @@
+"""Pictures of the toy: the paper's figures 2 to 5, and every rule's path. Each returns a figure."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from PIL import Image
+from torch import Tensor
+
+from eval.report.pictures import COLOURS, OF_LEVEL, _legend, _plain, marker, style
+from eval.toy.study.study import Study, agreements
+from surgery.toy import Bandit, cosine_kernel, objective, population, slope, success
+
+EASY, HARD, ALL = OF_LEVEL["easy"], OF_LEVEL["hard"], "0.2"
+
+
+MARKS = {"population": "s", "easy": "o", "hard": "^"}
+
+
+ON_1, ON_K = COLOURS[0], COLOURS[3]  # pass@1 and pass@k
+
+
+SHADE = "#F0E442"
+
+
+def _j(k: int) -> str:
+    """J with a subscript."""
+    return "J" + str(k).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
+
+
+def kernel(found: Study) -> Figure:
+    """Figure 2: the cosine of each pair of gradients, of 120 easy and 80 hard prompts."""
+    toy = population(found.setting.delta, 0.4, 200)
+    cosines = cosine_kernel(found.setting.theta, toy)
+    figure = Figure(figsize=(6.6, 5.4), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(cosines, cmap="RdBu", vmin=-1, vmax=1, interpolation="nearest")
+    figure.colorbar(image, label="cosine of ∇p(x) and ∇p(x′)", shrink=0.9)
+    axes.axhline(119.5, color="0.1", linewidth=1)
+    axes.axvline(119.5, color="0.1", linewidth=1)
+    for at, name, colour in ((60, "easy", EASY), (160, "hard", HARD)):
+        for place in ((at, -8), (-8, at)):
+            axes.plot(
+                *place, marker=MARKS[name], markersize=9, color=colour, markeredgecolor="0.2",
+                clip_on=False,
+            )  # fmt: skip
+    axes.set_xlim(-0.5, 199.5)
+    axes.set_ylim(199.5, -0.5)
+    ticks = [60, 160], ["120 easy prompts, by s", "80 hard prompts, by s"]
+    axes.set_xticks(*ticks)
+    axes.set_yticks(*ticks, rotation=90, va="center")
+    axes.tick_params(length=0)
+    axes.tick_params(axis="y", pad=18)
+    return figure
+
+
+def _window(found: Study) -> tuple[Tensor, Tensor]:
+    """The corners of the plane that all paths lie in, with a margin."""
+    every = torch.cat(list(found.paths.values())).clamp(-6, 6)
+    return every.amin(0) - 1.2, every.amax(0) + 1.2
+
+
+def _grid(found: Study, points: int = 61) -> tuple[Tensor, Tensor, Tensor]:
+    """theta_1, theta_2 of the window, and theta [points, points, 2]."""
+    low, high = _window(found)
+    one, two = (torch.linspace(low[i], high[i], points, dtype=torch.float64) for i in (0, 1))
+    return one, two, torch.stack(torch.meshgrid(one, two, indexing="xy"), -1)
+
+
+def _fewer(found: Study) -> Bandit:
+    """A tenth of the population, at its quantiles: the same map to the eye, ten times as fast."""
+    return population(found.setting.delta, found.setting.hard_share, 600)
+
+
+def _conflict(axes: Axes, found: Study) -> None:
+    """Shade where <grad J_k, grad J_1> < 0."""
+    toy, k = _fewer(found), found.setting.k
+    one, two, theta = _grid(found)
+    dot = torch.stack([(slope(x, toy, 1) * slope(x, toy, k)).sum(-1) for x in theta])
+    axes.contourf(one, two, dot, levels=[-torch.inf, 0], colors=[SHADE], alpha=0.35)
+    axes.contour(one, two, dot, levels=[0], colors=["0.45"], linewidths=0.8, linestyles="--")
+    axes.set(xlabel="θ₁ (bias)", ylabel="θ₂ (weight of s)")
+
+
+def plane(found: Study) -> Figure:
+    """Figure 3: J_1 and J_k over (theta_1, theta_2), where they conflict, and both gradients."""
+    toy, k = _fewer(found), found.setting.k
+    one, two, theta = _grid(found)
+    few = _grid(found, 10)[2][1:-1, 1:-1]
+    figure = Figure(figsize=(11.5, 5.4), layout="constrained")
+    for axes, m in zip(figure.subplots(1, 2, sharey=True), (1, k), strict=True):
+        values = torch.stack([objective(row, toy, m) for row in theta])
+        _conflict(axes, found)
+        lines = axes.contour(one, two, values, levels=12, colors="0.35", linewidths=0.8)
+        axes.clabel(lines, fontsize=7, fmt="%.2f")
+        for way, colour in ((1, ON_1), (k, ON_K)):
+            arrow = slope(few, toy, way)
+            arrow = arrow / arrow.norm(dim=-1, keepdim=True)
+            axes.quiver(
+                *few.unbind(-1), *arrow.unbind(-1), color=colour, width=0.0035,
+                scale=22, headwidth=4, zorder=3,
+            )  # fmt: skip
+        axes.plot(*found.setting.start, marker="*", markersize=14, color=ALL, zorder=4)
+        axes.set_title(f"contours of pass@{m}", fontsize=10)
+    handles = [
+        Patch(color=ON_1, label="∇J₁"),
+        Patch(color=ON_K, label=f"∇{_j(k)}"),
+        Patch(facecolor=SHADE, alpha=0.35, edgecolor="0.45", linestyle="--", label="conflict"),
+        *axes.plot([], [], marker="*", markersize=12, color=ALL, linestyle="none", label="start"),
+    ]
+    axes.legend(
+        handles=handles, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False
+    )
+    return figure
+
+
+def agreement(found: Study) -> Figure:
+    """Figure 4: agreements a_i of easy and hard prompts, at the start and after pass@k."""
+    toy, setting = found.toy, found.setting
+    figure = Figure(figsize=(11.5, 4.4), layout="constrained")
+    cases = {"at the start": setting.theta, f"after pass@{setting.k}": found.paths["none"][-1]}
+    panels = figure.subplots(1, 2)
+    for axes, (when, theta) in zip(panels, cases.items(), strict=True):
+        a = agreements(found, theta)
+        edges = torch.linspace(float(a.min()), float(a.max()), 50).tolist()
+        for name, group, colour, hatch in (
+            ("easy", ~toy.hard, EASY, None),
+            ("hard", toy.hard, HARD, "////"),
+        ):
+            weight = torch.full_like(a[group], 1 / len(a))
+            label = f"{name} ({100 * float((a[group] < 0).double().mean()):.0f} % below 0)"
+            axes.hist(
+                a[group], bins=edges, weights=weight, histtype="stepfilled", color=colour,
+                alpha=0.45, edgecolor=colour, linewidth=1.2, hatch=hatch, label=label,
+            )  # fmt: skip
+            axes.plot(
+                float(a[group].mean()), 0, marker=MARKS[name], markersize=9, color=colour,
+                markeredgecolor="0.1", clip_on=False, zorder=5, linestyle="none",
+                label=f"mean, {name}",
+            )  # fmt: skip
+        axes.axvline(0, color="0.2", linewidth=1, linestyle=(0, (2, 2)))
+        axes.set(xlabel="agreement a(x) = ⟨∇p(x), ∇J₁⟩", ylabel="share of all prompts")
+        axes.set_title(when, fontsize=10)
+        axes.set_ylim(bottom=0)
+        axes.set_axisbelow(True)
+        _plain(axes)
+        axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2)
+    return figure
+
+
+def training(found: Study, steps: int = 120) -> Figure:
+    """Figure 5: pass@k and pass@1 under pass@k, of the population, of easy and of hard prompts."""
+    toy, k = found.toy, found.setting.k
+    p = success(found.paths["none"][: steps + 1], toy)
+    figure = Figure(figsize=(11.5, 4.4), layout="constrained")
+    everyone = torch.ones_like(toy.hard)
+    groups = {"population": everyone, "easy": ~toy.hard, "hard": toy.hard}
+    colours = {"population": ALL, "easy": EASY, "hard": HARD}
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, m in zip(panels, (k, 1), strict=True):
+        for name, group in groups.items():
+            value = (1 - (1 - p[:, group]) ** m).mean(1)
+            axes.plot(
+                value, color=colours[name], marker=MARKS[name], markevery=15, markersize=6,
+                markeredgecolor="white", linewidth=2.2 if name == "population" else 1.5, label=name,
+            )  # fmt: skip
+        axes.set(xlabel=f"steps of pass@{k} ascent", ylabel=f"pass@{m}", ylim=(0, 1.03))
+        _plain(axes)
+    _legend(panels[-1])
+    return figure
+
+
+def paths(found: Study) -> Figure:
+    """Every rule's path: in the plane of theta, and in that of (J_1, J_k) with the frontier."""
+    k = found.setting.k
+    figure = Figure(figsize=(13, 5.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _conflict(left, found)
+    right.plot(
+        *found.plane(found.frontier), color="0.35", linestyle=(0, (6, 2)), linewidth=1.2,
+        label="Pareto frontier",
+    )  # fmt: skip
+    left.plot(*found.frontier.T, color="0.35", linestyle=(0, (6, 2)), linewidth=1.2)
+    for i, (name, path) in enumerate(found.paths.items()):
+        for axes, (xs, ys) in ((left, path.T.tolist()), (right, found.planes[name])):
+            axes.plot(xs, ys, **style(i), linewidth=1.3, alpha=0.8)
+            axes.plot(
+                xs[-1], ys[-1], **style(i), marker=marker(i), markeredgecolor="white",
+                markersize=13 - 0.45 * i, zorder=4, label=name,
+            )  # fmt: skip
+    start = found.setting.theta
+    left.plot(*start, marker="*", markersize=15, color=ALL, zorder=5)
+    right.plot(
+        *found.plane(start[None]), marker="*", markersize=15, color=ALL, zorder=5,
+        linestyle="none", label="start",
+    )  # fmt: skip
+    low, high = _window(found)
+    left.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+    left.set_title(f"shaded: ∇J₁ and ∇{_j(k)} conflict", fontsize=10)
+    right.set(xlabel="pass@1", ylabel=f"pass@{k}")
+    _plain(right)
+    _legend(right)
+    return figure
+
+
+PICTURES: dict[str, Callable[[Study], Figure]] = {
+    "kernel": kernel,
+    "plane": plane,
+    "agreement": agreement,
+    "training": training,
+    "paths": paths,
+}
+
+
+def save(figure: Figure, path: Path) -> None:
+    """A PNG of 256 colours, by matplotlib's own Pillow: a third of the size, the same to see."""
+    whole = io.BytesIO()
+    figure.savefig(whole, format="png", dpi=100)
+    Image.open(whole).convert("RGB").quantize(256).save(path)

@@ -1,0 +1,210 @@
+"""The paper's toy, all of it: the printed figures, the theory's numbers, every rule's path."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eval.report.curve import height
+from eval.report.tables import table
+from surgery import theory
+from surgery.rules import RULES
+from surgery.toy import (
+    ETA,
+    REFERENCE,
+    Bandit,
+    ascend,
+    frontier,
+    geometry,
+    gradients,
+    objective,
+    population,
+    printed_figures,
+    success,
+    two_prompts,
+)
+
+PASS_1 = "pass@1"  # beside the rules: what ascends J_1 alone
+
+
+KS = range(1, 33)
+
+
+Points = tuple[list[float], list[float]]
+
+
+Progress = Callable[[Sequence[str]], Iterable[str]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Of the population. The paper does not print its own: these are ours, but for `prompts`.
+
+    The start gives answer 1 with probability 0.12 whatever the prompt, so that easy prompts are
+    solved in 88 % of the cases and hard ones in 12 %.
+    """
+
+    delta: float = 1.0  # distance of the means of s, easy to hard
+    hard_share: float = 0.3
+    prompts: int = 6000
+    k: int = 5
+    start: tuple[float, float] = (-2.0, 0.0)
+    steps: int = 300
+    eta: float = 1.0
+
+    @property
+    def theta(self) -> Tensor:
+        return torch.tensor(self.start, dtype=torch.float64)
+
+    def bandit(self) -> Bandit:
+        return population(self.delta, self.hard_share, self.prompts)
+
+
+@dataclass(frozen=True)
+class Study:
+    setting: Setting
+    toy: Bandit
+    paths: dict[str, Tensor]  # theta [steps + 1, 2] of pass@1 and of each rule
+    planes: dict[str, Points]  # J_1 and J_k along each path
+    frontier: Tensor  # theta [points, 2], from J_k to J_1
+
+    def plane(self, theta: Tensor) -> Points:
+        return plane(theta, self.toy, self.setting.k)
+
+
+def plane(theta: Tensor, toy: Bandit, k: int) -> Points:
+    """J_1 and J_k of each theta [points, 2]."""
+    return objective(theta, toy, 1).tolist(), objective(theta, toy, k).tolist()
+
+
+def study(setting: Setting, progress: Progress = iter) -> Study:
+    """`progress` wraps what is gone through, as tqdm does."""
+    toy, paths, planes = setting.bandit(), {}, {}
+    for name in progress([PASS_1, *RULES]):
+        k, rule = (1, "none") if name == PASS_1 else (setting.k, name)
+        paths[name] = ascend(toy, k, rule, setting.theta, setting.steps, setting.eta)
+        planes[name] = plane(paths[name], toy, setting.k)
+    return Study(setting, toy, paths, planes, frontier(toy, setting.k))
+
+
+def ends(found: Study) -> list[dict[str, Any]]:
+    """Where each rule ends, its lowest J_1 on the way, and how far below the frontier that is."""
+    best = list(zip(*found.plane(found.frontier), strict=True))
+    rows = []
+    for name, path in found.paths.items():
+        pass_1, pass_k = found.planes[name]
+        rows.append(
+            {
+                "rule": name,
+                "theta": path[-1].tolist(),
+                "pass@1": pass_1[-1],
+                f"pass@{found.setting.k}": pass_k[-1],
+                "lowest_pass@1": min(pass_1),
+                "below_frontier": height(best, pass_1[-1]) - pass_k[-1],
+                "last_step": float((path[-1] - path[-2]).norm()),
+            }
+        )
+    return rows
+
+
+def against_theory(toy: Bandit, theta: Tensor, k: int) -> dict[str, Any]:
+    """What the paper's statements say at theta, beside what is the case."""
+    share = torch.full((len(toy.hard),), 1 / len(toy.hard), dtype=torch.float64)
+    weights, _, seen = geometry(theta, toy, k)
+    assert seen.products is not None and seen.agreement is not None
+    a, p = seen.agreement, success(theta, toy)
+    terms = theory.decomposition(weights, a, share)
+    delta = theory.margin(weights, a, share).delta
+    bounds = delta, k, toy.score_bound, toy.curvature_bound
+    easy, hard = p[a >= 0].min(), p[a < 0].max() if (a < 0).any() else p.new_tensor(0.0)
+    separated = bool(easy > hard)
+    cosines = [_cosine(theta, toy, m) for m in KS]
+    return {
+        "k": k,
+        "E[w]": float(terms.weight),
+        "|grad J_1|^2": float(terms.agreement),
+        "cov(w, a)": float(terms.covariance),
+        "<grad J_k, grad J_1>": float(terms.inner),
+        "mean agreement under D_k": float(theory.mean(a, theory.shifted(weights, share))),
+        "negative agreement, easy": float((a[~toy.hard] < 0).double().mean()),
+        "negative agreement, hard": float((a[toy.hard] < 0).double().mean()),
+        "delta (4.4)": float(delta),
+        "k* (4.5)": float(theory.critical_k(a, share, easy, hard)) if separated else None,
+        "first k in conflict": next((m for m in KS if cosines[m - 1] < 0), None),
+        "step limit (4.6)": float(theory.step_limit(*bounds)) if delta > 0 else None,
+        "step limit, sharp": float(theory.step_limit(*bounds, sharp=True)) if delta > 0 else None,
+        "cosine of J_k and J_1 by k": cosines,
+    }
+
+
+def _cosine(theta: Tensor, toy: Bandit, k: int) -> float:
+    products = geometry(theta, toy, k)[2].products
+    assert products is not None
+    return products.cosine
+
+
+def agreements(found: Study, theta: Tensor) -> Tensor:
+    """a_i [N] of the population at theta."""
+    g = gradients(success(theta, found.toy), found.toy)
+    return g @ g.mean(0)
+
+
+def results(found: Study) -> dict[str, Any]:
+    """toy.json: every figure and parameter."""
+    pair = torch.tensor(REFERENCE, dtype=torch.float64)
+    setting = found.setting
+    return {
+        "parameters": parameters(setting),
+        "printed": [
+            {"name": x.name, "printed": x.printed, "ours": x.value, "matches": x.matches}
+            for x in printed_figures()
+        ],
+        "two prompts": against_theory(two_prompts(), pair, 10),
+        "population": against_theory(found.toy, setting.theta, setting.k),
+        "rules": ends(found),
+        "frontier": list(zip(*found.plane(found.frontier), strict=True)),
+    }
+
+
+def parameters(setting: Setting) -> dict[str, Any]:
+    pair = two_prompts()
+    return {
+        "two prompts": {
+            "s": pair.features[:, 1].tolist(),
+            "theta_ref": list(REFERENCE),
+            "k": 10,
+            "eta": ETA,
+        },
+        "population": vars(setting) | {"start": list(setting.start)},
+    }
+
+
+def report(content: dict[str, Any]) -> str:
+    """The tables for the terminal, and how loose the theory is."""
+    printed = [
+        [x["name"], x["printed"], f"{x['ours']:.3g}", "yes" if x["matches"] else "NO"]
+        for x in content["printed"]
+    ]
+    pair, all_prompts = content["two prompts"], content["population"]
+    names = [name for name in pair if name != "cosine of J_k and J_1 by k"]
+    numbers = [[name, *(_number(x[name]) for x in (pair, all_prompts))] for name in names]
+    pass_k = f"pass@{all_prompts['k']}"
+    keys = ["pass@1", pass_k, "lowest_pass@1", "below_frontier"]
+    rules = [[x["rule"], *(_places(x[key]) for key in keys)] for x in content["rules"]]
+    steps = content["parameters"]["population"]["steps"]
+    parts = [
+        table(["two prompts", "paper", "ours", "match"], printed),
+        table(["theory", "two prompts", "population"], numbers),
+        table([f"after {steps} steps", "pass@1", pass_k, "lowest pass@1", "below frontier"], rules),
+    ]
+    return "\n\n".join(parts)
+
+
+def _places(x: float) -> str:
+    return f"{round(x, 3) + 0.0:.3f}"  # no -0.000
+
+
+def _number(x: float | None) -> str:
+    return "–" if x is None else f"{x:.3g}"

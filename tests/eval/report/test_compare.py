@@ -1,0 +1,224 @@
+"""Runs side by side, from folders made by hand."""
+
+import csv
+import io
+import json
+import re
+
+import pytest
+from omegaconf import OmegaConf
+
+from eval.files import write_lines
+from eval.report import page, pictures
+from eval.report.compare import as_csv, compare, render
+from eval.report.curve import above, curves, height
+from eval.report.runs import BadRuns, find_runs, grouped
+from eval.scores.intervals import bca
+from eval.scores.passk import problem_scores
+
+PROBLEMS = 40
+
+
+def settings(**overrides):
+    found = {
+        "seed": 0,
+        "model.path": "base",
+        "task.name": "mine.py:Task",
+        "objective.k": 8,
+        "objective.k_schedule": None,
+        "surgery.rule": "none",
+        "surgery.mix": 0.5,
+        "train.steps": 10,
+        "train.lr": 1e-3,
+    }
+    return found | overrides
+
+
+def make(folder, after, seed=0, exact=True, summary=None, **overrides):
+    """A finished run that went from (.5, .8) to `after`; counts are those of sampled answers."""
+    (folder / "eval").mkdir(parents=True)
+    config = OmegaConf.create({})
+    for key, value in settings(seed=seed, **overrides).items():
+        OmegaConf.update(config, key, value, force_add=True)
+    OmegaConf.save(config, folder / "config.yaml")
+    ends = {"before": (0.5, 0.8), "after": after}
+    kind = "exact" if exact else "eval"
+    write_lines(
+        folder / "metrics.jsonl",
+        [
+            {"step": step, f"{kind}/pass@1": one, f"{kind}/pass@8": eight}
+            for step, (one, eight) in ((0, (0.5, 0.8)), (5, (after[0] - 0.1, 0.85)), (10, after))
+        ],
+    )
+    found = {"run": folder.parent.name, "seed": seed, "k": 8, "steps": 10, "seconds": 10.0}
+    for when, values in ends.items():
+        counts = [min(8, round(8 * values[0] * 2 * (i % 2))) for i in range(PROBLEMS)]
+        write_lines(
+            folder / "eval" / f"{when}.jsonl",
+            [
+                {"id": str(i), "n": 8, "c": c, "verdicts": [j < c for j in range(8)]}
+                for i, c in enumerate(counts)
+            ],
+        )
+        found[when] = {
+            name: {"value": x, "low": x - 0.01, "high": x + 0.01}
+            for name, x in zip(("pass@1", "pass@8"), values, strict=True)
+        }
+    if exact:
+        values = {when: dict(zip(("pass@1", "pass@8"), x, strict=True)) for when, x in ends.items()}
+        found["exact"] = {**values, "lowest_pass@1": 0.4, "frontier_share": 0.5}
+    (folder / "summary.json").write_text(json.dumps(found | (summary or {})))
+
+
+def test_the_table_by_hand(tmp_path):
+    make(tmp_path / "x" / "seed0", (0.6, 0.9), 0)
+    make(tmp_path / "x" / "seed1", (0.7, 0.901), 1, summary={"seconds": 20.0})
+    (row,) = compare(find_runs([tmp_path]))
+    assert row["pass@1"]["change"]["value"] == pytest.approx(0.15)
+    half = 12.7062 * 0.05  # t on one degree of freedom, error .05
+    assert row["pass@1"]["change"]["high"] - 0.15 == pytest.approx(half, rel=1e-4)
+    assert row["pass@1"]["verdict"] == "cannot tell" and row["pass@8"]["verdict"] == "better"
+    assert row["pass@1"]["before"] == 0.5 and row["seconds"] == 15
+    assert row["lowest_pass@1"] == 0.5 and row["frontier_share"] == 0.5
+    assert "0.500 → 0.650" in render([row]) and "+0.150" in render([row], markdown=True)
+    (line,) = csv.DictReader(io.StringIO(as_csv([row])))
+    assert float(line["pass@1.change.value"]) == pytest.approx(0.15)
+
+
+def test_verdicts_need_the_margin_and_holm(tmp_path):
+    for seed in range(4):
+        make(tmp_path / "x" / f"seed{seed}", (0.52 + 0.001 * seed, 0.8), seed)
+    assert compare(find_runs([tmp_path]))[0]["pass@1"]["verdict"] == "better"
+    assert compare(find_runs([tmp_path]), margin=0.05)[0]["pass@1"]["verdict"] == "cannot tell"
+    p = compare(find_runs([tmp_path]))[0]["pass@1"]["p"]
+    for name in "abcd":
+        for seed in range(4):
+            make(tmp_path / name / f"seed{seed}", (0.5 + 0.01 * (-1) ** seed, 0.8), seed)
+    rows = compare(find_runs([tmp_path]))
+    assert rows[-1]["pass@1"]["p"] == p and rows[-1]["pass@1"]["p_holm"] == pytest.approx(5 * p)
+    make(tmp_path / "worse" / "seed0", (0.4, 0.8), 0)
+    make(tmp_path / "worse" / "seed1", (0.401, 0.8), 1)
+    assert {r["run"]: r for r in compare(find_runs([tmp_path]))}["worse"]["pass@1"]["verdict"] == (
+        "worse"
+    )
+
+
+def test_a_single_seed_of_sampled_values_is_judged_over_problems(tmp_path):
+    make(tmp_path / "x" / "seed0", (0.4, 0.8), exact=False)
+    (run,) = find_runs([tmp_path])
+    (row,) = compare([run])
+    before, after = (problem_scores(run.records(when), 1) for when in ("before", "after"))
+    assert row["pass@1"]["change"] == bca(after - before).interval
+    assert row["pass@1"]["after"]["low"] == pytest.approx(0.39)  # the run's own interval
+    assert "frontier_share" not in row and row["lowest_pass@1"] == pytest.approx(0.3)
+    make(tmp_path / "y" / "seed0", (0.4, 0.8))
+    alone = compare(find_runs([tmp_path / "y"]))[0]["pass@1"]
+    assert alone["change"]["low"] is None and alone["verdict"] == "cannot tell"
+
+
+def test_groups_are_folders(tmp_path):
+    for place in ("a/x", "b/x", "b/y"):
+        make(tmp_path / place / "seed0", (0.6, 0.9))
+    names = [run.group for run in find_runs([tmp_path])]
+    assert names == ["a/x", "b/x", "y"]  # by what of the path tells runs of one name apart
+    (tmp_path / "score").mkdir()
+    (tmp_path / "score" / "summary.json").write_text('{"scores": {}}')  # of score.py: no run
+    assert len(find_runs([tmp_path])) == 3
+
+
+def test_runs_of_other_settings_are_not_averaged(tmp_path):
+    make(tmp_path / "x" / "seed0", (0.6, 0.9), 0)
+    make(tmp_path / "x" / "seed1", (0.6, 0.9), 1, **{"train.lr": 0.5})
+    with pytest.raises(BadRuns, match=r"train.lr = 0.5, but 0.001 in .*move one"):
+        compare(find_runs([tmp_path]))
+
+
+def test_true_and_sampled_values_are_not_mixed(tmp_path):
+    make(tmp_path / "x" / "seed0", (0.6, 0.9))
+    make(tmp_path / "y" / "seed0", (0.4, 0.8), exact=False)
+    with (tmp_path / "x" / "seed0" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 10, "eval/pass@1": 0.59, "eval/pass@8": 0.9}\n')
+    rows = {row["run"]: row for row in compare(find_runs([tmp_path]))}
+    assert not rows["x"]["exact"] and rows["x"]["lowest_pass@1"] == 0.59
+
+
+def test_height_by_hand():
+    line = [(0.5, 1.0), (0.7, 0.9), (0.8, 0.5)]
+    assert height(line, 0.6) == pytest.approx(0.95) and height(line, 0.75) == pytest.approx(0.7)
+    assert height(line, 0.4) == 1.0 and height(line, 0.9) == 0.5  # level beyond the ends
+    assert height([(0.5, 0.9), (0.7, 0.9), (0.5, 0.7)], 0.6) == pytest.approx(0.9)  # the higher
+
+
+def test_distance_to_the_curve(tmp_path):
+    """Two mixtures and pass@k alone make a curve; a rule at .65 is .02 above it on both seeds."""
+    for seed in (0, 1):
+        shift = 0.01 * seed  # seeds differ, and alike in all runs: the distance does not
+        make(tmp_path / "passk" / f"seed{seed}", (0.5 + shift, 1.0), seed)
+        make(
+            tmp_path / "mix,1" / f"seed{seed}", (0.7 + shift, 0.9), seed,
+            **{"surgery.rule": "mix", "surgery.mix": 1.0},
+        )  # fmt: skip
+        make(
+            tmp_path / "mix,2" / f"seed{seed}", (0.8 + shift, 0.7), seed,
+            **{"surgery.rule": "mix", "surgery.mix": 2.0},
+        )  # fmt: skip
+        make(
+            tmp_path / "mine" / f"seed{seed}", (0.65 + shift, 0.945 + 0.001 * seed), seed,
+            **{"surgery.rule": "pcgrad", "train.lr": 3e-3},
+        )  # fmt: skip
+        make(
+            tmp_path / "other" / f"seed{seed}", (0.6, 0.99), seed,
+            **{"surgery.rule": "pcgrad", "train.steps": 20},
+        )  # fmt: skip
+    runs = find_runs([tmp_path])
+    (curve,) = curves(list(grouped(runs).values()), exact=True)
+    assert curve.lambdas == [0.0, 1.0, 2.0] and curve.seeds == [0, 1]
+    rows = {row["run"]: row["above_mix"] for row in compare(runs)}
+    half = 12.7062 * 0.0005  # t on one degree of freedom, error .0005
+    assert rows["mine"] == pytest.approx(
+        {"value": 0.0205, "low": 0.0205 - half, "high": 0.0205 + half}
+    )
+    assert rows["other"] is None  # other work: more steps
+    assert rows["mix,1"] is None and rows["passk"] is None  # on the curve
+    one = above([grouped(runs)["mine"][1]], [curve], exact=True)
+    assert one is not None and one.interval["low"] is None
+
+
+def test_the_page_holds_everything_and_asks_for_nothing(tmp_path):
+    for seed in range(2):
+        make(tmp_path / "x<y" / f"seed{seed}", (0.6, 0.9), seed)
+        make(tmp_path / "z" / f"seed{seed}", (0.4 + 0.001 * seed, 0.9), seed)
+    rows = page.write(find_runs([tmp_path]), tmp_path / "out", 0.0)
+    assert {x.name for x in (tmp_path / "out").iterdir()} == {
+        *(f"compare.{end}" for end in ("md", "csv", "json", "html")),
+        *(f"{name}.png" for name in ("pareto", "passk", "steps", "flows")),
+    }
+    text = (tmp_path / "out" / "compare.html").read_text()
+    assert text.count("data:image/png;base64,") == 4 and "x&lt;y" in text and "x<y" not in text
+    plain = re.sub(r"data:image/png;base64,[^\"]*", "", text)
+    for outside in ("http", "//", "<script", "@import", "url("):
+        assert outside not in plain, outside
+    assert '<td class="worse">worse</td>' in text
+    assert json.loads((tmp_path / "out" / "compare.json").read_text()) == json.loads(
+        json.dumps(rows)
+    )
+
+
+def test_scalars_over_training(tmp_path):
+    """A difference of two scalars over seeds; a run without it is left out, a misspelt one told."""
+    for seed in range(2):
+        make(tmp_path / "x" / f"seed{seed}", (0.6, 0.9 + 0.02 * seed), seed)
+    make(tmp_path / "y" / "seed0", (0.4, 0.9))
+    with (tmp_path / "y" / "seed0" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 11, "surgery/length_k": 3.0}\n')
+    runs, gap = find_runs([tmp_path]), "exact/pass@8-exact/pass@1"
+    steps, values = zip(*runs[0].scalar(gap), strict=True)
+    assert steps == (0, 5, 10) and values == pytest.approx((0.3, 0.35, 0.3))
+    gaps, lengths = pictures.of_scalars([gap, "surgery/length_k"], grouped(runs)).axes
+    assert [x.get_label() for x in gaps.lines] == ["x", "y"]
+    assert gaps.lines[0].get_ydata()[2] == pytest.approx(0.31)  # .30 and .32
+    assert [list(x.get_ydata()) for x in lengths.lines] == [[3.0]]
+    page.write(runs, tmp_path / "out", 0.0, [gap])
+    assert (tmp_path / "out" / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(BadRuns, match=r"pass1: in no run.*nearest is exact/pass@1"):
+        page.write(runs, tmp_path / "out", 0.0, ["exact/pass1"])

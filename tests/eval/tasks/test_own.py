@@ -1,0 +1,121 @@
+"""A task of the user's own: what it lacks or does wrong is one line that names file and remedy."""
+
+import pytest
+
+from eval.tasks.registry import build_task
+from eval.tasks.task import Problem, TaskError
+
+HEAD = "from dataclasses import dataclass\nfrom eval.tasks import Problem\n"
+PARTS = {
+    "verifier": "    verifier = 'exact'",
+    "max_new_tokens": "    max_new_tokens = 4",
+    "training": "    def training(self, seed, step, count):\n"
+    "        return [Problem(f'{i}', '1+1=', '2') for i in range(count)]",
+    "evaluation": "    def evaluation(self, count):\n        return self.training(0, 0, count)",
+    "base_model": "    def base_model(self):\n        return 'here'",
+}
+
+
+def build(path, **parts):
+    """The task of a file with these parts in place of the usual ones; None leaves one out."""
+    lines = [x for x in ({**PARTS, **parts}).values() if x is not None]
+    path.write_text("\n".join([HEAD, "@dataclass", "class Mine:", "    size: int = 3", *lines]))
+    return build_task({"name": f"{path}:Mine", "size": 5, "verifier": None})
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "mine.py"
+
+
+def refusal(path, ask, **parts):
+    with pytest.raises(TaskError) as error:
+        ask(build(path, **parts))
+    (line,) = str(error.value).splitlines()
+    return line.replace(f"task.name = {path}:Mine: ", "")
+
+
+def test_a_task_that_is_one(path):
+    task = build(path)
+    assert task.size == 5 and task.verifier == "exact" and task.base_model() == "here"
+    assert task.training(0, 1, 2) == [Problem("0", "1+1=", "2"), Problem("1", "1+1=", "2")]
+    assert len(task.evaluation(3)) == 3
+    assert not any(hasattr(task, x) for x in ("success", "reference", "base_config"))
+    reference = "    def reference(self, count):\n        return []"
+    said = "reference(4,) returned []; return a list of Problem"
+    assert refusal(path, lambda task: task.reference(4), base_model=reference) == said
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ("training", "has no method training; add it, as `Task` has it"),
+        ("evaluation", "has no method evaluation; add it, as `Task` has it"),
+        (
+            "max_new_tokens",
+            "has max_new_tokens = None; give it the most tokens that an answer needs",
+        ),
+        (
+            "verifier",
+            "has the verifier None; write exact, math, boxed or file.py:function there, or ",
+        ),
+    ],
+)
+def test_what_a_task_lacks(path, part, said):
+    assert refusal(path, vars, **{part: None}).startswith(said)
+
+
+def test_a_verifier_that_the_configuration_names_is_enough(path):
+    options = {"name": f"{path}:Mine", "verifier": "math"}
+    path.write_text("\n".join([HEAD, "@dataclass", "class Mine:", *list(PARTS.values())[1:]]))
+    assert build_task(options).max_new_tokens == 4
+    assert "has the verifier exakt" in refusal(path, vars, verifier="    verifier = 'exakt'")
+
+
+def test_a_base_is_asked_for_only_where_it_is_needed(path):
+    assert build(path, base_model=None).training(0, 1, 1)
+    with pytest.raises(
+        TaskError, match=r"model.path = base: .* no method base_model; name a folder"
+    ):
+        build(path, base_model=None).base_model()
+    wrong = "    def base_model(self):\n        return None"
+    said = refusal(path, lambda task: task.base_model(), base_model=wrong)
+    assert said == "base_model() returned None; return a path"
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ("None", "returned None; return a list of Problem"),
+        ("[]", "returned []; return a list of Problem"),
+        ("(x for x in range(count))", "returned <generator object Mine.training"),
+        ("[{'prompt': '1'}] * count", "returned {'prompt': '1'} among its problems; return a list"),
+        ("[Problem('1', '2', 3)] * count", "returned a problem whose gold is 3, and no text"),
+        (
+            "[Problem('1', '2', '3')] * (count - 1)",
+            "returned 3 problems of 4; return as many as it",
+        ),
+        ("[][count]", "ended with IndexError: list index out of range (FILE, line 10); correct it"),
+    ],
+)
+def test_problems_that_are_none(path, returned, said):
+    training = f"    def training(self, seed, step, count):\n        return {returned}"
+    told = refusal(path, lambda task: task.training(0, 1, 4), training=training)
+    assert told.startswith(f"training(0, 1, 4) {said.replace('FILE', str(path))}"), told
+
+
+def test_what_is_no_class_of_data(path):
+    for code, said in (
+        ("def Mine(): pass", "is no class of data; write a class, with @dataclass above it"),
+        ("class Mine: pass", "is no class of data; write a class, with @dataclass above it"),
+        ("Mine = 3", "is no class of data; write a class, with @dataclass above it"),
+        ("@dataclass\nclass Mine:\n    x: int", "TypeError: Mine.__init__() missing 1 required"),
+        (
+            "@dataclass\nclass Mine:\n    def __post_init__(self):\n        self.x = {}['y']",
+            f"KeyError: 'y' ({path}, line 6); correct the class",
+        ),
+    ):
+        path.write_text(f"{HEAD}{code}\n")
+        with pytest.raises(TaskError) as error:
+            build_task({"name": f"{path}:Mine"})
+        assert str(error.value).startswith(f"task.name = {path}:Mine: {said}")

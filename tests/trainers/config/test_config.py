@@ -1,0 +1,258 @@
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+from trainers.config.load import check_ranks, differences, load_config, save_config
+from trainers.config.schema import Config
+from trainers.config.values import ConfigError, flatten
+
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+def refusal(*overrides, path=ROOT / "configs" / "passk.yaml"):
+    with pytest.raises(ConfigError) as error:
+        load_config(path, overrides)
+    return str(error.value).splitlines()
+
+
+REAL = ["gsm8k_qwen2.5_0.5b", "math_r1_distill_qwen_7b", "math_r1_distill_llama_8b"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda x: f"{x.parent.name}/{x.stem}")
+def test_every_shipped_configuration_loads(path):
+    config = load_config(path)
+    name = f"{path.parent.name}/{path.stem}" if path.parent.name in [*REAL, "chain"] else path.stem
+    assert config.run.dir == f"runs/{name}/seed0"
+    assert config.eval.k == 8
+
+
+def test_pcgrad_differs_from_passk_by_one_line():
+    bodies = [
+        [x for x in (ROOT / "configs" / f"{n}.yaml").read_text().splitlines() if x[:1] != "#"]
+        for n in ("passk", "pcgrad")
+    ]
+    assert bodies[0] == bodies[1][:-1]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_variants_differ_from_their_root_by_one_line(name):
+    root = load_config(ROOT / "configs" / f"{name}.yaml")
+    for variant in ("passk", "pcgrad", "agreement_clip"):
+        path = ROOT / "configs" / name / f"{variant}.yaml"
+        first, *more = [x for x in path.read_text().splitlines() if x[:1] != "#"]
+        assert first == f"extends: ../{name}.yaml" and len(more) == (variant != "passk")
+        changed = {key for key, x in flatten(load_config(path)).items() if x != flatten(root)[key]}
+        assert changed == {"run.dir"} | ({"surgery.rule"} if more else set())
+
+
+def test_base_yaml_states_the_defaults():
+    stated = yaml.safe_load((ROOT / "configs" / "base.yaml").read_text())
+    flat = flatten(Config())
+    for section, content in stated.items():
+        for key, value in content.items() if isinstance(content, dict) else [("", content)]:
+            name = f"{section}.{key}".rstrip(".")
+            assert flat[name] == value or (name == "eval.k" and value == flat["objective.k"])
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("train.promts=4", ["train.promts = 4", "unknown key", "train.prompts"]),
+        ("nonsense=1", ["nonsense = 1", "unknown key"]),
+        ("train=4", ["train = 4", "is a section", "train.steps"]),
+        ("train.steps=many", ["train.steps = many", "a whole number"]),
+        ("train.steps=2.5", ["train.steps = 2.5", "a whole number"]),
+        ("train.steps=true", ["train.steps = True", "not a truth value"]),
+        ("train.steps=null", ["train.steps = null", "a whole number"]),
+        ("train.lr=.nan", ["train.lr = nan", "finite"]),
+        ("train.lr=0", ["train.lr = 0", "above 0"]),
+        ("train.samples=0", ["train.samples = 0", "at least 2"]),
+        ("train.samples=1", ["train.samples = 1", "at least 2"]),
+        ("objective.k=17", ["objective.k = 17", "k <= 16", "train.samples"]),
+        ("objective.estimator=pkpo_loo objective.k=16", ["objective.k = 16", "k <= 15"]),
+        ("objective.estimator=lo", ["objective.estimator = lo", "loo"]),
+        ("train.entropy_coef=-0.1", ["train.entropy_coef = -0.1", "at least 0"]),
+        ("train.top_p=0.9", ["train.top_p = 0.9", "must be 1", "eval.top_p"]),
+        ("train.temperature=0", ["train.temperature = 0", "above 0"]),
+        ("eval.k=64", ["eval.k = 64", "eval.samples"]),
+        ("surgery.rule=pcgrat", ["surgery.rule = pcgrat", "pcgrad"]),
+        ("surgery.rule=mine.py:f", ["surgery.rule = mine.py:f", "no Python file"]),
+        ("surgery.rule=pcgrad surgery.measure=none", ["surgery.measure = none", "last_layer"]),
+        ("surgery.measure=last_laier", ["surgery.measure = last_laier", "did you mean last_layer"]),
+        ("train.prompts=1", ["train.prompts = 1", "2 or more"]),
+        ("task.name=twins", ["task.name = twins", "twin"]),
+        ("task.verifier=regex", ["task.verifier = regex", "exact, math"]),
+        ("train.schedule=cosin", ["train.schedule = cosin", "cosine"]),
+        ("model.dtype=bfloat16", ["model.dtype = bfloat16", "zero_stage=1"]),
+        ("model.attention=flash_attention_2", ["model.attention = flash", "not installed", "sdpa"]),
+        ("train.offload=optimizer", ["train.offload = optimizer", "zero_stage=1"]),
+        ("train.offload=all train.zero_stage=2", ["train.offload = all", "zero_stage=3"]),
+        ("train.updates=0", ["train.updates = 0", "at least 1"]),
+        ("train.ratio_clip=0", ["train.ratio_clip = 0", "above 0"]),
+        ("model.lora_rank=-1", ["model.lora_rank = -1", "at least 0"]),
+        ("train.best_constraint=much", ["train.best_constraint = much", "eval/pass@8>=0.9"]),
+        ("train.best_constraint=eval/pas@8>=1", ["train.best_constraint = ", "eval/pass@8"]),
+        ("train.best_metric=eval/pass@3", ["train.best_metric = eval/pass@3", "eval/pass@4"]),
+        ("train.warmup_steps=500", ["train.warmup_steps = 500", "lower it"]),
+        ("objective.k_schedule=50", ["objective.k_schedule = 50", "k@step"]),
+        ("objective.k_schedule=0@50", ["objective.k_schedule = 0@50", "k@step"]),
+        ("objective.k_schedule=17@50", ["k <= 16"]),
+        ("objective.estimator=plugin objective.k=17", ["objective.k = 17", "k <= 16"]),
+        ("objective.estimator=grpo surgery.rule=agreement_clip", ["objective.estimator = grpo"]),
+        ("surgery.rule=floor eval.temperature=0.5", ["eval.temperature = 0.5", "floor"]),
+        ("surgery.rule=agreement_clip surgery.every=2", ["surgery.every = 2", "every=1"]),
+        (
+            "surgery.rule=agreement_clip train.samples=2 objective.k=2",
+            ["train.samples = 2", "3 or"],
+        ),
+        ("surgery.metric=adam", ["surgery.metric = adam", "ghost"]),
+        ("surgery.measure=ghost surgery.modules=[a", ["surgery.modules", "YAML"]),
+        ("surgery.measure=ghost surgery.modules='('", ["surgery.modules = (", "expression"]),
+        ("task.name=mine.py:Task", ["task.name = mine.py:Task", "no Python file"]),
+        ("justaword", ["justaword", "key=value"]),
+        ("seed=-1", ["seed = -1", "at least 0"]),
+        ("seed=[1", ["seed = [1", "YAML"]),
+        ("seed=${nothing}", ["interpolation"]),
+    ],
+)
+def test_refusals_name_key_value_and_remedy(override, parts):
+    (line,) = refusal(*override.split(" "))
+    for part in parts:
+        assert part in line, line
+
+
+def test_all_mistakes_are_told_at_once():
+    lines = refusal("train.stepz=1", "train.lr=fast", "evil.k=3")
+    assert [line.split(" ")[0] for line in lines] == ["train.stepz", "train.lr", "evil.k"]
+    assert len(refusal("train.lr=0", "objective.k=99", "train.top_p=0.5", "x=1")) == 4
+
+
+def test_every_number_has_a_range():
+    def numbers(section):
+        for f in fields(section):
+            value = getattr(section, f.name)
+            if is_dataclass(value):
+                yield from numbers(value)
+            elif isinstance(value, int | float) and not isinstance(value, bool):
+                yield f
+
+    free = {"top_p"}  # train.top_p must be 1
+    assert [f.name for f in numbers(Config()) if not f.metadata and f.name not in free] == []
+
+
+def test_extends(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "a.yaml").write_text("seed: 1\ntrain: {steps: 5, lr: 0.1}\n")
+    (tmp_path / "deep" / "b.yaml").write_text("extends: ../a.yaml\ntrain: {lr: 0.2}\n")
+    config = load_config(tmp_path / "deep" / "b.yaml", ["train.steps=7"])
+    assert (config.seed, config.train.steps, config.train.lr) == (1, 7, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("extends: x.yaml\n", "circle"),
+        ("extends: [a, b]\n", "one file"),
+        ("extends: none.yaml\n", "no such file"),
+        ("a: [1\n", "YAML"),
+        ("- 1\n", "key: value"),
+        ("", "key: value"),
+        ("seed: 1\nseed: 2\n", "YAML"),
+    ],
+)
+def test_unreadable_files(tmp_path, text, part):
+    (tmp_path / "x.yaml").write_text(text)
+    if text == "":
+        assert load_config(tmp_path / "x.yaml").seed == 0  # an empty file is the defaults
+        return
+    (line,) = refusal(path=tmp_path / "x.yaml")
+    assert part in line
+
+
+def test_missing_file_and_folder(tmp_path):
+    assert "no such file" in refusal(path=tmp_path / "gone.yaml")[0]
+    assert "--config" in refusal(path=tmp_path)[0]
+
+
+def test_saved_configurations_come_back(tmp_path):
+    config = load_config(ROOT / "configs" / "pcgrad.yaml", ["train.lr=1e-4"])
+    save_config(config, tmp_path / "config.yaml")
+    assert differences(config, tmp_path / "config.yaml") == []
+    assert load_config(tmp_path / "config.yaml") == config
+    changed = load_config(ROOT / "configs" / "pcgrad.yaml", ["train.steps=9", "logging.kl_every=0"])
+    assert differences(changed, tmp_path / "config.yaml") == ["train.lr = 0.0006 (was 0.0001)"]
+
+
+def test_settings_of_ones_own_rule_and_task(tmp_path):
+    code = "def rule(weights, geometry, state, *, mine=1.0): return weights, mine * weights\n"
+    (tmp_path / "mine.py").write_text(code)
+    options = [f"surgery.rule={tmp_path}/mine.py:rule", "surgery.options.mine=2.5"]
+    config = load_config(ROOT / "configs" / "passk.yaml", options)
+    assert config.surgery.options == {"mine": 2.5}
+    save_config(config, tmp_path / "config.yaml")
+    assert differences(config, tmp_path / "config.yaml") == []
+    assert load_config(tmp_path / "config.yaml") == config
+    (line,) = refusal(f"surgery.rule={tmp_path}/mine.py:other")
+    assert "AttributeError" in line
+
+
+def test_ranks():
+    config = load_config(ROOT / "configs" / "passk.yaml", ["train.prompts=2"])
+    check_ranks(config, 2)
+    with pytest.raises(ConfigError, match=r"train.prompts = 2: fewer than the 3 ranks"):
+        check_ranks(config, 3)
+
+
+def test_continuous_needs_a_transformers_that_has_it(monkeypatch):
+    passk = ROOT / "configs" / "passk.yaml"
+    load_config(passk, ["train.rollouts=continuous"])
+    monkeypatch.setattr("trainers.config.checks.metadata.version", lambda name: "5.9.2")
+    load_config(passk)
+    (line,) = refusal("train.rollouts=continuous")
+    assert line == (
+        "train.rollouts = continuous: needs transformers 5.23, and this is 5.9.2; "
+        "upgrade it, or use cached"
+    )
+
+
+def test_user_files_are_relative_to_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("def f(weights, geometry, state): return weights, weights\n")
+    assert load_config(ROOT / "configs" / "passk.yaml", ["surgery.rule=mine.py:f"])
+
+
+def test_what_is_not_installed_is_said_before_a_model_is_loaded(monkeypatch):
+    from trainers.config import checks as contradictions
+
+    monkeypatch.setattr(contradictions, "find_spec", lambda name: None)
+    (line,) = refusal("model.lora_rank=8")
+    assert "model.lora_rank = 8" in line and "install '.[lora]'" in line
+    monkeypatch.setattr(contradictions, "find_spec", lambda name: name)
+    (line,) = refusal("model.attention=flash_attention_2")
+    assert "model.dtype=bfloat16" in line
+
+
+def test_a_key_that_is_newer_than_the_folder_has_its_default_there(tmp_path):
+    path = tmp_path / "config.yaml"
+    save_config(load_config(ROOT / "configs" / "pcgrad.yaml"), path)
+    lines = path.read_text().splitlines(True)
+    path.write_text("".join(x for x in lines if "updates:" not in x))
+    assert differences(load_config(ROOT / "configs" / "pcgrad.yaml"), path) == []
+    changed = load_config(ROOT / "configs" / "pcgrad.yaml", ["train.updates=2"])
+    assert differences(changed, path) == ["train.updates = 2 (was 1)"]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("task.fields=3", "task.fields=[a]", "task.fields={problem: {a: b}}"),
+        *("task.fields.problem=null", "task.fields={problem: text}"),
+        *("surgery.options=[1]", "task.path=mine.jsonl"),
+    ],
+)
+def test_settings_of_data_and_options_of_the_wrong_kind(override):
+    (line,) = refusal(override)
+    assert line.startswith(override.split("=")[0].removesuffix(".problem"))

@@ -1,0 +1,250 @@
+"""Many runs: every configuration, every seed, every value of a sweep, some of them at a time."""
+
+import argparse
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from tqdm import tqdm
+
+from eval.report.runs import read_summary
+from trainers.config.load import OF_BASE, differences, is_root, load_config
+from trainers.config.schema import Config
+from trainers.config.values import ConfigError, flatten
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Run:
+    config: str
+    fixed: tuple[str, ...]  # overrides of all runs
+    swept: tuple[str, ...]  # and this one's
+    seed: int
+    out: Path
+    threads: int
+
+    @property
+    def name(self) -> str:
+        swept = (f"{key.rpartition('.')[2]}={value}" for key, value in _pairs(self.swept))
+        return ",".join([Path(self.config).stem, *swept]).replace("/", "_")
+
+    @property
+    def folder(self) -> Path:
+        return self.out / self.name / f"seed{self.seed}"
+
+    @property
+    def overrides(self) -> list[str]:
+        own = [f"seed={self.seed}", f"run.dir={self.folder}", f"run.threads={self.threads}"]
+        return [*self.fixed, *self.swept, *own]
+
+    @cached_property
+    def settings(self) -> Config:
+        return load_config(self.config, self.overrides)
+
+    @property
+    def base(self) -> str:
+        """All that the evaluation before training depends on."""
+        return repr([x for x in flatten(self.settings).items() if x[0].startswith(OF_BASE)])
+
+    @property
+    def before(self) -> Path:
+        return self.folder / "eval" / "before.jsonl"
+
+    def is_finished(self) -> bool:
+        """Done, and under the same configuration; a changed one is left to the run to refuse."""
+        summary, saved = (self.folder / name for name in ("summary.json", "config.yaml"))
+        if not summary.exists():
+            return False
+        steps = read_summary(summary)["steps"]
+        return steps == self.settings.train.steps and not differences(self.settings, saved)
+
+    def plan(self) -> tuple[str, int]:
+        """What running it would do, and how many steps of training."""
+        saved = self.folder / "config.yaml"
+        steps = self.settings.train.steps
+        done = [int(x.name[5:]) for x in self.folder.glob("checkpoints/step_*")]
+        if self.is_finished():
+            return "finished", 0
+        if saved.exists() and (done or (self.folder / "metrics.jsonl").exists()):
+            changed = differences(self.settings, saved)
+            if changed:
+                return f"would be refused: {changed[0]}", 0
+        step = max(done, default=0)
+        if step > steps:
+            return f"would be refused: train.steps = {steps}, but {step} are done", 0
+        return f"from step {step}" if step else "new", steps - step
+
+    def last(self) -> dict[str, float]:
+        """The newest whole line of its metrics."""
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            return {"step": 0}
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 2**16))
+            lines = file.read().split(b"\n")[:-1]
+        with suppress(ValueError, IndexError, TypeError):
+            return {"step": 0, **json.loads(lines[-1])}
+        return {"step": 0}  # the run itself tells of damage
+
+
+def _pairs(overrides: tuple[str, ...]) -> list[tuple[str, str]]:
+    return [(key, value) for key, _, value in (x.partition("=") for x in overrides)]
+
+
+def combinations(arguments: argparse.Namespace) -> list[Run]:
+    """Seeds vary slowest, so that a table over all configurations exists early."""
+    # the overrides that follow --configs or --seeds are taken for theirs
+    sweeps = [*arguments.sweeps, *(x for x in arguments.configs if "=" in x)]
+    configs = [x for x in arguments.configs if "=" not in x]
+    if len(configs) > 1:  # configs/*.yaml holds the roots that the others extend
+        configs = [x for x in configs if not is_root(Path(x))]
+    stems = [Path(x).stem for x in configs]
+    for stem in stems:
+        if stems.count(stem) > 1:
+            raise ConfigError(f"--configs = {stem}: named twice; runs are told by file name")
+    axes: list[list[str]] = []
+    fixed: list[list[str]] = []
+    for key, value in _pairs(tuple(sweeps)):
+        whole = value[:1] in "'\"[{" or not value  # a quoted value or a list is one value
+        values = [value] if whole else value.split(",")
+        (axes if len(values) > 1 else fixed).append([f"{key}={x}" for x in values])
+    same = tuple(x for (x,) in fixed)
+    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
+    grid = itertools.product(arguments.seeds, configs, itertools.product(*axes))
+    return [Run(config, same, swept, seed, arguments.out, threads) for seed, config, swept in grid]
+
+
+def _command(run: Run, base: Run | None) -> list[str]:
+    with socket.socket() as free:  # two launches at once would meet on the launcher's own port
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--master_port", str(port)]
+    shared = [f"run.base={base.folder}"] if base else []
+    train = str(ROOT / "launch" / "train.py")
+    return [*launcher, train, "--config", run.config, *run.overrides, *shared]
+
+
+class Ablation:
+    """The runs, some at a time, each with one line of progress."""
+
+    def __init__(self, runs: list[Run], jobs: int):
+        self.runs, self.jobs = runs, jobs
+        self._running: set[subprocess.Popen] = set()
+        self._first = {run.base: threading.Lock() for run in runs}
+        self._lines = set(range(jobs))  # of the terminal that show no run
+        self._ending = False
+
+    def __call__(self) -> int:
+        """How many failed."""
+        failed = 0
+        pool = ThreadPoolExecutor(self.jobs)
+        try:
+            outcomes = {pool.submit(self._execute, run): run for run in self.runs}
+            for i, done in enumerate(as_completed(outcomes), 1):
+                run, outcome = outcomes[done], done.result()
+                line = f"[{i}/{len(self.runs)}] {run.name} seed {run.seed}: {outcome}"
+                tqdm.write(line, file=sys.stdout)
+                sys.stdout.flush()
+                failed += "FAILED" in outcome
+        except KeyboardInterrupt:  # the runs end too, each within the launcher's 30 seconds
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            self._ending = True
+            for process in list(self._running):
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGINT)
+            pool.shutdown(cancel_futures=True)
+            raise
+        return failed
+
+    def _execute(self, run: Run) -> str:
+        """Run it to its end, its output in a log beside its folder. Returns what became of it."""
+        try:
+            return self._run(run)
+        except (OSError, ValueError, ConfigError) as error:  # it, not the others
+            return f"FAILED: {error}"
+
+    def _run(self, run: Run) -> str:
+        if run.is_finished():
+            return "was finished"
+        log = run.folder.with_suffix(".log")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        start = time.monotonic()
+        first = self._first[run.base]
+        first.acquire()  # until there is an evaluation of this base to take
+        try:
+            base = next((x for x in self.runs if x is not run and _same_base(x, run)), None)
+            if self._ending:
+                return "not started"
+            with log.open("a") as file:  # of a session of its own: it ends when it is told to
+                process = subprocess.Popen(
+                    _command(run, base), stdout=file, stderr=file, start_new_session=True
+                )
+            self._running.add(process)
+            while process.poll() is None and not (base or run.before.exists()):
+                time.sleep(0.2)
+        finally:
+            first.release()
+        self._show(run, process)
+        self._running.discard(process)
+        seconds = f"{time.monotonic() - start:.0f} s"
+        if process.returncode == 0:
+            return f"done in {seconds}"
+        return f"FAILED with exit code {process.returncode}; see {log}"
+
+    def _show(self, run: Run, process: subprocess.Popen) -> None:
+        """Its line of the terminal, until it ends."""
+        line = self._lines.pop()
+        steps, name = run.settings.train.steps, f"{run.name} seed {run.seed}"
+        quiet = not sys.stderr.isatty()
+        with tqdm(total=steps, desc=name, position=line, leave=False, disable=quiet) as bar:
+            while process.poll() is None:
+                newest = run.last()
+                bar.n = int(newest["step"])
+                shown = {
+                    k.removeprefix("train/"): x for k, x in newest.items() if "train/pass@" in k
+                }
+                bar.set_postfix({name: f"{x:.3f}" for name, x in shown.items()})
+                time.sleep(0.5)
+        self._lines.add(line)
+
+
+def _same_base(donor: Run, run: Run) -> bool:
+    """Whether there is an evaluation of the run's base in the donor's folder."""
+    saved = donor.folder / "config.yaml"
+    return donor.before.exists() and not differences(run.settings, saved, OF_BASE)
+
+
+def plan(runs: list[Run], jobs: int) -> Iterator[str]:
+    """What would be done, and how long by the finished runs here; one line a run."""
+    speeds: dict[str, list[float]] = {}
+    for summary in (run.folder / "summary.json" for run in runs):
+        if summary.exists():
+            done = read_summary(summary)
+            speeds.setdefault(done["run"], []).append(done["seconds"] / done["steps"])
+    everything = [x for found in speeds.values() for x in found]
+    whole = 0.0
+    for i, run in enumerate(runs, 1):
+        what, steps = run.plan()
+        known = speeds.get(run.name, everything)
+        seconds = sum(known) / len(known) * steps if known else 0.0
+        whole += seconds
+        about = f", about {seconds:.0f} s" if seconds else ""
+        yield f"[{i}/{len(runs)}] {run.name} seed {run.seed}: {what}{about}"
+    if everything:
+        rest = "by the runs so far; the start of each comes on top"
+        yield f"about {whole / jobs / 60:.0f} minutes with --jobs {jobs}, {rest}"
+    else:
+        yield "no run has finished here: how long they take is not known"

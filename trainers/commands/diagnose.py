@@ -1,0 +1,319 @@
+"""Measuring a model's interference over many prompts, streamed, over all ranks, resumable.
+
+First pass: sample a part of the prompts at a time, judge, and keep of each prompt its answers and
+the two sums of last-layer features that `surgery.interference` needs. With `ghost` more passes
+follow, one for each direction: the gradient J_b over some of the prompts of one half, then its
+product with every answer of the other half. No activations are kept, and one direction at a time.
+
+On-policy means one distribution: all gradients are those of log pi under the distribution that was
+sampled, at its temperature and cut at its top_p. Only so does the score have mean 0, which every
+baseline rests on, and only so does g_i estimate the gradient of the success rate that is reported.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from eval.policy.logprobs import check_chunks
+from eval.policy.policy import Policy, load_policy
+from eval.policy.streams import derive_seed
+from eval.rollout.rollout import Rollout
+from eval.rollout.sample import sample
+from eval.scores.evaluate import record
+from eval.scores.passk import ladder
+from eval.tasks.registry import build_task
+from eval.tasks.task import Problem, TaskError, digest
+from eval.verify.verifier import Verifier
+from surgery.interference import (
+    EVERYTHING,
+    PASS_1,
+    WIDEST,
+    FeatureSums,
+    Group,
+    Level,
+    Measured,
+    ProbeSums,
+    advantage_table,
+    product,
+    shells,
+)
+from trainers.commands.diagnosis_folder import Folder, Request
+from trainers.config.schema import Config
+from trainers.engine.adapter import make_trainable
+from trainers.engine.batches import merged, micro_batches
+from trainers.engine.hosts import base_path, check_inputs, check_weights
+from trainers.engine.ranks import Ranks, share
+from trainers.measure import ghost
+from trainers.measure.probe import check_coverage
+from trainers.train.evaluation import decoding
+
+PART = 64  # prompts between two writes
+
+
+NEGLIGIBLE = 1e-9
+
+
+class Diagnosis:
+    def __init__(self, config: Config, folder: Folder | None):
+        """`folder` is rank 0's, which shares what it holds; the others have none."""
+        self.config, self.options, self.ranks = config, config.diagnose, Ranks()
+        self.folder = folder
+        self.task = build_task({**vars(config.task), **config.task.options})
+        drawn = self.task.training(self.options.seed, 0, self.options.prompts)
+        self.problems: list[Problem] = list({x.id: x for x in drawn}.values())  # none twice
+        self.k = self.options.k or self.options.samples
+        self.parts = range(0, len(self.problems), PART)
+        self._policy: Policy | None = None
+        check_inputs(config, digest(self.problems))
+        if folder:
+            self._check_held(folder)
+
+    def _check_held(self, folder: Folder) -> None:
+        """What was measured before was of these problems: data may change under its name."""
+        for start in filter(folder.has_part, self.parts):
+            for r, x in zip(folder.records(start), self.problems[start:], strict=False):
+                if (r["id"], r["prompt"], r["gold"]) != (x.id, x.prompt, x.gold):
+                    why = f"{folder.path} holds another one in its place; choose another --out"
+                    raise TaskError(f"problem {x.id!r:.80}: {why}")
+
+    @property
+    def policy(self) -> Policy:
+        """Loaded when it is first needed, by all ranks together: a finished diagnosis is printed
+        without it.
+        """
+        if self._policy is None:
+            model = self.config.model
+            path = base_path(self.config, self.task)
+            self._policy = load_policy(path, model.dtype, model.attention)
+            check_weights(self.config, self._policy)
+            make_trainable(self._policy, self.config)
+            self._policy.model.to(self.ranks.device)
+            if self.config.train.logprob_chunk:
+                check_chunks(self._policy)
+            if self.options.measure == "ghost":  # what is wrong with it is told before the sampling
+                check_coverage(self._policy.model, self.config.surgery)
+                ghost.check(self._policy.model, self.config.surgery.modules)
+        return self._policy
+
+    def run(self) -> dict[str, Measured]:
+        """Measure whatever is not on disk yet; all of it by its name, the decisive one last."""
+        features = self._sample_all()
+        if self.options.measure == "last_layer":
+            return {"last_layer": features}
+        return {"last_layer": features, "ghost": self._probe_all(features)}
+
+    def records(self) -> list[dict[str, Any]]:
+        """One a prompt, in order, on all ranks."""
+        return [r for start in self.parts for r in self._records(start)]
+
+    def _records(self, start: int) -> list[dict[str, Any]]:
+        return share(self.folder and self.folder.records(start))
+
+    def _mine(self, start: int) -> list[int]:
+        """This rank's prompts of a part: by pairs, so that each rank has as many of either half."""
+        stop = min(start + PART, len(self.problems))
+        return [i for i in range(start, stop) if i // 2 % self.ranks.world == self.ranks.rank]
+
+    def _progress(self, total: int, done: int, name: str) -> tqdm:
+        return tqdm(
+            total=total,
+            initial=done,
+            desc=name,
+            disable=self.folder is None,
+            mininterval=0.3 if sys.stderr.isatty() else 15,
+            file=sys.stderr,
+        )
+
+    # -- the first pass ---------------------------------------------------------------------------
+
+    def _sample_all(self) -> FeatureSums:
+        task, n = self.config.task, self.options.samples
+        folder = self.folder
+        missing = share(folder and [i for i in self.parts if not folder.has_part(i)])
+        verifier = Verifier(
+            task.verifier or self.task.verifier, task.verify_workers, task.verify_seconds
+        )
+        if missing:
+            verifier.try_out(self.problems[0].gold)
+        counts = [r["c"] for i in self.parts if i not in missing for r in self._records(i)]
+        policy = self.policy if missing else None  # also on a rank that has no prompts
+        with verifier, self._progress(len(self.problems), len(counts), "sampling") as bar:
+            for start in missing:
+                mine = self._mine(start)
+                local = self._sample(policy, mine, verifier) if policy and mine else []
+                found = self.ranks.gather(local)
+                rows = sorted((x for part in found for x in part), key=lambda x: x[0])
+                if folder:
+                    records, sums = [x[1] for x in rows], torch.stack([x[2] for x in rows])
+                    folder.write_part(start, records, sums)
+                counts += [x[1]["c"] for x in rows]
+                bar.set_postfix(_figures(torch.tensor(counts), n), refresh=False)
+                bar.update(len(rows))
+        whole = torch.tensor([r["c"] for r in self.records()])
+        return FeatureSums(
+            whole, n, share(folder and torch.cat([folder.sums(i) for i in self.parts]))
+        )
+
+    def _sample(
+        self, policy: Policy, mine: Sequence[int], verifier: Verifier
+    ) -> list[tuple[int, dict[str, Any], Tensor]]:
+        """(position, record, [2, width] sums) of each of these prompts."""
+        options, n = self.options, self.options.samples
+        problems = [self.problems[i] for i in mine]
+        rollout = sample(
+            policy,
+            [x.prompt for x in problems],
+            n,
+            decoding(self.config, self.task, options.temperature, options.top_p),
+            derive_seed("diagnose", options.seed),
+            mine,
+            features=True,
+        )
+        assert rollout.features is not None
+        judged = verifier.judge(rollout.texts, [x.gold for x in problems for _ in range(n)])
+        lengths, truncated = rollout.lengths.tolist(), rollout.truncated.tolist()
+        found = []
+        for place, (i, problem) in enumerate(zip(mine, problems, strict=True)):
+            rows = slice(place * n, (place + 1) * n)
+            kept = record(
+                problem, rollout.texts[rows], judged[rows], lengths[rows], truncated[rows]
+            )
+            kept |= {"tokens": [rollout.prompts[place], rollout.completions[rows]]}
+            right = torch.tensor([verdict is True for verdict, _ in judged[rows]])
+            u = rollout.features[rows].cpu()
+            found.append((i, kept, torch.stack([u[right].sum(0), u[~right].sum(0)])))
+        return found
+
+    # -- the passes of ghost ----------------------------------------------------------------------
+
+    def _probe_all(self, features: FeatureSums) -> ProbeSums:
+        counts, n = features.counts, features.n
+        halves = torch.arange(len(counts)) % 2
+        wanted = requests(self.k, n)
+        folder = self.folder
+        done = share(folder and [folder.probe(x) for x in wanted])
+        known = [x is not None for x in done]
+        cosine = _cosine(features, self.k)
+        probes = {}
+        with self._progress(len(wanted), sum(known), "ghost") as bar:
+            for request, found, is_known in zip(wanted, done, known, strict=True):
+                if not is_known:
+                    found = {"probe": self._directed(features, halves, *request)}
+                    if folder:
+                        folder.write_probe(request, found)
+                    bar.set_postfix({"last layer's cos(J_k,J_1)": cosine}, refresh=False)
+                    bar.update()
+                assert found is not None
+                probes[request] = found["probe"]
+        return ProbeSums(counts, n, halves, probes)
+
+    def _directed(
+        self, features: FeatureSums, halves: Tensor, level: Level, group: Group
+    ) -> Tensor:
+        """[N, 2] products of u+- with the sum of g over the group's prompts of the other half."""
+        counts, n = features.counts, features.n
+        table = advantage_table(level, n)
+        of_group = torch.isin(shells(counts, n), torch.tensor(sorted(group)))
+        mixed = (counts > 0) & (counts < n)  # the others have no gradient
+        total = torch.zeros(len(counts), 2, dtype=torch.float64)
+        size = table[counts].abs().sum(1) * mixed
+        if size[of_group].sum() <= NEGLIGIBLE * size.sum():
+            return total  # such as the easy ones under a large k
+        for half in (0, 1):
+            v = self._direction(counts, table, of_group & mixed & (halves == half))
+            chosen = mixed & (halves != half)
+            for i, products in self._products(v, chosen):
+                total[i] = products
+        return self.ranks.reduce(total)
+
+    def _direction(self, counts: Tensor, table: Tensor, chosen: Tensor) -> dict[str, Tensor]:
+        """The sum of the chosen prompts' g, over all ranks."""
+        train, options, model = self.config.train, self.options, self.policy.model
+        pad, device = self.policy.pad_id, self.ranks.device
+        pattern = self.config.surgery.modules
+        total = ghost.zeros(model, pattern)
+        for mine, rollout, right in self._rollouts(chosen):
+            a = table[counts[mine]].gather(1, (~right).long())  # [prompts, n]
+            batches, sums = micro_batches(rollout, a, train.micro_batch_tokens, pad, device)
+            how = options.temperature, pattern, options.top_p, train.logprob_chunk
+            ghost.gradient(model, batches, sums, *how, total)
+        return {name: self.ranks.total(x) for name, x in total.items()}
+
+    def _products(self, v: dict[str, Tensor], chosen: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """(prompt, [2] its sums of products with v over right and wrong answers), of this rank."""
+        options, model, pad = self.options, self.policy.model, self.policy.pad_id
+        budget, chunk = self.config.train.micro_batch_tokens, self.config.train.logprob_chunk
+        how = options.temperature, options.top_p, chunk
+        for mine, rollout, right in self._rollouts(chosen):
+            values = torch.zeros(right.numel(), dtype=torch.float64)
+            everything = torch.ones_like(right)
+            for batch, rows in merged(rollout, everything, budget, pad, self.ranks.device):
+                found = ghost.probe(model, batch, v, *how).cpu()
+                for value, places in zip(found, rows, strict=True):
+                    values[places] = value
+            for i, s, ok in zip(mine, values.view(right.shape), right, strict=True):
+                yield i, torch.stack([s[ok].sum(), s[~ok].sum()])
+
+    def _rollouts(self, chosen: Tensor) -> Iterator[tuple[list[int], Rollout, Tensor]]:
+        """(prompts, their rollout, [prompts, n] verdicts) of this rank, as many prompts at a time
+        as fill a micro-batch with distinct completions.
+        """
+        mine, records, size = list[int](), list[dict[str, Any]](), 0
+        for start in self.parts:
+            if not chosen[start : start + PART].any():
+                continue
+            found = self._records(start)  # by all ranks, whether they have any of them or not
+            for i in [i for i in self._mine(start) if chosen[i]]:
+                mine.append(i)
+                records.append(found[i - start])
+                size += _distinct_tokens(records[-1])
+                if size > self.config.train.micro_batch_tokens:
+                    yield mine, *_rollout(records)
+                    mine, records, size = [], [], 0
+        if mine:
+            yield mine, *_rollout(records)
+
+
+def _distinct_tokens(record: dict[str, Any]) -> int:
+    prompt, completions = record["tokens"]
+    return sum(len(prompt) + len(x) for x in set(map(tuple, completions)))
+
+
+def _rollout(records: Sequence[dict[str, Any]]) -> tuple[Rollout, Tensor]:
+    n = records[0]["n"]
+    prompts, completions = zip(*(r["tokens"] for r in records), strict=True)
+    flat = [x for part in completions for x in part]
+    none = torch.zeros(len(flat))
+    right = torch.tensor([[v is True for v in r["verdicts"]] for r in records])
+    return Rollout(list(prompts), flat, [], none.bool(), none, none, None, n), right
+
+
+def requests(k: int, n: int) -> list[Request]:
+    """The directions of ghost: J_1, and J_k by either estimator, over each shell, from which every
+    filter is a sum; and pass@m of the ladder over the widest filter.
+    """
+    by_shell = [PASS_1, ("plugin", k), ("loo", k)]
+    found: list[Request] = [(x, frozenset({s})) for x in by_shell for s in sorted(EVERYTHING)]
+    return found + [(("plugin", m), WIDEST) for m in ladder(k)[1:-1]]
+
+
+def _figures(counts: Tensor, n: int) -> dict[str, str]:
+    kind = shells(counts, n)
+    hard, easy = (int((kind < 3).sum()), int((kind > 3).sum()))
+    return {
+        "pass@1": f"{float(counts.double().mean()) / n:.3f}",
+        "easy": str(easy),
+        "hard": str(hard),
+    }
+
+
+def _cosine(features: FeatureSums, k: int) -> str:
+    a, b, c = (
+        product(features, x, y, WIDEST)
+        for x, y in ((("plugin", k), PASS_1), (PASS_1, PASS_1), (("plugin", k), ("plugin", k)))
+    )
+    return f"{a / (b * c) ** 0.5:.2f}" if min(b, c) > 0 else "–"

@@ -1,0 +1,100 @@
+"""What a diagnosis has measured, on disk: parts of the prompts, and one file a direction."""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from eval.files import read_json, usual_permissions, write_json
+from eval.scores.folder import claim, fingerprint
+from eval.scores.passk import RECORD
+from eval.tasks.registry import build_task
+from surgery.interference import Group, Level
+from trainers.config.schema import Config
+from trainers.train.checkpoint import system_errors
+
+FREE = ("k", "measure")
+
+
+PART = RECORD | {"prompt": str, "gold": str, "tokens": list}
+
+
+REMEDY = "remove it, to have it made again"
+
+
+Request = tuple[Level, Group]
+
+
+class Folder:
+    """Rank 0's: it writes, reads, and shares."""
+
+    def __init__(self, path: Path, config: Config):
+        """Claim it, refusing one that other settings began."""
+        self.path = path
+        begun = any(path.glob("parts/*.json"))
+        self.settings = _settings(config)
+        self._lock = claim(path, self.settings, begun)
+        for name in ("parts", "probes"):
+            (path / name).mkdir(exist_ok=True)
+
+    def close(self) -> None:
+        """Others may write it from now on."""
+        self._lock.close()
+
+    def has_part(self, start: int) -> bool:
+        return self._place("parts", start, "json").exists()
+
+    def write_part(self, start: int, records: list[dict[str, Any]], sums: Tensor) -> None:
+        """The features first: the records say that the part is whole."""
+        self._save({"sums": sums}, self._place("parts", start, "safetensors"))
+        write_json(self._place("parts", start, "json"), records)
+
+    def records(self, start: int) -> list[dict[str, Any]]:
+        return read_json(self._place("parts", start, "json"), [PART], REMEDY)
+
+    def sums(self, start: int) -> Tensor:
+        return load_file(self._place("parts", start, "safetensors"))["sums"]
+
+    def probe(self, request: Request) -> dict[str, Tensor] | None:
+        place = self._place("probes", _name(request), "safetensors")
+        return load_file(place) if place.exists() else None
+
+    def write_probe(self, request: Request, found: dict[str, Tensor]) -> None:
+        place = self._place("probes", _name(request), "safetensors")
+        part = place.with_suffix(".part")
+        self._save(found, part)
+        part.replace(place)
+
+    def _save(self, tensors: dict[str, Tensor], place: Path) -> None:
+        with system_errors(self.path):
+            save_file(tensors, place)
+        usual_permissions(place)
+
+    def _place(self, kind: str, name: int | str, ending: str) -> Path:
+        return self.path / kind / f"{name:0>6}.{ending}"
+
+
+def _name(request: Request) -> str:
+    (estimator, k), group = request
+    return f"{estimator}_{k:g}_{''.join(map(str, sorted(group)))}"
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """All that was sampled depends on, by the names of the keys. Another k, and another measure, go
+    on from the same samples.
+    """
+    task = build_task({**vars(config.task), **config.task.options})
+    path = task.base_model() if config.model.path == "base" else config.model.path
+    return {
+        **{f"diagnose.{x}": y for x, y in vars(config.diagnose).items() if x not in FREE},
+        "model.path": config.model.path,
+        "model.dtype": config.model.dtype,
+        **{f"model.{x}": y for x, y in vars(config.model).items() if x.startswith("lora_")},
+        **({"seed": config.seed} if config.model.lora_rank else {}),  # of the adapter's weights
+        "weights": fingerprint(path),
+        **{f"task.{key}": x for key, x in vars(config.task).items()},
+        "train.max_new_tokens": config.train.max_new_tokens or task.max_new_tokens,
+        "train.rollouts": config.train.rollouts,
+        "surgery.modules": config.surgery.modules,
+    }

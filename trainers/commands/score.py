@@ -1,0 +1,239 @@
+"""What launch/score.py evaluates: a model, mixtures of two, or generations made elsewhere."""
+
+import argparse
+import hashlib
+import itertools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import cuda
+
+from eval.files import BadFile
+from eval.policy.policy import ModelError, Policy, interpolate, load_policy
+from eval.policy.streams import derive_seed
+from eval.rollout.rollout import SamplingFailed
+from eval.scores.evaluate import evaluate
+from eval.scores.folder import (
+    BadFolder,
+    ScoreFolder,
+    Scoring,
+    check_sweep,
+    fingerprint,
+    recorded,
+    run,
+)
+from eval.scores.responses import (
+    BadResponses,
+    judged_gold,
+    parse_fields,
+    read_responses,
+    score_responses,
+)
+from eval.scores.summary import summarise
+from eval.tasks.registry import build_task
+from eval.tasks.task import TaskError, digest
+from eval.verify.verifier import Verifier, VerifierFailed
+from surgery.user_code import UserCodeError, load_function
+from trainers.config.load import load_config
+from trainers.config.values import ConfigError
+from trainers.train.evaluation import decoding
+
+CHUNK = 32  # problems between two writes
+
+
+REFUSALS = (
+    BadFile,
+    ConfigError,
+    TaskError,
+    BadFolder,
+    BadResponses,
+    ModelError,
+    SamplingFailed,
+    VerifierFailed,
+    UserCodeError,
+)
+
+
+def score(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """A summary of each evaluation that the arguments ask for."""
+    _sort_out(arguments)
+    base = recorded(arguments.base, "--base") if arguments.base else None
+    _check_mode(arguments)
+    scorings = _of_file(arguments) if arguments.responses else _of_model(arguments)
+    outs: list[Path | None] = [arguments.out] * len(scorings)
+    if arguments.out and len(scorings) > 1:
+        check_sweep(arguments.out)
+        outs = [arguments.out / x.label.replace(" ", "_").replace(",", "") for x in scorings]
+    folders = [
+        ScoreFolder(out, x.settings) if out else None for out, x in zip(outs, scorings, strict=True)
+    ]
+    summaries = []
+    for scoring, folder in zip(scorings, folders, strict=True):
+        records = run(scoring, folder)
+        n = min(r["n"] for r in records)
+        if arguments.responses:
+            _check_k(arguments.k, n)
+        if base is not None and not any(r["id"] in base for r in records):
+            raise ConfigError(f"--base = {arguments.base}: has none of these problems' ids")
+        summary = summarise(records, min(arguments.k or n, n), base)
+        summaries.append(summary | {"label": scoring.label, "settings": scoring.settings})
+        if folder:
+            folder.close(summaries[-1])
+    return summaries
+
+
+def _sort_out(arguments: argparse.Namespace) -> None:
+    """Numbers as numbers; the overrides that follow an option of several values are taken for its
+    own.
+    """
+    for name in ("by", "temperatures"):
+        given = getattr(arguments, name)
+        arguments.overrides += [x for x in given if "=" in x]
+        numbers = (_number(name, x) for x in given if "=" not in x)
+        setattr(arguments, name, list(dict.fromkeys(numbers)))
+
+
+def _check_mode(arguments: argparse.Namespace) -> None:
+    """What is given must be of the one kind of evaluation or of the other."""
+    if bool(arguments.responses) == bool(arguments.config):
+        raise ConfigError("give either --responses, or --config with or without --model")
+    of_file, of_model = "fields answer_after verifier", "model toward by temperatures overrides"
+    names, other = of_file, "--responses; with --config set task.verifier"
+    if arguments.responses:
+        names, other = of_model, "--config"
+    for name in names.split():
+        if getattr(arguments, name):
+            option = "key=value" if name == "overrides" else f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option} = {getattr(arguments, name)}: goes with {other}")
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number) or (name == "temperatures" and number < 0):
+        raise ConfigError(f"--{name} = {text}: must be a number" + " from 0 on" * (name != "by"))
+    return number
+
+
+def _check_k(k: int | None, n: int) -> None:
+    if k is not None and not 1 <= k <= n:
+        remedy = "pass@k needs k answers to each problem"
+        raise ConfigError(f"--k = {k}: must be from 1 to n = {n}; {remedy}")
+
+
+def _of_file(arguments: argparse.Namespace) -> list[Scoring]:
+    path = arguments.responses
+    if not path.is_file():
+        raise ConfigError(f"--responses = {path}: no such file")
+    mode = arguments.verifier or "math"
+    if ":" in mode:
+        try:
+            load_function(mode)
+        except Exception as error:  # whatever the user's file does
+            raise ConfigError(f"--verifier = {mode}: cannot be loaded ({error})") from None
+    elif mode not in ("exact", "math", "boxed"):
+        raise ConfigError(f"--verifier = {mode}: must be exact, math, boxed or file.py:function")
+    try:
+        fields = parse_fields(arguments.fields)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    verifier = Verifier(mode, key="--verifier")
+    if ":" in mode:
+        verifier.try_out(judged_gold(next(read_responses(path, fields)), arguments.answer_after))
+    with path.open("rb") as file:
+        contents = hashlib.file_digest(file, "sha256").hexdigest()
+    settings = {
+        "responses": contents,
+        "fields": fields,
+        "answer_after": arguments.answer_after,
+        "verifier": verifier.version,
+    }
+
+    def produce(start: int) -> Iterator[list[dict[str, Any]]]:
+        generations = itertools.islice(read_responses(path, fields), start, None)
+        with verifier:
+            yield from score_responses(generations, verifier, arguments.answer_after)
+
+    return [Scoring(path.name, settings, None, produce)]
+
+
+def _of_model(arguments: argparse.Namespace) -> list[Scoring]:
+    if bool(arguments.toward) != bool(arguments.by):
+        raise ConfigError("--toward and --by belong together: the other model, and how far to it")
+    model = [f"model.path={arguments.model}"] if arguments.model else []
+    config = load_config(arguments.config, [*arguments.overrides, *model])
+    _check_k(arguments.k, config.eval.samples)
+
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    task, options = build_task({**vars(config.task), **config.task.options}), config.eval
+    problems = task.evaluation(options.problems)
+    verifier = Verifier(
+        config.task.verifier or task.verifier,
+        config.task.verify_workers,
+        config.task.verify_seconds,
+    )
+    verifier.try_out(problems[0].gold)
+    path, toward = (
+        task.base_model() if name == "base" else name
+        for name in (config.model.path, arguments.toward)
+    )
+    loaded: dict[str, Policy] = {}
+    start: dict[str, Any] = {}
+
+    def load(option: str, name: str) -> Policy:
+        if name not in loaded:
+            loaded[name] = load_policy(name, config.model.dtype, config.model.attention, option)
+            loaded[name].model.to("cuda" if cuda.is_available() else "cpu")
+        return loaded[name]
+
+    def scoring(by: float | None, temperature: float | None) -> Scoring:
+        chosen = options.temperature if temperature is None else temperature
+        drawing = decoding(config, task, chosen, options.top_p)
+        n = options.samples if chosen > 0 else 1  # greedy answers are all the same
+        parts = [f"by {by:g}"] if by is not None else []
+        parts += [f"T {chosen:g}"] if temperature is not None else []
+        settings = {
+            "model": config.model.path,
+            "weights": fingerprint(path),
+            **({} if by is None else {"toward": arguments.toward, "by": by}),
+            **({} if by is None else {"toward_weights": fingerprint(toward)}),
+            "dtype": config.model.dtype,
+            "task": vars(config.task),
+            "problems": options.problems,
+            "data": digest(problems),
+            "n": n,
+            "temperature": chosen,
+            "top_p": options.top_p,
+            "max_new_tokens": drawing.max_new_tokens,
+            "rollouts": drawing.engine,
+            "seed": options.seed,
+            "verifier": verifier.version,
+        }
+
+        def produce(begin: int) -> Iterator[list[dict[str, Any]]]:
+            policy = load("model.path", path)
+            if by is not None:
+                if not start:
+                    start.update({k: x.clone() for k, x in policy.model.state_dict().items()})
+                interpolate(policy, start, load("--toward", toward), by)
+            knows = hasattr(task, "success") and chosen > 0 and options.top_p == 1
+            population = task.success(policy, chosen) if knows else None
+            seed = derive_seed("eval", options.seed)
+            with verifier:
+                for first in range(begin, len(problems), CHUNK):
+                    part = problems[first : first + CHUNK]
+                    places = range(first, first + len(part))
+                    yield evaluate(policy, verifier, part, n, drawing, seed, places, population)
+
+        label = ", ".join(parts) or str(arguments.model or config.model.path)
+        return Scoring(label, settings, len(problems), produce)
+
+    variants = itertools.product(arguments.by or [None], arguments.temperatures or [None])
+    return [scoring(by, temperature) for by, temperature in variants]

@@ -1,0 +1,1 @@
+"""Every key, and how a configuration is read and checked."""

@@ -1,0 +1,129 @@
+"""Reading a configuration: YAML with `extends:`, key=value overrides, and every mistake in one go.
+
+A mistake is a `ConfigError` whose lines each name key, value and remedy. Nothing here loads a
+model.
+"""
+
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from eval.files import leaves, replace_text
+from trainers.config.reading import _overrides, _read, _set
+from trainers.config.schema import Config
+from trainers.config.values import ConfigError, flatten, shown
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a file and its overrides, complete and checked."""
+    node = OmegaConf.structured(Config)
+    mistakes = []
+    given = [*leaves(_read(Path(path))), *_overrides(overrides)]
+    for key, value in given:
+        mistake = _set(node, key, value)
+        if mistake:
+            mistakes.append(f"{key} = {shown(value)}: {mistake}")
+    try:
+        config = OmegaConf.to_object(node)
+    except OmegaConfBaseException as error:
+        key = str(error.full_key).partition("[")[0]
+        why = str(error).partition("\n")[0]
+        mistakes.append(f"{key} = {shown(dict(given).get(key))}: {why}; correct the interpolation")
+        raise ConfigError("\n".join(mistakes)) from None
+    assert isinstance(config, Config)
+    if config.run.dir is None:
+        config.run.dir = f"runs/{run_name(Path(path))}/seed{config.seed}"
+    config.run.dir = os.path.expanduser(config.run.dir)  # not a folder of the name ~
+    if config.eval.k is None:
+        config.eval.k = config.objective.k
+    if config.diagnose.k is None:
+        config.diagnose.k = config.diagnose.samples
+
+    from trainers.config.checks import contradictions, mistakes_of_own_rule
+
+    outside = [*_out_of_range(config)]
+    told = {line.partition(" = ")[0] for line in outside}  # such a value contradicts by itself
+    mistakes += outside
+    mistakes += [line for line in contradictions(config) if line.partition(" = ")[0] not in told]
+    mistakes = mistakes or [*mistakes_of_own_rule(config)]
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return config
+
+
+def is_root(path: Path) -> bool:
+    """Whether others extend it: base.yaml, or x.yaml beside a folder x/ of its variants."""
+    return path.stem == "base" or path.with_suffix("").is_dir()
+
+
+def run_name(path: Path) -> str:
+    """The file's name; of x/variant.yaml, a variant of x.yaml, x/variant."""
+    folder = path.resolve().parent
+    of_root = folder.with_name(f"{folder.name}.yaml").is_file()
+    return f"{folder.name}/{path.stem}" if of_root else path.stem
+
+
+def save_config(config: Config, path: Path) -> None:
+    replace_text(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+FREE = ("train.steps", "run.", "logging.", "diagnose.")  # what a resumed run may change
+
+
+OF_BASE = (  # all that the evaluation before training depends on
+    *("model.", "task.", "train.max_new_tokens", "train.rollouts", "eval.problems"),
+    *("eval.samples", "eval.temperature", "eval.top_p", "eval.seed"),
+)
+
+
+def differences(config: Config, path: Path, among: Sequence[str] = ("",)) -> list[str]:
+    """The keys in which the saved configuration differs, of those that begin as `among` says. A key
+    that is newer than the folder has its default there.
+    """
+    saved = flatten(Config()) | dict(leaves(_read(path)))
+    now = flatten(config)
+    return [
+        f"{key} = {shown(now.get(key))} (was {shown(saved.get(key))})"
+        for key in now | saved
+        if saved.get(key) != now.get(key)
+        and not key.startswith(FREE)
+        and key.startswith(tuple(among))
+    ]
+
+
+def _out_of_range(section: Any, prefix: str = "") -> Iterator[str]:
+    for f in fields(section):
+        value = getattr(section, f.name)
+        if is_dataclass(value):
+            yield from _out_of_range(value, f"{prefix}{f.name}.")
+            continue
+        bounds = f.metadata
+        if value is None:
+            continue
+        line = f"{prefix}{f.name} = {shown(value)}: must be"
+        if "one of" in bounds and value not in bounds["one of"]:
+            near = difflib.get_close_matches(value, bounds["one of"], 1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            yield f"{line} one of {', '.join(bounds['one of'])}{hint}"
+        if "at least" in bounds and not value >= bounds["at least"]:
+            yield f"{line} at least {bounds['at least']}"
+        if "above" in bounds and not value > bounds["above"]:
+            yield f"{line} above {bounds['above']}"
+        if "at most" in bounds and not value <= bounds["at most"]:
+            yield f"{line} at most {bounds['at most']}"
+
+
+def check_ranks(config: Config, ranks: int) -> None:
+    """Every rank needs a prompt of its own."""
+    for key in ("train.prompts", "eval.problems"):
+        value = flatten(config)[key]
+        if value < ranks:
+            raise ConfigError(
+                f"{key} = {value}: fewer than the {ranks} ranks; raise it or use fewer"
+            )

@@ -1,0 +1,127 @@
+"""Reading a configuration: YAML with `extends:`, and key=value overrides."""
+
+import difflib
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from trainers.config.schema import Config
+from trainers.config.values import ConfigError, first_line, flatten, shown
+
+OPTIONS = ("task.options", "task.fields", "surgery.options")  # the user's own names: any key
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The file's mapping, laid over the one that it extends."""
+    path = path.resolve()
+    if path in seen:
+        raise ConfigError(
+            f"extends = {path}: the files extend each other in a circle; remove one `extends:`"
+        )
+    if path.is_dir():
+        raise ConfigError(f"--config = {path}: is a folder; name a file in it")
+    try:
+        content: Any = OmegaConf.to_container(OmegaConf.load(path))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"--config = {path}: no such file; configs/ of the project holds examples"
+        ) from None
+    except Exception as error:  # YAML, encoding, a folder: all are the file's fault
+        raise ConfigError(
+            f"--config = {path}: not readable as YAML: {first_line(error)}; correct the file"
+        ) from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config = {path}: holds {shown(content)}; write `key: value` lines")
+    parent = content.pop("extends", None)
+    if parent is None:
+        return content
+    if not isinstance(parent, str):
+        raise ConfigError(
+            f"extends = {shown(parent)}: must be the name of one file, relative to {path}"
+        )
+    return _merged(_read(path.parent / parent, (*seen, path)), content)
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    result = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _merged(result[key], value) if both else value
+    return result
+
+
+def _overrides(overrides: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigError(
+                f"{text}: not understood; overrides are written key=value, such as train.lr=1e-4"
+            )
+        try:
+            parsed: Any = OmegaConf.to_container(OmegaConf.create(f"x: {value}"))
+            yield key.strip(), parsed["x"]
+        except Exception as error:
+            raise ConfigError(
+                f"{key} = {value}: not readable as YAML: {first_line(error)}; quote the value"
+            ) from None
+
+
+def _set(node: Any, key: str, value: Any) -> str | None:
+    """Set one leaf; returns what is wrong with it."""
+    if key in OPTIONS and not isinstance(value, dict):
+        return f"holds names of your own; give them as {key}.name=value"
+    if key in OPTIONS or key.rpartition(".")[0] in OPTIONS:
+        texts = value.values() if isinstance(value, dict) else [value]
+        if key.startswith("task.fields") and not all(isinstance(x, str) for x in texts):
+            return "must be the names of fields, as texts"
+        try:
+            OmegaConf.update(node, key, value, force_add=True)
+        except OmegaConfBaseException as error:
+            return f"{first_line(error)}; give a single value"
+        return None
+    known = flatten(Config())
+    sections = {name.rpartition(".")[0] for name in known} - {""}
+    if key in sections:
+        example = next(name for name in known if name.startswith(f"{key}."))
+        return f"is a section; give its keys, such as {example}"
+    if key not in known:
+        near = difflib.get_close_matches(key, known, 1, 0.5) or [
+            k for k in known if k.endswith("." + key)
+        ]
+        remedy = f"the nearest is {near[0]}" if near else "remove it"
+        return f"unknown key; {remedy}"
+    default = known[key]
+    if isinstance(value, bool) and not isinstance(default, bool):
+        return f"must be {_kind(key)}, not a truth value"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "must be a finite number"
+    if isinstance(value, str) and "\0" in value:
+        return "must be a text without the character NUL"
+    try:
+        OmegaConf.update(node, key, value, merge=False)
+    except OmegaConfBaseException:
+        return f"must be {_kind(key)}"
+    return None
+
+
+def _kind(key: str) -> str:
+    owner: Any = Config
+    *path, name = key.split(".")
+    for part in path:
+        owner = next(f.type for f in fields(owner) if f.name == part)
+    kind = next(f.type for f in fields(owner) if f.name == name)
+    names: dict[Any, str] = {
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        bool: "true or false",
+    }
+    if kind == list[str]:
+        return "a list, such as [4, 5]"
+    options = getattr(kind, "__args__", (kind,))
+    return " or ".join(names.get(option, "null") for option in options)

@@ -1,0 +1,37 @@
+"""Each host reads its own files: they must be as those of rank 0. All ranks call these together."""
+
+from eval.policy.policy import Policy
+from eval.tasks.task import Task
+from trainers.config.schema import Config
+from trainers.config.values import ConfigError, flatten
+from trainers.engine.ranks import once_a_host, share
+
+
+def check_inputs(config: Config, data: str) -> None:
+    """Refuse a host whose configuration, or digest of the data, is not that of rank 0."""
+    here = flatten(config)
+    there = share(here)
+    for key in here | there:
+        if here.get(key) != there.get(key):
+            why = f"not what rank 0 has, {there.get(key)}; give each host the same configuration"
+            raise ConfigError(f"{key} = {here.get(key)}: {why}")
+    if share(data) != data:
+        raise other_problems(config, "are not those of rank 0; give each host the same data")
+
+
+def base_path(config: Config, task: Task) -> str:
+    """The base model's folder or hub id; a task's own base is made once on each host."""
+    return once_a_host(task.base_model) if config.model.path == "base" else config.model.path
+
+
+def check_weights(config: Config, base: Policy) -> None:
+    """Refuse a host whose model is not that of rank 0."""
+    ends = {n: p.detach().flatten()[[0, -1]].tolist() for n, p in base.model.named_parameters()}
+    if share(ends) != ends:
+        why = "its weights are not those of rank 0; give each host the same files"
+        raise ConfigError(f"model.path = {config.model.path}: {why}")
+
+
+def other_problems(config: Config, why: str) -> ConfigError:
+    key = "path" if config.task.path else "name"
+    return ConfigError(f"task.{key} = {getattr(config.task, key)}: its problems {why}")

@@ -1,0 +1,123 @@
+"""Exact inner products <grad log pi(y), v> over all parameters, for every row of a batch at once.
+
+A module whose output is affine in its own parameters, y = F(x; theta), moves by F(x; v) - F(x; 0)
+when theta moves along v, whatever F is. Its share of the inner product is that tangent times the
+gradient of the row's log-probability with respect to y, summed over all but the row. Rows do not
+interact, so one backward of the sum serves every row. Only activation gradients flow: no
+parameter's gradient is formed, and no hook of ZeRO fires.
+"""
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from eval.policy.logprobs import Batch, completion_logprobs, pad_batch
+from trainers.measure.taps import Direction, _taps
+
+
+def chosen(model: nn.Module, pattern: str | None) -> dict[str, nn.Parameter]:
+    """The trainable parameters whose names match `pattern` (all without one); shared ones once."""
+    named = model.named_parameters()
+    match = re.compile(pattern or "").search
+    return {name: p for name, p in named if p.requires_grad and match(name)}
+
+
+def coverage(model: nn.Module, pattern: str | None) -> float:
+    """The share of the trainable parameters that `pattern` leaves in."""
+    sizes = [sum(p.numel() for p in chosen(model, x).values()) for x in (pattern, None)]
+    return sizes[0] / max(1, sizes[1])
+
+
+def zeros(model: nn.Module, pattern: str | None) -> dict[str, Tensor]:
+    """A sum of gradients of the parameters that `pattern` leaves in, to begin with."""
+    return {
+        name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
+        for name, p in chosen(model, pattern).items()
+    }
+
+
+def gradient(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    weights: Sequence[Tensor],
+    temperature: float,
+    pattern: str | None = None,
+    top_p: float = 1.0,
+    chunk: int = 0,
+    total: dict[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """sum over rows of weight * grad log pi, by ordinary backward; nothing is left in `.grad`.
+
+    It is added in place to the `total` of earlier rows, if that is given: a sum is as large as the
+    model, and one of them is held.
+    """
+    total = total or zeros(model, pattern)
+    for batch, weight in zip(batches, weights, strict=True):
+        add_gradient(model, batch, weight, total, temperature, top_p, chunk)
+    return total
+
+
+def add_gradient(
+    model: nn.Module,
+    batch: Batch,
+    weight: Tensor,
+    total: dict[str, Tensor],
+    temperature: float,
+    top_p: float = 1.0,
+    chunk: int = 0,
+) -> None:
+    """`total`, by name, moves by the gradient of one batch."""
+    named = dict(model.named_parameters())
+    logp = completion_logprobs(model, batch, temperature, top_p, batch.pieces(chunk)).sum(1)
+    loss = logp @ weight.to(logp)
+    parts = torch.autograd.grad(loss, [named[name] for name in total], allow_unused=True)
+    for name, part in zip(total, parts, strict=True):
+        if part is not None:
+            total[name] += part
+
+
+def probed_gradient(
+    model: nn.Module,
+    batch: Batch,
+    weight: Tensor,
+    v: Direction,
+    total: dict[str, Tensor],
+    temperature: float,
+    top_p: float = 1.0,
+    chunk: int = 0,
+) -> Tensor:
+    """`probe` on the way of the backward that adds sum weight * grad log pi to `total`: what flows
+    back to a row's activations is that of a probe, times the row's weight. NaN where that is 0.
+    """
+    rows = len(batch.input_ids)
+    with _taps(model, v, rows, batch.input_ids.device) as (shares, _):
+        add_gradient(model, batch, weight, total, temperature, top_p, chunk)
+    return shares / weight.to(shares)
+
+
+def probe(
+    model: nn.Module,
+    batch: Batch,
+    v: Direction,
+    temperature: float,
+    top_p: float = 1.0,
+    chunk: int = 0,
+) -> Tensor:
+    """[rows] <grad log pi(row), v>, in float64."""
+    rows = len(batch.input_ids)
+    with _taps(model, v, rows, batch.input_ids.device) as (shares, triggers), torch.enable_grad():
+        logp = completion_logprobs(model, batch, temperature, top_p, batch.pieces(chunk)).sum(1)
+        torch.autograd.grad(logp.sum(), triggers)
+    return shares
+
+
+def check(model: nn.Module, pattern: str | None) -> None:
+    """Refuse what a forward shows already, such as experts, which see tokens and not rows.
+
+    The direction is 0, and so nothing is learnt of who is affine.
+    """
+    device = next(model.parameters()).device
+    nothing = {n: p.new_zeros(()).expand_as(p) for n, p in chosen(model, pattern).items()}
+    probe(model, pad_batch([[0, 0]] * 2, [[0]] * 2, 0, device), nothing, 1.0)

@@ -1,0 +1,306 @@
+"""Measuring interference in training: the geometry of each batch, over all ranks, smoothed in time.
+
+`last_layer` uses the features that the sampler took. `ghost` is exact over the chosen parameters:
+one backward gives J_1, a probe gives its product with every completion. Leave-one-out then means
+two halves of the whole batch, each probed with the J_1 of the other. The second is probed on the
+way of the backward that gives its own.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eval.policy.logprobs import Batch
+from eval.rollout.rollout import Rollout
+from surgery import diagnostics
+from surgery.geometry import (
+    Geometry,
+    Products,
+    agreements,
+    by_others,
+    probed,
+    probes_of,
+    products,
+    prompt_gradients,
+    psd,
+    smoothed,
+)
+from surgery.rules import AGREEMENT, NORM_K
+from trainers.config.schema import Config, SurgeryConfig
+from trainers.config.values import ConfigError
+from trainers.engine.batches import merged, summed
+from trainers.engine.engine import Engine
+from trainers.measure import ghost
+
+Direction = dict[str, Tensor]
+
+
+PIECE = 2**22  # numbers of a product taken at once
+
+
+WATCH_EVERY = 10  # ghost measurements between looks at |J_k| that no rule has asked for
+
+
+class Probe:
+    def __init__(self, config: Config, engine: Engine, needs: frozenset[str]):
+        self.config, self.surgery, self.engine = config, config.surgery, engine
+        self.with_norm_k = NORM_K in needs
+        # from two completions no other two are left to decide by
+        self.by_others = (
+            AGREEMENT in needs and config.surgery.statistic == "loo" and config.train.samples > 2
+        )
+        self.smooth: Products | None = None  # of the last `averaged` measurements, all of this k
+        self.k: int | None = None
+        self.averaged = 0
+        self.measured, self.degenerate = 0, 0
+        self.moved: Direction | None = None  # the last step really taken, where it is watched
+        self.coverage: float | None = None
+        if self.surgery.measure == "ghost":
+            with engine.policy() as policy:
+                self.coverage = check_coverage(policy.model, self.surgery)
+                ghost.check(policy.model, self.surgery.modules)
+
+    def __call__(
+        self,
+        rollout: Rollout,
+        mine: Sequence[int],
+        a_k: Tensor,
+        a_1: Tensor,
+        correct: Tensor,
+        k: int,
+    ) -> tuple[Geometry, dict[str, float]]:
+        """The geometry of the whole batch and its scalars; `mine` are this rank's prompts. One that
+        is not finite is told by its products, and forgotten.
+        """
+        gram = probes = None
+        if self.surgery.measure == "ghost":
+            now, naive, agreement, probes = self._by_ghost(rollout, mine, a_k, a_1)
+        else:
+            g_k, g_1 = self._last_layer(rollout, mine, a_k, a_1)
+            now, naive = (products(g_k, g_1, x) for x in (self.surgery.statistic, "naive"))
+            agreement, gram = agreements(g_1, self.surgery.statistic), g_1 @ g_1.T
+            if self.by_others:
+                assert rollout.features is not None
+                probes = self._whole(mine, probes_of(g_1, rollout.features.cpu(), mine))
+        if not Geometry(correct.mean(1), now, agreement).finite:  # it would stay in the average
+            return Geometry(correct.mean(1), Products(math.nan, math.nan, math.nan)), {}
+        now_and_then = self.surgery.measure == "ghost" and not self.with_norm_k
+        used = replace(now, norm_k=math.nan) if now_and_then else now
+        self.smooth = smoothed(used, self.smooth, self.surgery.ema, self.averaged)
+        decisive = psd(self.smooth)
+        others = by_others(correct, k, probes) if self.by_others and probes is not None else None
+        geometry = Geometry(correct.mean(1), decisive, agreement, gram, others)
+        self.measured, self.averaged = self.measured + 1, self.averaged + 1
+        self.degenerate += geometry.degenerate
+        scalars = diagnostics.of_products(now, naive, decisive)
+        scalars["degenerate_share"] = self.degenerate / self.measured
+        if self.coverage is not None:
+            scalars["coverage"] = self.coverage
+        return geometry, scalars
+
+    def begin(self, k: int) -> None:
+        """Begin a step of this k; what was measured of another J_k is forgotten."""
+        if self.k not in (k, None):
+            self.smooth, self.averaged = None, 0
+        self.k = k
+
+    @property
+    def products(self) -> Products | None:
+        """The latest, smoothed."""
+        return psd(self.smooth) if self.smooth else None
+
+    def _last_layer(
+        self, rollout: Rollout, mine: Sequence[int], a_k: Tensor, a_1: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Everybody's g_k and g_1, [N, width]."""
+        assert rollout.features is not None
+        features = rollout.features.cpu()
+        local = [prompt_gradients(a[list(mine)], features) for a in (a_k, a_1)]
+        whole = torch.zeros(2, len(a_1), features.shape[1], dtype=torch.float64)
+        for prompts, parts in self.engine.gather((list(mine), local)):
+            for g, part in zip(whole, parts, strict=True):
+                g[prompts] = part
+        return whole[0], whole[1]
+
+    def _by_ghost(
+        self, rollout: Rollout, mine: Sequence[int], a_k: Tensor, a_1: Tensor
+    ) -> tuple[Products, Products | None, Tensor, Tensor]:
+        """(products, naive products, agreements, probes); |J_k| only if needed, or now and then."""
+        sides = halves(len(a_1))
+        if self.surgery.statistic == "naive":
+            sides.zero_()
+        names = list(range(int(sides.max()) + 1))
+        wanted = ((a_1 != 0) | (a_k != 0))[list(mine)]
+        local = torch.full(wanted.shape, math.nan, dtype=torch.float64)  # nan: not probed yet
+        with self.engine.policy() as policy:
+
+            def mean(a: Tensor, s: int, v: Direction | None = None) -> Direction:
+                part = self._gradient(policy.model, rollout, mine, a, sides == s, v=v, probes=local)
+                return {key: self.engine.total(x) for key, x in part.items()}
+
+            metric = self._metric()
+            j_1 = [mean(a_1, 0)]
+            for s in names[1:]:  # the first is known by then
+                j_1.append(mean(a_1, s, metric(j_1[0])))
+            for s in names:
+                other = sides == names[s - 1]
+                left = wanted & other[list(mine), None] & local.isnan()
+                self._probe(policy.model, rollout, left, metric(j_1[s]), local)
+            watched = self.with_norm_k or self.measured % WATCH_EVERY == 0
+            j_k = [mean(a_k, s) for s in names] if watched else None
+        local = local.where(wanted, 0.0)
+        probes = self._whole(mine, local)
+        now, agreement = probed(a_k, a_1, probes, sides)
+        if j_k is None:
+            return now, None, agreement, probes
+
+        whole_k, whole_1 = _mean(j_k), _mean(j_1)
+        in_metric = metric(whole_1), metric(whole_k)
+        naive = Products(
+            _dot(whole_k, in_metric[0]), _dot(whole_1, in_metric[0]), _dot(whole_k, in_metric[1])
+        )
+        return replace(now, norm_k=_dot(j_k[0], metric(j_k[-1]))), naive, agreement, probes
+
+    def _whole(self, mine: Sequence[int], part: Tensor) -> Tensor:
+        """[N, n] of everybody's [mine, n]."""
+        parts = self.engine.gather((list(mine), part))
+        whole = part.new_zeros(sum(len(prompts) for prompts, _ in parts), part.shape[1])
+        for prompts, values in parts:
+            whole[prompts] = values
+        return whole
+
+    def _metric(self) -> Callable[[Direction], Direction]:
+        """Scaling as Adam scales a gradient; nothing in the Euclidean metric, or before any step.
+
+        It knows past batches only. Scaled by its own gradient, each half would be held against a
+        metric that holds the other, and the products would no longer be unbiased.
+        """
+        scale = self.engine.adam_scale() if self.surgery.metric == "adam" else None
+        if scale is None:
+            return lambda v: v
+        return lambda v: {key: x * scale[key] for key, x in v.items()}
+
+    def _gradient(
+        self,
+        model: Any,
+        rollout: Rollout,
+        mine: Sequence[int],
+        a: Tensor,
+        side: Tensor | None = None,
+        everything: bool = False,
+        v: Direction | None = None,
+        probes: Tensor | None = None,
+    ) -> Direction:
+        """This rank's part of the mean over the prompts (of one side) of sum_j A_ij grad log pi.
+
+        Given a `v`, the same backwards leave in `probes` [mine, n] what `_probe` would.
+        """
+        train = self.config.train
+        side = torch.ones(len(a)) if side is None else side.double()
+        weights = (a * side[:, None] / side.sum())[list(mine)]
+        pattern = None if everything else self.surgery.modules
+        total = ghost.zeros(model, pattern)
+        for batch, rows in self._merged(rollout, weights != 0):
+            sums = summed(weights.flatten(), rows).to(self.engine.device)
+            how = total, train.temperature, 1.0, train.logprob_chunk
+            if v is None or probes is None:
+                ghost.add_gradient(model, batch, sums, *how)
+            else:
+                _spread(ghost.probed_gradient(model, batch, sums, v, *how), rows, probes)
+        return total
+
+    def _probe(
+        self,
+        model: Any,
+        rollout: Rollout,
+        wanted: Tensor,
+        v: Mapping[str, Tensor],
+        probes: Tensor,
+    ) -> None:
+        """<grad log pi(y_ij), v> into `probes` [prompts, n] where wanted; equal rows once."""
+        train = self.config.train
+        for batch, rows in self._merged(rollout, wanted):
+            found = ghost.probe(model, batch, v, train.temperature, chunk=train.logprob_chunk)
+            _spread(found, rows, probes)
+
+    def _merged(self, rollout: Rollout, wanted: Tensor) -> Iterator[tuple[Batch, list[list[int]]]]:
+        budget, engine = self.config.train.micro_batch_tokens, self.engine
+        return merged(rollout, wanted, budget, engine.pad_id, engine.device)
+
+    def watch(self, before: Direction, after: Iterable[tuple[str, Tensor]]) -> None:
+        """Keep the step really taken, to be held against the next batch's J_1; use `before` up."""
+        self.moved = {name: x - before.pop(name) for name, x in after}
+
+    def realised(self, rollout: Rollout, mine: Sequence[int], a_1: Tensor) -> float | None:
+        """<grad J_1, step> of the watched step, with this batch's J_1; None if none is watched."""
+        moved, self.moved = self.moved, None
+        if moved is None:
+            return None
+        with self.engine.policy() as policy:
+            local = self._gradient(policy.model, rollout, mine, a_1, everything=True)
+        inner = torch.tensor(_dot(local, moved), dtype=torch.float64)
+        return float(self.engine.reduce(inner))
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Direction]]:
+        """(numbers, tensors by kind and name) for a checkpoint."""
+        numbers = {
+            "smooth": asdict(self.smooth) if self.smooth else None,
+            "k": self.k,
+            "averaged": self.averaged,
+            "measured": self.measured,
+            "degenerate": self.degenerate,
+        }
+        return numbers, {"moved": self.moved} if self.moved else {}
+
+    def restore(self, numbers: Mapping[str, Any], tensors: Mapping[str, Direction]) -> None:
+        self.smooth = Products(**numbers["smooth"]) if numbers["smooth"] else None
+        self.measured, self.degenerate = numbers["measured"], numbers["degenerate"]
+        # checkpoints of version 0.1 have neither
+        self.k, self.averaged = numbers.get("k"), numbers.get("averaged", self.measured)
+        moved = tensors.get("moved")
+        self.moved = {n: x.to(self.engine.device) for n, x in moved.items()} if moved else None
+
+
+def halves(prompts: int) -> Tensor:
+    """[prompts] 0 or 1: the Thue-Morse sequence, the parity of the ones among the bits of i.
+
+    Rank r holds the prompts r, r + world, ..., and ranks wait for each other between the halves. Of
+    any 2^m ranks each holds as many of either half; by i % 2 an even number of ranks would hold one
+    half each. The worst are multiples of three, where most of a rank is of one half.
+    """
+    return torch.tensor([i.bit_count() % 2 for i in range(prompts)])
+
+
+def check_coverage(model: Any, surgery: SurgeryConfig) -> float:
+    """The share of the parameters that surgery.modules leaves in, where that is enough."""
+    covered = ghost.coverage(model, surgery.modules)
+    if covered < surgery.min_coverage:
+        raise ConfigError(
+            f"surgery.modules = {surgery.modules}: leaves in {covered:.3f} of the "
+            f"parameters; widen it, or allow that by surgery.min_coverage={covered:.3f}"
+        )
+    return covered
+
+
+def _spread(values: Tensor, rows: Sequence[Sequence[int]], whole: Tensor) -> None:
+    """Each row's value to all completions that it stands for."""
+    counts = torch.tensor([len(places) for places in rows])
+    order = torch.tensor([place for places in rows for place in places])
+    whole.view(-1)[order] = values.cpu().repeat_interleave(counts)
+
+
+def _mean(parts: Sequence[Direction]) -> Direction:
+    return {key: torch.stack([x[key] for x in parts]).mean(0) for key in parts[0]}
+
+
+def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    """In float64, a piece at a time: a large embedding in float64 would outgrow the model."""
+    pieces = (
+        zip(x.flatten().split(PIECE), b[name].flatten().split(PIECE), strict=True)
+        for name, x in a.items()
+    )
+    return sum(float(x.double() @ y.double()) for both in pieces for x, y in both)

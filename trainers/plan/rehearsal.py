@@ -1,0 +1,192 @@
+"""A model and its micro-batch rehearsed before anything is loaded: the real code runs on tensors
+that have shapes but no content, and every byte of them is counted as it comes and goes.
+
+The shapes come from config.json alone. What it counts is what torch allocates on the CPU for the
+same calls, byte for byte. A GPU's kernels save the same tensors; their own scratch space, and what
+its allocator loses between blocks, come on top.
+"""
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from eval.policy.logprobs import Batch, completion_logprobs, reading
+from eval.policy.policy import ModelError, Policy
+from trainers.config.schema import Config
+from trainers.engine.adapter import make_trainable
+from trainers.measure import ghost
+
+
+class Ledger(TorchDispatchMode):
+    """The bytes of all tensors that operations make under it: now, and at their most.
+
+    `vocabulary` tells logits, whose last axis has that size, from the rest.
+    """
+
+    def __init__(self, vocabulary: int | None = None):
+        super().__init__()
+        self.vocabulary = vocabulary
+        self.now = self.peak = self.logits = self.logits_at_peak = 0
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def known(self, tensor: Tensor) -> None:
+        """It was there before, and so are its views: not counted."""
+        self._seen.add(tensor.untyped_storage())
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = op(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._enter, result)
+        return result
+
+    def _enter(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage in self._seen:
+            return
+        self._seen.add(storage)
+        size = storage.nbytes()
+        logits = size if tensor.dim() and tensor.shape[-1] == self.vocabulary else 0
+        self.now, self.logits = self.now + size, self.logits + logits
+        if self.now > self.peak:
+            self.peak, self.logits_at_peak = self.now, self.logits
+        weakref.finalize(storage, self._leave, size, logits)
+
+    def _leave(self, size: int, logits: int) -> None:
+        self.now, self.logits = self.now - size, self.logits - logits
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a model: numbers of parameters, shared ones once, and bytes."""
+
+    parameters: int
+    trainable: int
+    chosen: int  # those that ghost measures
+    small: int  # all those that ZeRO-3 keeps whole, because they are below its threshold
+    element: int  # bytes of a number in the model's dtype
+    width: int  # of its last hidden state
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The most bytes that exist at once in a forward and backward, but for the parameters."""
+
+    activations: int
+    logits: int
+
+
+class Rehearsal:
+    """The model of a configuration, without its weights."""
+
+    def __init__(self, config: Config, model: Any):
+        """`model`: a folder or hub id with a config.json, or what such a file says."""
+        import huggingface_hub
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        huggingface_hub.logging.set_verbosity_error()  # of its retries: what fails is said below
+        self.config, self.fake = config, FakeTensorMode()
+        try:
+            shape = model
+            if isinstance(model, str):
+                shape = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            why = str(error).strip().splitlines()[0]
+            remedy = "name a folder that holds one, or an id that can be reached"
+            raise ModelError(
+                f"model.path = {model}: its config.json cannot be read ({why}); {remedy}"
+            ) from None
+        # flash attention has to be installed, and holds what sdpa's kernels hold
+        attention = config.model.attention.replace("flash_attention_2", "sdpa")
+        dtype = getattr(torch, config.model.dtype)
+        with self.fake:
+            self.model = AutoModelForCausalLM.from_config(
+                shape, dtype=dtype, attn_implementation=attention
+            )
+            make_trainable(Policy(self.model, None), config)
+
+    @property
+    def vocabulary(self) -> int:
+        return self.model.get_output_embeddings().weight.shape[0]
+
+    def sizes(self, threshold: int = 0) -> Sizes:
+        """`threshold`: the size up to which ZeRO-3 keeps a parameter whole."""
+        parameters = list(self.model.parameters())
+        numbers = [p.numel() for p in parameters]
+        chosen = ghost.chosen(self.model, self.config.surgery.modules).values()
+        return Sizes(
+            parameters=sum(numbers),
+            trainable=sum(p.numel() for p in parameters if p.requires_grad),
+            chosen=sum(p.numel() for p in chosen),
+            small=sum(x for x in numbers if x < threshold),
+            element=self.model.dtype.itemsize,
+            width=self.model.get_output_embeddings().weight.shape[1],
+        )
+
+    def micro_batch(
+        self, rows: int, prompt: int, completion: int, temperature: float, top_p: float = 1.0
+    ) -> Cost:
+        """Log-probabilities of `rows` completions, and their backward."""
+        with self.fake, self._without_gradients():
+            ids = torch.zeros(rows, prompt + completion, dtype=torch.long)
+            mask = torch.ones_like(ids)
+            batch = Batch(ids, mask, mask.cumsum(1) - 1, mask[:, prompt:].bool())
+            ledger = Ledger(self.vocabulary)
+            self._know(ledger)
+            for tensor in vars(batch).values():
+                ledger.known(tensor)
+            pieces = batch.pieces(self.config.train.logprob_chunk)
+            with ledger:
+                logp = completion_logprobs(self.model, batch, temperature, top_p, pieces)
+                logp.sum().backward()
+                del logp
+        return Cost(ledger.peak - ledger.logits_at_peak, ledger.logits_at_peak)
+
+    @contextmanager
+    def _without_gradients(self) -> Iterator[None]:
+        """A parameter's gradient is dropped as soon as it is there: the plan counts them itself."""
+
+        def drop(p: Tensor) -> None:
+            p.grad = None
+
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        hooks = [p.register_post_accumulate_grad_hook(drop) for p in trainable]
+        yield
+        for hook in hooks:
+            hook.remove()
+
+    def decoding(self, rows: int, prompt: int, completion: int) -> tuple[int, int]:
+        """(the cache of `rows` completions at their full length, the most bytes beside it while the
+        last token is computed).
+        """
+        length = prompt + completion
+        with self.fake, torch.no_grad(), reading(self.model) as cache:
+            self._read(cache, torch.zeros(1, length - 1, dtype=torch.long), length - 1)
+            with Ledger() as ledger:
+                self._know(ledger)
+                cache.batch_repeat_interleave(rows)
+                ledger.peak = ledger.now
+                self._read(cache, torch.zeros(rows, 1, dtype=torch.long), length)
+        held = sum(x.keys.nbytes + x.values.nbytes for x in cache.layers)
+        return held, ledger.peak - held
+
+    def _read(self, cache: Any, tokens: Tensor, length: int) -> None:
+        rows, new = tokens.shape
+        self.model(
+            input_ids=tokens,
+            attention_mask=torch.ones(rows, length, dtype=torch.long),
+            position_ids=torch.arange(length - new, length).expand(rows, new),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+
+    def _know(self, ledger: Ledger) -> None:
+        for tensor in [*self.model.parameters(), *self.model.buffers()]:
+            ledger.known(tensor)

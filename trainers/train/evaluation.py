@@ -1,0 +1,131 @@
+"""Evaluation of the policy under training, over all ranks, and what the whole run amounts to."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.files import read_lines
+from eval.policy.streams import derive_seed
+from eval.rollout.rollout import Decoding
+from eval.scores.difficulty import by_difficulty
+from eval.scores.evaluate import evaluate
+from eval.scores.passk import changes, ladder, problem_scores, scores, which_too_few
+from eval.tasks.task import Population, Problem
+from eval.verify.verifier import Verifier
+from trainers.config.schema import Config
+from trainers.engine.engine import Engine
+
+
+def decoding(config: Config, task: Any, temperature: float, top_p: float) -> Decoding:
+    """How this run samples; temperature and top-p differ between training and evaluation."""
+    train = config.train
+    limit = train.max_new_tokens or task.max_new_tokens
+    return Decoding(limit, temperature, top_p, train.micro_batch_tokens, train.rollouts)
+
+
+class Evaluation:
+    """The same problems and the same random stream each time, so that changes are paired."""
+
+    def __init__(self, config: Config, task: Any, verifier: Verifier, engine: Engine):
+        assert config.eval.k is not None
+        self.config, self.task, self.verifier, self.engine = config, task, verifier, engine
+        self.ks = ladder(config.eval.k)
+
+    def __call__(
+        self, known: list[dict[str, Any]] | None = None
+    ) -> tuple[list[dict[str, Any]], dict[str, float]]:
+        """(one record a problem, the scalars). Records that are `known` are not made again."""
+        population = self._population()
+        records = known or self.records(self.task.evaluation(self.config.eval.problems), population)
+        values = {f"eval/pass@{k}": float(problem_scores(records, k).mean()) for k in self.ks}
+        return records, values | self.exact(population)
+
+    def records(
+        self, problems: Sequence[Problem], population: Population | None = None
+    ) -> list[dict[str, Any]]:
+        """One record a problem, in order, on every rank."""
+        options = self.config.eval
+        mine = range(self.engine.rank, len(problems), self.engine.world)
+        with self.engine.policy() as policy:
+            records = evaluate(
+                policy,
+                self.verifier,
+                [problems[i] for i in mine],
+                options.samples,
+                decoding(self.config, self.task, options.temperature, options.top_p),
+                derive_seed("eval", options.seed),
+                mine,
+                population,
+            )
+        whole: list[Any] = [None] * len(problems)
+        for places, part in self.engine.gather((list(mine), records)):
+            for i, record in zip(places, part, strict=True):
+                whole[i] = record
+        return whole
+
+    def exact(self, population: Population | None = None) -> dict[str, float]:
+        """The true pass@k, where the task knows them."""
+        population = population or self._population()
+        if population is None:
+            return {}
+        return {f"exact/{name}": x for name, x in population.pass_at(self.ks).items()}
+
+    def _population(self) -> Population | None:
+        """The true success probabilities, where the task knows them and the decoding has any."""
+        options = self.config.eval
+        if not hasattr(self.task, "success") or options.temperature == 0 or options.top_p < 1:
+            return None
+        with self.engine.policy() as policy:
+            return self.task.success(policy, options.temperature)
+
+    def summary(self, folder: Path, seconds: float) -> dict[str, Any]:
+        """The contents of summary.json, from what the run has written."""
+        config = self.config
+        before, after = (
+            read_lines(folder / "eval" / f"{name}.jsonl") for name in ("before", "after")
+        )
+        history = read_lines(folder / "metrics.jsonl")
+        names = [f"pass@{k}" for k in self.ks]
+        few = {name for x in (before, after) for name in which_too_few(x, self.ks)}
+        measured = [x for x in history if "surgery/dot" in x]
+        cosines = [x["surgery/cosine"] for x in measured if "surgery/cosine" in x]
+        summary: dict[str, Any] = {
+            "run": folder.parent.name if folder.name.startswith("seed") else folder.name,
+            "seed": config.seed,
+            "task": config.task.name,
+            "k": self.ks[-1],
+            "steps": config.train.steps,
+            "seconds": round(seconds, 1),
+            "world_size": self.engine.world,
+            "before": scores(before, self.ks),
+            "after": scores(after, self.ks),
+            "change": changes(before, after, self.ks),
+            "too_few": [name for name in names if name in few],
+            "difficulty": by_difficulty(before, after),
+        }
+        if "exact/pass@1" in history[-1]:
+            first, last = (
+                {name: x[f"exact/{name}"] for name in names} for x in (history[0], history[-1])
+            )
+            points = [(x["pass@1"], x[names[-1]]) for x in (first, last)]
+            summary["exact"] = {
+                "before": first,
+                "after": last,
+                "lowest_pass@1": min(x["exact/pass@1"] for x in history),
+                "frontier_share": self.task.frontier_share(*points, self.ks[-1]),
+            }
+        summary["conflict"] = None
+        if measured:
+            summary["conflict"] = {
+                "steps": len(measured),
+                # of the average that rules see: the sign of one noisy batch says little
+                "share": sum(_in_conflict(x) for x in measured) / len(measured),
+                "cosine_first": cosines[0] if cosines else None,
+                "cosine_mean": sum(cosines) / len(cosines) if cosines else None,
+            }
+        return summary
+
+
+def _in_conflict(scalars: Mapping[str, float]) -> bool:
+    """Whether the smoothed products of a step were; version 0.1 wrote those of its batch alone."""
+    return bool(scalars.get("surgery/conflict_smoothed", scalars["surgery/dot"] < 0))

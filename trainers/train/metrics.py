@@ -1,0 +1,133 @@
+"""What a run writes while it goes: TensorBoard, the same scalars in metrics.jsonl, and a look into
+the rollouts.
+"""
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from eval.files import append_lines, sync, whole_lines, write_lines
+from trainers.config.schema import Config
+from trainers.config.values import flatten
+from trainers.train.schedules import due
+
+LOGS = ("metrics.jsonl", "rollouts.jsonl")
+
+
+class Metrics:
+    """The writer of a run folder; only rank 0 has one. Lines after `step` are of a life that was
+    cut short: dropped.
+    """
+
+    def __init__(self, folder: Path, config: Config, step: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.folder, self.logging = folder, config.logging
+        for path in map(folder.joinpath, LOGS):
+            if path.exists():  # none of them are kept where the run begins anew
+                kept = (x for x in steps_of(path) if step and x["step"] <= step)
+                write_lines(path, kept)
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else 0)
+        if not step:
+            rows = "\n".join(f"|{key}|{value}|" for key, value in flatten(config).items())
+            self._writer.add_text("config", f"|key|value|\n|-|-|\n{rows}", 0)
+
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        """What is not finite is left out: JSON has no word for it."""
+        scalars = {name: x for name, x in scalars.items() if math.isfinite(x)}
+        append_lines(self.folder / "metrics.jsonl", [{"step": step, **scalars}])
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+
+    def prompts(self, step: int, values: Mapping[str, Tensor]) -> None:
+        """Now and then: histograms of the prompts' weights and agreements, and one against the
+        other.
+        """
+        if due(step, self.logging.histograms_every):
+            for name in values.keys() & {"weights", "agreements"}:
+                self._writer.add_histogram(f"surgery/{name}", values[name], step)
+        if due(step, self.logging.images_every) and "agreements" in values:
+            self._writer.add_figure("surgery/weight_against_agreement", scatter(**values), step)
+
+    def rollouts(self, records: Iterable[Mapping[str, Any]]) -> None:
+        append_lines(self.folder / "rollouts.jsonl", records)
+
+    def flush(self) -> None:
+        """On disk before a checkpoint says that these steps are done."""
+        self._writer.flush()
+        for path in self.folder.glob("*"):
+            if path.is_file():
+                sync(path)
+
+    def close(self, config: Config, summary: Mapping[str, Any]) -> None:
+        """End with the HParams record: every hyper-parameter beside the run's results."""
+        from torch.utils.tensorboard.summary import hparams
+
+        results = {f"result/{name}": x["value"] for name, x in summary["after"].items()}
+        results |= {f"result/change_{name}": x["value"] for name, x in summary["change"].items()}
+        exact = summary.get("exact", {})
+        results |= {f"result/exact_{name}": x for name, x in exact.get("after", {}).items()}
+        for name in ("lowest_pass@1", "frontier_share"):
+            if exact.get(name) is not None:
+                results[f"result/{name}"] = exact[name]
+        settings = {
+            key: value if isinstance(value, bool | int | float) else str(value)
+            for key, value in flatten(config).items()
+            if not key.startswith(("run.", "logging.", "diagnose."))  # they change nothing
+        }
+        # without an experiment's record TensorBoard itself finds in what the runs differ
+        _, *records = hparams(settings, results)
+        for record in records:
+            self._writer._get_file_writer().add_summary(record)
+        for name, value in results.items():
+            # a step later, so that a life after this one replaces them
+            self._writer.add_scalar(name, value, config.train.steps + 1)
+        self._writer.close()
+
+
+class Clock:
+    """Seconds of the parts of a step."""
+
+    def __init__(self) -> None:
+        self.start, self.parts = time.monotonic(), dict[str, float]()
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.parts[part] = time.monotonic() - start
+
+    def scalars(self, lengths: Tensor) -> dict[str, float]:
+        whole = time.monotonic() - self.start
+        return {
+            **{f"time/{part}": seconds for part, seconds in self.parts.items()},
+            "time/step": whole,
+            "throughput/completions_per_second": lengths.numel() / whole,
+            "throughput/tokens_per_second": float(lengths.sum()) / whole,
+        }
+
+
+def scatter(weights: Tensor, agreements: Tensor, rate: Tensor) -> Any:
+    """Weight against agreement, coloured by the rate of correct answers; what lies left of 0
+    disagrees.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(0, color="0.6", linewidth=1)
+    dots = axes.scatter(agreements, weights, c=rate, cmap="viridis", vmin=0, vmax=1, s=18)
+    figure.colorbar(dots, label="share of correct answers")
+    axes.set_xlabel("agreement with the pass@1 gradient")
+    axes.set_ylabel("pass@k weight")
+    return figure
+
+
+def steps_of(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of one of the logs; refused where it is damaged."""
+    return whole_lines(path, {"step": int}, "restore it from a copy, or remove that line")

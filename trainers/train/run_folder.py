@@ -1,0 +1,128 @@
+"""The run folder: whose it is, whether a run begins, goes on or is done, and its results."""
+
+import errno
+import fcntl
+from pathlib import Path
+from typing import Any
+
+from eval.files import read_lines
+from eval.report.runs import read_summary
+from eval.scores.passk import RECORD
+from trainers.config.load import OF_BASE, differences, save_config
+from trainers.config.schema import Config
+from trainers.config.values import ConfigError
+from trainers.train.metrics import LOGS, steps_of
+
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+
+
+DENIED = {errno.EACCES, errno.EPERM}
+
+
+RESTORE = "restore it from a copy, or choose another run.dir"
+
+
+def unwritable(error: OSError, folder: Path) -> bool:
+    """Whether a disk is full or does not take what is written, or the folder is no longer ours.
+    What we may not read elsewhere is another matter.
+    """
+    if error.errno in DENIED and isinstance(error.filename, str):
+        return Path(error.filename).absolute().is_relative_to(folder.absolute())
+    return error.errno in UNWRITABLE
+
+
+class RunFolder:
+    """Opened by rank 0 before the ranks meet, so that a refusal costs nothing."""
+
+    def __init__(self, config: Config):
+        assert config.run.dir is not None
+        self.path = path = Path(config.run.dir)
+        saved = path / "config.yaml"
+        if path.exists() and not path.is_dir():
+            raise self._refusal("is a file; name a folder")
+        if saved.exists():
+            self.summary()  # which is refused if it is none
+            if self._begun():
+                self._compare(config, saved)
+        elif path.exists() and {x.name for x in path.iterdir()} - {".lock", "eval", "checkpoints"}:
+            raise self._refusal("holds files but no run; choose an empty or new folder")
+        shares = not self._begun()
+        self.base_records = _base_records(config, "before") if shares else None
+        self.base_reference = _base_records(config, "reference") if shares else None
+        try:
+            (path / "eval").mkdir(parents=True, exist_ok=True)
+            (path / "checkpoints").mkdir(exist_ok=True)
+            self._lock = (path / ".lock").open("a")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            save_config(config, saved)  # what may change has changed: the steps, run.*, logging.*
+        except BlockingIOError:
+            raise self._refusal(
+                "another process writes this run; wait, or choose another"
+            ) from None
+        except OSError as error:
+            raise self._refusal(f"cannot be written ({error.strerror}); choose another") from None
+
+    def _begun(self) -> bool:
+        """Whether there is anything to lose; a start that failed leaves nothing."""
+        return (self.path / "metrics.jsonl").exists() or any(self.path.glob("checkpoints/*"))
+
+    def _refusal(self, why: str) -> ConfigError:
+        return ConfigError(f"run.dir = {self.path}: {why}")
+
+    def _compare(self, config: Config, saved: Path) -> None:
+        """A folder is gone on with only under the configuration that began it."""
+        changed = differences(config, saved)
+        if changed:
+            remedy = f"{self.path} holds a run with another value; choose another run.dir"
+            raise ConfigError("\n".join(f"{line}: {remedy}" for line in changed))
+        self._check_files()
+        summary = self.summary()
+        done = [int(x.name[5:]) for x in (self.path / "checkpoints").glob("step_*")]
+        done += [summary["steps"]] if summary else []
+        if max(done, default=0) > config.train.steps:
+            steps = f"train.steps = {config.train.steps}: the run in {self.path} has done"
+            raise ConfigError(f"{steps} {max(done)}; give at least as many, or another run.dir")
+
+    def summary(self) -> dict[str, Any] | None:
+        path = self.path / "summary.json"
+        return read_summary(path, RESTORE) if path.exists() else None
+
+    def _check_files(self) -> None:
+        """What going on would read in the end, read before a model is loaded."""
+        for name in LOGS:
+            for _ in steps_of(self.path / name):
+                pass
+        for name in ("before", "reference"):
+            read_lines(self.path / "eval" / f"{name}.jsonl", RECORD, RESTORE)
+
+    def outlook(self) -> str:
+        """What the same command would do with what is on the disk: all of it is whole."""
+        saved = [int(x.name[5:]) for x in (self.path / "checkpoints").glob("step_*")]
+        return f"goes on from step {max(saved)}" if saved else "begins anew, as nothing was saved"
+
+    def finished(self, config: Config) -> bool:
+        done = self.summary()
+        return done is not None and done["steps"] == config.train.steps
+
+    def set_aside(self) -> None:
+        """Before a finished run is lengthened, keep its results under the number of its steps."""
+        done = self.summary()
+        if done:
+            for path in (self.path / "eval" / "after.jsonl", self.path / "summary.json"):
+                if path.exists():
+                    name = f"{path.stem}_step_{done['steps']:06d}{path.suffix}"
+                    path.rename(path.with_name(name))
+
+
+def _base_records(config: Config, name: str) -> list[dict[str, Any]] | None:
+    """An evaluation before training of another run from the same base, where run.base names it."""
+    if config.run.base is None:
+        return None
+    run = Path(config.run.base)
+    before, saved = run / "eval" / "before.jsonl", run / "config.yaml"
+    if not (before.exists() and saved.exists()):
+        raise ConfigError(f"run.base = {run}: has no eval/before.jsonl; name a run's folder")
+    for line in differences(config, saved, OF_BASE):
+        raise ConfigError(f"{line}: run.base = {run} has another base; leave run.base out")
+    remedy = "restore it from a copy, or leave run.base out"
+    return read_lines(run / "eval" / f"{name}.jsonl", RECORD, remedy)

@@ -1,0 +1,37 @@
+"""What changes with the step: pure functions of it, counted from 1, so that resuming needs no
+state.
+"""
+
+import math
+
+from trainers.config.schema import Config
+from trainers.config.values import parse_schedule
+
+
+def learning_rate(config: Config, step: int) -> float:
+    """Linear warm-up over train.warmup_steps, then train.schedule: a pure function of the step,
+    from 1.
+
+    The warm-up is long for a reason: Adam's first steps are as long in noise as in signal, and the
+    conflict with pass@1 is at its worst while nothing has been measured yet.
+    """
+    train = config.train
+    warmup = train.steps // 3 if train.warmup_steps is None else train.warmup_steps
+    if step <= warmup:
+        return train.lr * step / warmup
+    done = (step - 1 - warmup) / max(1, train.steps - warmup)
+    factor = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+    return train.lr * factor[train.schedule]
+
+
+def k_at(config: Config, step: int) -> int:
+    """objective.k, or what objective.k_schedule says from this step on."""
+    k = config.objective.k
+    for start, later in parse_schedule(config.objective.k_schedule):
+        k = later if step >= start else k
+    return k
+
+
+def due(step: int, every: int) -> bool:
+    """Whether something of this period, 0 for never, falls on the step."""
+    return every > 0 and step % every == 0
