@@ -285,7 +285,7 @@ def test_the_step_that_was_realised(base, twin):
     torch.manual_seed(0)
     moved = {name: 1e-4 * torch.randn_like(p) for name, p in before.items()}
     assert probe.realised(rollout, range(PROMPTS), a_1) is None
-    probe.watch(before, {name: x + moved[name] for name, x in before.items()})
+    probe.watch(dict(before), ((name, x + moved[name]) for name, x in before.items()))
     found = probe.realised(rollout, range(PROMPTS), a_1)
     gradient = probe._gradient(base.model, rollout, range(PROMPTS), a_1)
     expected = sum(float((gradient[name] * moved[name]).sum()) for name in moved)
