@@ -28,8 +28,6 @@ def main() -> int:
     add_options(parser, "diagnose.measure=last_layer")
     arguments = parser.parse_intermixed_args()
 
-    from trainers.plan.plan.plan import show
-
     from eval.files import BadFile
     from eval.policy.policy import ModelError
     from eval.scores.folder import BadFolder
@@ -37,6 +35,7 @@ def main() -> int:
     from trainers.config.load import load_config, run_name
     from trainers.config.values import ConfigError
     from trainers.engine.launcher import refuse
+    from trainers.plan.plan import show
     from trainers.train.run_folder import unwritable
 
     out = arguments.out or Path("runs/diagnosis") / run_name(Path(arguments.config))

@@ -25,14 +25,13 @@ def main() -> int:
     add_options(parser, "train.steps=300 or run.dir=runs/trial")
     arguments = parser.parse_intermixed_args()
 
-    from trainers.plan.plan.plan import show
-
     from eval.files import BadFile
     from eval.policy.policy import ModelError
     from eval.tasks.task import TaskError
     from trainers.config.load import check_ranks, load_config
     from trainers.config.values import ConfigError
     from trainers.engine.launcher import refuse
+    from trainers.plan.plan import show
     from trainers.train.run_folder import RunFolder, unwritable
 
     try:

@@ -13,8 +13,8 @@ import eval.diagnosis.analysis
 import eval.diagnosis.pictures as diagnosis_pictures
 import eval.diagnosis.report as diagnosis_report
 import trainers.commands.diagnose as diagnosis
-import trainers.engine.launcher
 import trainers.engine.hosts
+import trainers.engine.launcher
 from eval.diagnosis.analysis import analyse, cosines, interval, resampled, sign_change
 from eval.files import read_lines
 from eval.policy.logprobs import answer_batch, completion_logprobs, log_softmax

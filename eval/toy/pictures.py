@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from eval.report.pictures import COLOURS, OF_LEVEL, _legend, _plain, marker, style
-from eval.toy.study.study import Study, agreements
+from eval.toy.study import Study, agreements
 from surgery.toy import Bandit, cosine_kernel, objective, population, slope, success
 
 EASY, HARD, ALL = OF_LEVEL["easy"], OF_LEVEL["hard"], "0.2"

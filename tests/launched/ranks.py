@@ -4,12 +4,13 @@ import json
 import sys
 
 import torch
+from torch.distributed import distributed_c10d as collectives
 
 from eval.policy.logprobs import Batch, answer_batch, completion_logprobs
 from eval.policy.policy import Policy
 from eval.tasks.twin_base import make_tokenizer
 from trainers.config.schema import Config
-from trainers.engine.engine import Engine, collectives
+from trainers.engine.engine import Engine
 from trainers.engine.launcher import start_ranks
 
 PROMPTS = ["D3?4=", "A2?3", "B9?9=", "C4?5=", "D6?7="]

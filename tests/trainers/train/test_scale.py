@@ -10,9 +10,9 @@ import shutil
 import pytest
 
 from tests.conftest import ROOT, run
+from tests.launched import sums
 from tests.launched.scale import BF16, WAYS
 from tests.models import save_model
-from tests.trainers import sums
 from tests.trainers.engine.test_adapter import TEXTS
 
 
@@ -23,9 +23,9 @@ def folders(tmp_path_factory):
 
 
 def launched(script, out, *arguments, ranks):
-    """The results that a script of this folder leaves."""
+    """The results that a program leaves."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    command = str(ROOT / "tests" / "trainers" / script), *arguments, str(out)
+    command = str(ROOT / "tests" / "launched" / script), *arguments, str(out)
     done = run(*command, cwd=ROOT, ranks=ranks, PYTHONPATH=path, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(out.read_text())

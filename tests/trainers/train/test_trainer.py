@@ -63,11 +63,12 @@ def rule(weights, geometry, state):
 # of the last rank: features in step 2, weights in step 3
 ON_ONE_RANK = """
 import math, os
-import trainers.measure.probe, trainers.train.trainer
+from trainers.measure import probe
+from trainers.train import trainer
 from surgery.rules import RULES
 
 last = int(os.environ.get("RANK", 0)) + 1 == int(os.environ.get("WORLD_SIZE", 1))
-features_of, update, steps = trainers.measure.probe.prompt_gradients, trainers.train.trainer.micro_batches, [0]
+features_of, update, steps = probe.prompt_gradients, trainer.micro_batches, [0]
 
 def spoilt_features(a, features):
     if last and steps[0] == 1:
@@ -80,7 +81,7 @@ def spoilt_update(rollout, weights, *more):
         weights[-1, -1] = math.inf
     return update(rollout, weights, *more)
 
-trainers.measure.probe.prompt_gradients, trainers.train.trainer.micro_batches = spoilt_features, spoilt_update
+probe.prompt_gradients, trainer.micro_batches = spoilt_features, spoilt_update
 rule = RULES["pcgrad"].function
 """
 
