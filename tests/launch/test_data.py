@@ -8,6 +8,7 @@ import pytest
 
 import trainers.diagnosis as diagnosis
 import trainers.engine
+import trainers.hosts
 import trainers.trainer
 from eval.files import read_lines
 from eval.policy import Chat
@@ -52,9 +53,10 @@ def command(folder, monkeypatch, capsys):
     """(exit code, output, errors) of a command, in this process."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(diagnosis, "Ranks", Alone)
-    monkeypatch.setattr(diagnosis, "share", lambda x: x)
+    for module in (diagnosis, trainers.engine, trainers.hosts):
+        monkeypatch.setattr(module, "share", lambda x: x)
+    monkeypatch.setattr(trainers.hosts, "once_a_host", lambda make: make())
     monkeypatch.setattr(trainers.engine, "start_ranks", lambda threads: None)
-    monkeypatch.setattr(trainers.engine, "share", lambda x: x)
 
     def ask(name, *options):
         spec = importlib.util.spec_from_file_location(name, ROOT / "launch" / f"{name}.py")
