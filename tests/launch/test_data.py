@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-import trainers.commands.diagnose as diagnosis
-import trainers.engine.launcher
-import trainers.engine.ranks
-import trainers.train.trainer
+    for module in (diagnosis, trainers.engine.ranks, trainers.engine.hosts):
+        monkeypatch.setattr(module, "share", lambda x: x)
+    monkeypatch.setattr(trainers.engine.hosts, "once_a_host", lambda make: make())
+    monkeypatch.setattr(trainers.engine.launcher, "start_ranks", lambda threads: None)
 from eval.files import read_lines
 from eval.policy.policy import Chat
 from eval.tasks.data import ASKING
@@ -53,9 +53,10 @@ def command(folder, monkeypatch, capsys):
     """(exit code, output, errors) of a command, in this process."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(diagnosis, "Ranks", Alone)
-    monkeypatch.setattr(diagnosis, "share", lambda x: x)
+    for module in (diagnosis, trainers.engine.ranks, trainers.engine.hosts):
+        monkeypatch.setattr(module, "share", lambda x: x)
+    monkeypatch.setattr(trainers.engine.hosts, "once_a_host", lambda make: make())
     monkeypatch.setattr(trainers.engine.launcher, "start_ranks", lambda threads: None)
-    monkeypatch.setattr(trainers.engine.ranks, "share", lambda x: x)
 
     def ask(name, *options):
         spec = importlib.util.spec_from_file_location(name, ROOT / "launch" / f"{name}.py")
@@ -162,7 +163,7 @@ def test_other_data_under_the_same_name_is_refused(folder, command, tmp_path):
 )
 def test_refusals_are_one_line_before_a_model_is_loaded(command, monkeypatch, options, said):
     monkeypatch.setattr("eval.policy.policy.load_policy", None)
-    monkeypatch.setattr("trainers.diagnosis.load_policy", None)
+    monkeypatch.setattr("trainers.commands.diagnose.load_policy", None)
     code, _, errors = command("diagnose", "--config", "floor.yaml", *options, "--out", "none")
     assert code == 2
     (line,) = [x for x in errors.splitlines() if "problems to evaluate on" not in x]
