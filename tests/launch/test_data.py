@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-    for module in (diagnosis, trainers.engine.ranks, trainers.engine.hosts):
-        monkeypatch.setattr(module, "share", lambda x: x)
-    monkeypatch.setattr(trainers.engine.hosts, "once_a_host", lambda make: make())
-    monkeypatch.setattr(trainers.engine.launcher, "start_ranks", lambda threads: None)
+import trainers.commands.diagnose as diagnosis
+import trainers.engine.hosts
+import trainers.engine.launcher
+import trainers.engine.ranks
 from eval.files import read_lines
 from eval.policy.policy import Chat
 from eval.tasks.data import ASKING
