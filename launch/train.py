@@ -53,7 +53,8 @@ def main() -> int:
     from trainers.engine.ranks import share
     from trainers.engine.watch import leave
     from trainers.measure.taps import Unsupported
-    from trainers.train.trainer import Interrupted, Trainer, TrainingFailed
+    from trainers.train.step import TrainingFailed
+    from trainers.train.trainer import Interrupted, Trainer
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -38,8 +38,8 @@ SMALL = [
 ]
 # where a life may end: what is about to be called
 PLACES = {
-    "sampling": ("trainers.train.trainer", "sample"),
-    "update": ("trainers.train.trainer", "micro_batches"),
+    "sampling": ("trainers.train.step", "sample"),
+    "update": ("trainers.train.step", "micro_batches"),
     "loading": ("trainers.train.checkpoint", "latest"),
     "metrics": ("trainers.train.metrics", "append_lines"),
     "evaluation": ("trainers.train.evaluation", "evaluate"),

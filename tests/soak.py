@@ -40,6 +40,7 @@ def main() -> int:
     from trainers.config.load import load_config
     from trainers.engine.launcher import start_ranks
     from trainers.train.run_folder import RunFolder
+    from trainers.train.step import Step
     from trainers.train.trainer import Trainer
 
     with tempfile.TemporaryDirectory() as folder:
@@ -47,11 +48,11 @@ def main() -> int:
         config = load_config(ROOT / "configs" / "pcgrad.yaml", [*options, *arguments.overrides])
         start_ranks(config.run.threads)
         trainer = Trainer(config, RunFolder(config))
-        seen, took, plain = list[dict[str, Any]](), list[float](), trainer.step
+        seen, took, plain = list[dict[str, Any]](), list[float](), Step.__call__
 
-        def step(number: int) -> Any:
+        def step(self: Step, number: int) -> Any:
             start = time.monotonic()
-            done = plain(number)
+            done = plain(self, number)
             took.append(time.monotonic() - start)
             if number % max(1, arguments.steps // 10) == 0:
                 recent = sorted(took[-(arguments.steps // 10) :])
@@ -60,7 +61,7 @@ def main() -> int:
                 print(json.dumps(seen[-1]), flush=True)
             return done
 
-        trainer.step = step  # type: ignore[method-assign]
+        Step.__call__ = step  # type: ignore[method-assign]
         trainer.run()
         after = holds(Path(config.run.dir or ""))
         after["seconds_to_read_events"] = read_events(Path(config.run.dir or ""))

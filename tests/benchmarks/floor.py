@@ -133,20 +133,20 @@ def main() -> None:
     floors: list[list[float]] = [[] for _ in trainers]
     parts: list[list[dict[str, float]]] = [[] for _ in trainers]
     for trainer in trainers:
-        trainer.rule_state["base_pass@1"] = 0.5
+        trainer.step.rule_state["base_pass@1"] = 0.5
     for step in range(1, arguments.rounds + 4):
         for i, trainer in enumerate(trainers):
             calls = recorders[i]
             calls.sampling, calls.update = [], []
             start = _now()
-            scalars, *_ = trainer.step(step)
+            seconds_of = trainer.step(step).seconds
             whole = _now() - start
             bare = floor(trainer, calls.sampling[:], calls.update[:])
             alone = sum(bare)
             if step > 3:  # the first ones warm up
                 wholes[i].append(whole)
                 floors[i].append(alone)
-                parts[i].append({x: scalars.get(f"time/{x}", 0.0) / alone for x in PARTS})
+                parts[i].append({x: seconds_of.get(x, 0.0) / alone for x in PARTS})
                 for name, seconds in zip(("sample", "update"), bare, strict=True):
                     parts[i][-1][f"{name} bare"] = seconds / alone
     rows = []

@@ -211,10 +211,10 @@ def watch_ourselves() -> None:
     from eval.verify.verifier import Verifier
     from trainers.engine import engine
     from trainers.measure.probe import Probe
-    from trainers.train import trainer
+    from trainers.train import step
     from trainers.train.reference import Reference
 
-    watched(trainer, "sample", "sampling", lambda x, *_: sampled(x.completions))
+    watched(step, "sample", "sampling", lambda x, *_: sampled(x.completions))
     watched(Verifier, "__call__", "scoring", lambda x, *_: {"right": x.count(True)})
     watched(Probe, "__call__", "measuring")
     watched(Probe, "realised", "measuring")
@@ -239,7 +239,7 @@ def every_row(rollout: Any, weights: torch.Tensor, *others: Any) -> Any:
     return micro_batches(rollout, some, budget, pad, device, linear=False)
 
 
-EVERY_ROW = mock.patch("trainers.train.trainer.micro_batches", every_row)
+EVERY_ROW = mock.patch("trainers.train.step.micro_batches", every_row)
 
 
 def versions() -> dict[str, str]:
@@ -299,7 +299,7 @@ def main() -> None:
     first = trainers["here"]
     _, before = first.evaluation()
     for trainer in trainers.values():
-        trainer.rule_state["base_pass@1"] = before["exact/pass@1"]  # as a run begins
+        trainer.step.rule_state["base_pass@1"] = before["exact/pass@1"]  # as a run begins
 
     count, task = WARM_UP + BLOCK * arguments.blocks, first.task
     problems = [

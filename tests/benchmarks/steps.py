@@ -56,7 +56,7 @@ def main() -> None:
             except ConfigError:
                 continue
             trainers[rule, measure] = Trainer(config, None)
-            trainers[rule, measure].rule_state["base_pass@1"] = 0.65
+            trainers[rule, measure].step.rule_state["base_pass@1"] = 0.65
 
     def work(trainer: Trainer) -> Callable[[], object]:
         steps = itertools.count(1)

@@ -12,7 +12,7 @@ from eval.tasks.twin import Twin
 from surgery.estimators import loo, rloo
 from surgery.rules import RULES, apply
 from tests.launched.ranks import gradient
-from tests.trainers.measure.test_probe import Alone
+from tests.trainers.measure.test_probe import Alone, measurable
 from trainers.config.schema import Config
 from trainers.engine.batches import micro_batches
 from trainers.engine.engine import Engine
@@ -53,8 +53,8 @@ def check(stage, twin):
             config.surgery.measure, config.surgery.statistic = measure, statistic
             needs = RULES["nash"].needs | RULES["agreement_clip"].needs
             one, many = Probe(config, Alone(alone), needs), Probe(config, engine, needs)
-            expected, _ = one(whole, range(PROMPTS), a_k, a_1, correct, K)
-            got, _ = many(part, mine, a_k, a_1, correct, K)
+            expected, _ = one(measurable(whole, range(PROMPTS), a_k, a_1, correct, K))
+            got, _ = many(measurable(part, mine, a_k, a_1, correct, K))
             scale = float(expected.agreement.abs().max())
             gap = float((got.agreement - expected.agreement).abs().max()) / scale
             key = f"{measure} agreement error"

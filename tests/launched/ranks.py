@@ -12,6 +12,7 @@ from eval.tasks.twin_base import make_tokenizer
 from trainers.config.schema import Config
 from trainers.engine.engine import Engine
 from trainers.engine.launcher import start_ranks
+from trainers.engine.ranks import Ranks
 
 PROMPTS = ["D3?4=", "A2?3", "B9?9=", "C4?5=", "D6?7="]
 ANSWERS = ["7", "6", "81", "9", "13"]
@@ -116,6 +117,23 @@ def idle(batch: Batch) -> Batch:
     return batch[:1]
 
 
+def in_place(total=5):
+    """Uneven shares of rows and of lists, the last prompts first, put back by every rank."""
+    ranks = Ranks()
+    mine = range(ranks.rank, total, ranks.world)[::-1]
+    rows = torch.tensor([[i, -i] for i in mine])
+    lists = [["rank", ranks.rank, "prompt", i] for i in mine]
+    nobodys = ranks.in_place([], torch.zeros(0, 3), 0)
+    return ranks.gather(
+        {
+            "rows": ranks.in_place(mine, rows, total).tolist(),
+            "dtype": str(ranks.in_place(mine, rows, total).dtype),
+            "lists": ranks.list_in_place(mine, lists, total),
+            "nobody's": [*nobodys.shape, *ranks.list_in_place([], [], 0)],
+        }
+    )
+
+
 def same(a, b):
     return all(torch.equal(a[kind][name], b[kind][name]) for kind in a for name in a[kind])
 
@@ -130,7 +148,7 @@ def policy_matches(engine, state):
 
 if __name__ == "__main__":
     start_ranks(1)
-    results = {str(stage): check(stage) for stage in range(4)}
+    results = {str(stage): check(stage) for stage in range(4)} | {"in place": in_place()}
     if torch.distributed.get_rank() == 0:
         with open(sys.argv[-1], "w") as file:
             json.dump(results, file)

@@ -11,6 +11,7 @@ from eval.policy.logprobs import answer_batch, completion_logprobs
 from eval.rollout.rollout import Decoding
 from eval.rollout.sample import sample
 from tests.launched.ranks import ANSWERS, PROMPTS, fresh_policy, gradient, idle, same
+from tests.trainers.measure.test_probe import measurable
 from trainers.config.schema import Config
 from trainers.engine.engine import Engine
 from trainers.engine.launcher import start_ranks
@@ -93,7 +94,7 @@ def realised(work, dtype, stage):
     prompts = [PROMPTS[i] for i in places]
     rollout = sample(work.policy, prompts, 4, Decoding(3), 0, places)  # the same for every engine
     advantages = torch.linspace(0.1, 1, 4 * len(PROMPTS), dtype=torch.float64).view(-1, 4)
-    return probe.realised(rollout, places, advantages)
+    return probe.realised(measurable(rollout, places, advantages, advantages))
 
 
 if __name__ == "__main__":

@@ -145,8 +145,8 @@ class Diagnosis:
             for start in missing:
                 mine = self._mine(start)
                 local = self._sample(policy, mine, verifier) if policy and mine else []
-                found = self.ranks.gather(local)
-                rows = sorted((x for part in found for x in part), key=lambda x: x[0])
+                size = len(self.problems[start : start + PART])
+                rows = self.ranks.list_in_place([i - start for i in mine], local, size)
                 if folder:
                     records, sums = [x[1] for x in rows], torch.stack([x[2] for x in rows])
                     folder.write_part(start, records, sums)

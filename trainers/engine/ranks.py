@@ -1,7 +1,7 @@
 """Who works beside whom, and what they tell each other."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -66,3 +66,17 @@ class Ranks:
         items: list[Any] = [None] * self.world
         torch.distributed.all_gather_object(items, item)
         return items
+
+    def in_place(self, mine: Sequence[int], values: Tensor, total: int) -> Tensor:
+        """Put everybody's rows, one for each of `mine`, in the order of all `total` prompts."""
+        whole = values.new_zeros(total, *values.shape[1:])
+        for places, part in self.gather((list(mine), values)):
+            whole[places] = part
+        return whole
+
+    def list_in_place(self, mine: Sequence[int], values: Sequence[T], total: int) -> list[T]:
+        """Put everybody's items, one for each of `mine`, in the order of all `total` prompts."""
+        whole = dict[int, T]()
+        for places, part in self.gather((list(mine), list(values))):
+            whole |= zip(places, part, strict=True)
+        return [whole[i] for i in range(total)]

@@ -35,6 +35,7 @@ from trainers.config.values import ConfigError
 from trainers.engine.batches import merged, summed
 from trainers.engine.engine import Engine
 from trainers.measure import ghost
+from trainers.step_batch import StepBatch
 
 Direction = dict[str, Tensor]
 
@@ -64,35 +65,32 @@ class Probe:
                 self.coverage = check_coverage(policy.model, self.surgery)
                 ghost.check(policy.model, self.surgery.modules)
 
-    def __call__(
-        self,
-        rollout: Rollout,
-        mine: Sequence[int],
-        a_k: Tensor,
-        a_1: Tensor,
-        correct: Tensor,
-        k: int,
-    ) -> tuple[Geometry, dict[str, float]]:
-        """The geometry of the whole batch and its scalars; `mine` are this rank's prompts. One that
-        is not finite is told by its products, and forgotten.
+    def __call__(self, batch: StepBatch) -> tuple[Geometry, dict[str, float]]:
+        """The geometry of a batch over all ranks, and its scalars.
+
+        A geometry that is not finite holds its products alone, and is forgotten.
         """
+        correct = batch.correct
         gram = probes = None
         if self.surgery.measure == "ghost":
-            now, naive, agreement, probes = self._by_ghost(rollout, mine, a_k, a_1)
+            now, naive, agreement, probes = self._by_ghost(batch)
         else:
-            g_k, g_1 = self._last_layer(rollout, mine, a_k, a_1)
+            g_k, g_1 = self._last_layer(batch)
             now, naive = (products(g_k, g_1, x) for x in (self.surgery.statistic, "naive"))
             agreement, gram = agreements(g_1, self.surgery.statistic), g_1 @ g_1.T
             if self.by_others:
-                assert rollout.features is not None
-                probes = self._whole(mine, probes_of(g_1, rollout.features.cpu(), mine))
+                assert batch.rollout.features is not None
+                local = probes_of(g_1, batch.rollout.features.cpu(), batch.mine)
+                probes = self.engine.in_place(batch.mine, local, len(correct))
         if not Geometry(correct.mean(1), now, agreement).finite:  # it would stay in the average
             return Geometry(correct.mean(1), Products(math.nan, math.nan, math.nan)), {}
         now_and_then = self.surgery.measure == "ghost" and not self.with_norm_k
         used = replace(now, norm_k=math.nan) if now_and_then else now
         self.smooth = smoothed(used, self.smooth, self.surgery.ema, self.averaged)
         decisive = psd(self.smooth)
-        others = by_others(correct, k, probes) if self.by_others and probes is not None else None
+        others = None
+        if self.by_others and probes is not None:
+            others = by_others(correct, batch.weight_k, probes)
         geometry = Geometry(correct.mean(1), decisive, agreement, gram, others)
         self.measured, self.averaged = self.measured + 1, self.averaged + 1
         self.degenerate += geometry.degenerate
@@ -108,28 +106,27 @@ class Probe:
             self.smooth, self.averaged = None, 0
         self.k = k
 
+    def due(self, step: int) -> bool:
+        """Whether to measure in this step: in every one until a first measurement is finite."""
+        is_due = (step - 1) % self.surgery.every == 0 or self.smooth is None
+        return self.surgery.measure != "none" and is_due
+
     @property
     def products(self) -> Products | None:
         """The latest, smoothed."""
         return psd(self.smooth) if self.smooth else None
 
-    def _last_layer(
-        self, rollout: Rollout, mine: Sequence[int], a_k: Tensor, a_1: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _last_layer(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
         """Everybody's g_k and g_1, [N, width]."""
-        assert rollout.features is not None
-        features = rollout.features.cpu()
-        local = [prompt_gradients(a[list(mine)], features) for a in (a_k, a_1)]
-        whole = torch.zeros(2, len(a_1), features.shape[1], dtype=torch.float64)
-        for prompts, parts in self.engine.gather((list(mine), local)):
-            for g, part in zip(whole, parts, strict=True):
-                g[prompts] = part
-        return whole[0], whole[1]
+        assert batch.rollout.features is not None
+        features, mine = batch.rollout.features.cpu(), list(batch.mine)
+        local = [prompt_gradients(a[mine], features) for a in (batch.a_k, batch.a_1)]
+        whole = self.engine.in_place(mine, torch.stack(local, 1), len(batch.a_1))
+        return whole[:, 0].contiguous(), whole[:, 1].contiguous()
 
-    def _by_ghost(
-        self, rollout: Rollout, mine: Sequence[int], a_k: Tensor, a_1: Tensor
-    ) -> tuple[Products, Products | None, Tensor, Tensor]:
+    def _by_ghost(self, batch: StepBatch) -> tuple[Products, Products | None, Tensor, Tensor]:
         """(products, naive products, agreements, probes); |J_k| only if needed, or now and then."""
+        rollout, mine, a_k, a_1 = batch.rollout, batch.mine, batch.a_k, batch.a_1
         sides = halves(len(a_1))
         if self.surgery.statistic == "naive":
             sides.zero_()
@@ -153,7 +150,7 @@ class Probe:
             watched = self.with_norm_k or self.measured % WATCH_EVERY == 0
             j_k = [mean(a_k, s) for s in names] if watched else None
         local = local.where(wanted, 0.0)
-        probes = self._whole(mine, local)
+        probes = self.engine.in_place(mine, local, len(a_1))
         now, agreement = probed(a_k, a_1, probes, sides)
         if j_k is None:
             return now, None, agreement, probes
@@ -164,14 +161,6 @@ class Probe:
             _dot(whole_k, in_metric[0]), _dot(whole_1, in_metric[0]), _dot(whole_k, in_metric[1])
         )
         return replace(now, norm_k=_dot(j_k[0], metric(j_k[-1]))), naive, agreement, probes
-
-    def _whole(self, mine: Sequence[int], part: Tensor) -> Tensor:
-        """[N, n] of everybody's [mine, n]."""
-        parts = self.engine.gather((list(mine), part))
-        whole = part.new_zeros(sum(len(prompts) for prompts, _ in parts), part.shape[1])
-        for prompts, values in parts:
-            whole[prompts] = values
-        return whole
 
     def _metric(self) -> Callable[[Direction], Direction]:
         """Scaling as Adam scales a gradient; nothing in the Euclidean metric, or before any step.
@@ -235,13 +224,14 @@ class Probe:
         """Keep the step really taken, to be held against the next batch's J_1; use `before` up."""
         self.moved = {name: x - before.pop(name) for name, x in after}
 
-    def realised(self, rollout: Rollout, mine: Sequence[int], a_1: Tensor) -> float | None:
+    def realised(self, batch: StepBatch) -> float | None:
         """<grad J_1, step> of the watched step, with this batch's J_1; None if none is watched."""
         moved, self.moved = self.moved, None
         if moved is None:
             return None
+        rollout, mine = batch.rollout, batch.mine
         with self.engine.policy() as policy:
-            local = self._gradient(policy.model, rollout, mine, a_1, everything=True)
+            local = self._gradient(policy.model, rollout, mine, batch.a_1, everything=True)
         inner = torch.tensor(_dot(local, moved), dtype=torch.float64)
         return float(self.engine.reduce(inner))
 

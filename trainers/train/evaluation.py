@@ -57,11 +57,7 @@ class Evaluation:
                 mine,
                 population,
             )
-        whole: list[Any] = [None] * len(problems)
-        for places, part in self.engine.gather((list(mine), records)):
-            for i, record in zip(places, part, strict=True):
-                whole[i] = record
-        return whole
+        return self.engine.list_in_place(mine, records, len(problems))
 
     def exact(self, population: Population | None = None) -> dict[str, float]:
         """The true pass@k, where the task knows them."""

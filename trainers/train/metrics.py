@@ -3,9 +3,7 @@ the rollouts.
 """
 
 import math
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from eval.files import append_lines, sync, whole_lines, write_lines
 from trainers.config.schema import Config
 from trainers.config.values import flatten
 from trainers.train.schedules import due
+from trainers.train.step_log import StepLog
 
 LOGS = ("metrics.jsonl", "rollouts.jsonl")
 
@@ -44,18 +43,18 @@ class Metrics:
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
 
-    def prompts(self, step: int, values: Mapping[str, Tensor]) -> None:
-        """Now and then: histograms of the prompts' weights and agreements, and one against the
-        other.
-        """
-        if due(step, self.logging.histograms_every):
-            for name in values.keys() & {"weights", "agreements"}:
-                self._writer.add_histogram(f"surgery/{name}", values[name], step)
-        if due(step, self.logging.images_every) and "agreements" in values:
-            self._writer.add_figure("surgery/weight_against_agreement", scatter(**values), step)
-
-    def rollouts(self, records: Iterable[Mapping[str, Any]]) -> None:
-        append_lines(self.folder / "rollouts.jsonl", records)
+    def step(self, log: StepLog) -> None:
+        """All that is kept of a step; its histograms, pictures and rollouts only now and then."""
+        self.log(log.step, log.scalars)
+        if due(log.step, self.logging.histograms_every):
+            self._writer.add_histogram("surgery/weights", log.weights, log.step)
+            if log.agreement is not None:
+                self._writer.add_histogram("surgery/agreements", log.agreement, log.step)
+        if due(log.step, self.logging.images_every) and log.agreement is not None:
+            figure = scatter(log.weights, log.agreement, log.rate)
+            self._writer.add_figure("surgery/weight_against_agreement", figure, log.step)
+        if due(log.step, self.logging.rollouts_every):
+            append_lines(self.folder / "rollouts.jsonl", log.looks)
 
     def flush(self) -> None:
         """On disk before a checkpoint says that these steps are done."""
@@ -88,28 +87,6 @@ class Metrics:
             # a step later, so that a life after this one replaces them
             self._writer.add_scalar(name, value, config.train.steps + 1)
         self._writer.close()
-
-
-class Clock:
-    """Seconds of the parts of a step."""
-
-    def __init__(self) -> None:
-        self.start, self.parts = time.monotonic(), dict[str, float]()
-
-    @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        start = time.monotonic()
-        yield
-        self.parts[part] = time.monotonic() - start
-
-    def scalars(self, lengths: Tensor) -> dict[str, float]:
-        whole = time.monotonic() - self.start
-        return {
-            **{f"time/{part}": seconds for part, seconds in self.parts.items()},
-            "time/step": whole,
-            "throughput/completions_per_second": lengths.numel() / whole,
-            "throughput/tokens_per_second": float(lengths.sum()) / whole,
-        }
 
 
 def scatter(weights: Tensor, agreements: Tensor, rate: Tensor) -> Any:

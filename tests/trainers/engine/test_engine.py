@@ -38,3 +38,11 @@ def test_stage(results, stage):
 def test_a_busy_rank_is_waited_for(results, stage):
     """A day, in DeepSpeed's own groups too, which `initialize` makes."""
     assert len(results[stage]["limits"]) > 2 and set(results[stage]["limits"]) == {86400.0}
+
+
+def test_everybodys_values_are_put_back_in_place(results):
+    world = len(results["in place"])
+    for found in results["in place"]:
+        assert found["rows"] == [[i, -i] for i in range(5)] and found["dtype"] == "torch.int64"
+        assert found["lists"] == [["rank", i % world, "prompt", i] for i in range(5)]
+        assert found["nobody's"] == [0, 3]

@@ -18,26 +18,24 @@ from surgery.rules import RULES, apply
 from tests.conftest import ROOT, run
 from trainers.config.schema import Config
 from trainers.config.values import ConfigError
+from trainers.engine.ranks import Ranks
 from trainers.measure import ghost
 from trainers.measure.probe import Probe, halves
+from trainers.step_batch import StepBatch
 
 K, N, PROMPTS, BATCHES = 4, 8, 32, 120
 
 
-class Alone:
+class Alone(Ranks):
     """What a probe needs of an engine, in one process and without DeepSpeed."""
 
-    rank, world, device = 0, 1, torch.device("cpu")
-
     def __init__(self, policy):
+        self.rank, self.world, self.device = 0, 1, torch.device("cpu")
         self._policy, self.pad_id = policy, policy.pad_id
 
     @contextmanager
     def policy(self):
         yield self._policy
-
-    def gather(self, item):
-        return [item]
 
     def total(self, x):
         return x
@@ -51,6 +49,13 @@ def make_probe(base, needs="nash", **surgery):
     for key, value in ({"ema": 0.0} | surgery).items():
         setattr(config.surgery, key, value)
     return Probe(config, Alone(base), RULES[needs].needs)
+
+
+def measurable(rollout, mine, a_k, a_1, correct=None, k=K):
+    """A batch as far as a probe reads it."""
+    batch = StepBatch(step=1, seed=0, k=k, weight_k=k, problems=[], mine=mine)
+    batch.rollout, batch.correct, batch.a_k, batch.a_1 = rollout, correct, a_k, a_1
+    return batch
 
 
 def a_batch(base, twin, step, budget=2**16):
@@ -122,7 +127,7 @@ def test_products_are_unbiased(exact, twin, base, measure):
     for step in range(BATCHES):
         rollout, correct = a_batch(base, twin, step)
         a_k, a_1 = loo(correct, K), rloo(correct)
-        geometry, _ = probe(rollout, range(PROMPTS), a_k, a_1, correct, K)
+        geometry, _ = probe(measurable(rollout, range(PROMPTS), a_k, a_1, correct))
         agreement.append(float(geometry.agreement.mean()))
         for name in found:
             found[name].append(getattr(probe.smooth, name))
@@ -139,7 +144,7 @@ def test_naive_products_are_biased(exact, twin, base):
     values = []
     for step in range(40):
         rollout, correct = a_batch(base, twin, step)
-        probe(rollout, range(PROMPTS), loo(correct, K), rloo(correct), correct, K)
+        probe(measurable(rollout, range(PROMPTS), loo(correct, K), rloo(correct), correct))
         values.append(probe.smooth.norm_1)
     assert sum(values) / len(values) > 1.5 * exact["last_layer"]["norm_1"]
 
@@ -150,7 +155,7 @@ def test_ghost_products_against_gradients(base, twin, statistic):
     rollout, correct = a_batch(base, twin, 0)
     a_k, a_1 = loo(correct, K), rloo(correct)
     probe = make_probe(base, measure="ghost", statistic=statistic)
-    geometry, scalars = probe(rollout, range(PROMPTS), a_k, a_1, correct, K)
+    geometry, scalars = probe(measurable(rollout, range(PROMPTS), a_k, a_1, correct))
 
     def prompt_gradient(a, i):
         weights = torch.zeros_like(a)
@@ -193,7 +198,7 @@ def test_weights_that_cancel_are_probed_as_well(base, twin):
     for i in equal:
         a_1[i] = torch.tensor([1.0, -1.0] + (N - 2) * [0.0])
     probe = make_probe(base, measure="ghost")
-    _, _, agreement, probes = probe._by_ghost(rollout, range(PROMPTS), a_1, a_1)
+    _, _, agreement, probes = probe._by_ghost(measurable(rollout, range(PROMPTS), a_1, a_1))
     first = probe._gradient(base.model, rollout, range(PROMPTS), a_1, ~second)
     expected = torch.zeros_like(a_1)
     probe._probe(base.model, rollout, a_1 != 0, first, expected)
@@ -214,7 +219,7 @@ def test_the_metric_of_adam(base, twin):
     torch.manual_seed(0)
     scale = {name: torch.rand_like(p) for name, p in base.model.named_parameters()}
     probe.engine.adam_scale = lambda: scale
-    probe(rollout, range(PROMPTS), a_k, a_1, correct, K)
+    probe(measurable(rollout, range(PROMPTS), a_k, a_1, correct))
     j_1, j_k = (probe._gradient(base.model, rollout, range(PROMPTS), a) for a in (a_1, a_k))
 
     def product(a, b):
@@ -231,7 +236,7 @@ def test_before_the_first_step_the_metric_is_that_of_euclid(base, twin):
     for metric in ("adam", "euclid"):
         probe = make_probe(base, measure="ghost", metric=metric)
         probe.engine.adam_scale = lambda: None
-        probe(rollout, range(PROMPTS), loo(correct, K), rloo(correct), correct, K)
+        probe(measurable(rollout, range(PROMPTS), loo(correct, K), rloo(correct), correct))
         found.append(probe.smooth)
     assert found[0] == found[1]
 
@@ -245,7 +250,7 @@ def test_micro_batches_change_no_decision(base, twin, measure):
         probe = make_probe(base, "agreement_clip", measure=measure)
         probe.config.train.micro_batch_tokens = budget
         a_k, a_1 = loo(correct, K), rloo(correct)
-        geometry, _ = probe(rollout, range(PROMPTS), a_k, a_1, correct, K)
+        geometry, _ = probe(measurable(rollout, range(PROMPTS), a_k, a_1, correct))
         weights = prompt_weight(N, correct.sum(1), K)
         decision = RULES["agreement_clip"].bind({"tau": 0.7})(weights, geometry, {})
         advantages = apply(decision, a_k, a_1)
@@ -261,7 +266,7 @@ def test_another_k_begins_another_average(base, twin):
     def measured(probe, steps, k):
         for rollout, correct in (batches[step] for step in steps):
             probe.begin(k)
-            probe(rollout, range(PROMPTS), loo(correct, k), rloo(correct), correct, k)
+            probe(measurable(rollout, range(PROMPTS), loo(correct, k), rloo(correct), correct, k))
         return probe.smooth
 
     alone = measured(make_probe(base, ema=0.5), [1, 2], 2)
@@ -280,17 +285,25 @@ def test_the_step_that_was_realised(base, twin):
     """<grad J_1, step> of a watched step is the first-order change of this batch's objective."""
     rollout, correct = a_batch(base, twin, 1)
     a_1 = rloo(correct)
-    probe = make_probe(base)
+    probe, batch = make_probe(base), measurable(rollout, range(PROMPTS), a_1, a_1)
     before = {name: p.detach().clone() for name, p in base.model.named_parameters()}
     torch.manual_seed(0)
     moved = {name: 1e-4 * torch.randn_like(p) for name, p in before.items()}
-    assert probe.realised(rollout, range(PROMPTS), a_1) is None
+    assert probe.realised(batch) is None
     probe.watch(dict(before), ((name, x + moved[name]) for name, x in before.items()))
-    found = probe.realised(rollout, range(PROMPTS), a_1)
+    found = probe.realised(batch)
     gradient = probe._gradient(base.model, rollout, range(PROMPTS), a_1)
     expected = sum(float((gradient[name] * moved[name]).sum()) for name in moved)
     assert found == pytest.approx(expected, rel=1e-2)
-    assert probe.realised(rollout, range(PROMPTS), a_1) is None  # once
+    assert probe.realised(batch) is None  # once
+
+
+def test_a_field_is_not_read_before_its_stage(base, twin):
+    rollout, correct = a_batch(base, twin, 0)
+    batch = measurable(rollout, range(PROMPTS), None, None, correct)
+    del batch.a_k
+    with pytest.raises(AttributeError, match="a_k"):
+        make_probe(base)(batch)
 
 
 def test_coverage_is_asserted(base):
@@ -316,7 +329,7 @@ def test_what_is_not_finite_is_forgotten(base, twin, measure, monkeypatch):
                     rollout = replace(rollout, features=rollout.features.clone())
                     rollout.features[3, 5] = math.nan
                 a_k, a_1 = loo(correct, K), rloo(correct)
-                geometry, scalars = probe(rollout, range(PROMPTS), a_k, a_1, correct, K)
+                geometry, scalars = probe(measurable(rollout, range(PROMPTS), a_k, a_1, correct))
             assert geometry.finite == bool(scalars) == (step != 1)
         return probe.state()
 

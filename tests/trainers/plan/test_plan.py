@@ -20,7 +20,7 @@ from surgery.estimators import loo, rloo
 from surgery.rules import RULES
 from tests.conftest import ROOT, run
 from tests.launched.held import model_config
-from tests.trainers.measure.test_probe import Alone
+from tests.trainers.measure.test_probe import Alone, measurable
 from trainers.config.arguments import add_options
 from trainers.config.load import load_config
 from trainers.config.schema import Config
@@ -219,7 +219,7 @@ def test_ghost_holds_what_was_planned(tmp_path, statistic, metric):
     named = dict(policy.model.named_parameters())
     probe.engine.adam_scale = lambda: {name: torch.ones_like(p) for name, p in named.items()}
     with ledger_of(policy) as ledger:
-        probe(rollout, range(2), loo(correct, 4), rloo(correct), correct, 4)
+        probe(measurable(rollout, range(2), loo(correct, 4), rloo(correct), correct, 4))
     moments = plan.ghost(rehearsal.sizes(), 2 if statistic == "loo" else 1, metric == "adam")
     planned = max(sum(held.values()) for held in moments.values())
     assert planned == pytest.approx(ledger.peak, rel=0.15)

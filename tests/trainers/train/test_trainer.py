@@ -12,9 +12,9 @@ from eval.scores.evaluate import evaluate
 from eval.verify.verifier import Verifier
 from tests.conftest import ROOT, run
 from trainers.config.load import load_config
+from trainers.train.best import Best
 from trainers.train.evaluation import decoding
 from trainers.train.schedules import k_at, learning_rate
-from trainers.train.trainer import Trainer
 
 TRAIN = str(ROOT / "launch" / "train.py")
 PASSK = str(ROOT / "configs" / "pcgrad.yaml")
@@ -42,15 +42,15 @@ Blind.__dataclass_fields__ = {}
 
 SPOILT = """
 import math
-import trainers.train.trainer
+import trainers.train.step
 from surgery.rules import RULES
 
-update = trainers.train.trainer.micro_batches
+update = trainers.train.step.micro_batches
 
 def spoilt(rollout, weights, *more):
     return update(rollout, weights * math.nan, *more)
 
-trainers.train.trainer.micro_batches = spoilt
+trainers.train.step.micro_batches = spoilt
 rule = RULES["pcgrad"].function
 """
 
@@ -64,11 +64,11 @@ def rule(weights, geometry, state):
 ON_ONE_RANK = """
 import math, os
 from trainers.measure import probe
-from trainers.train import trainer
+from trainers.train import step
 from surgery.rules import RULES
 
 last = int(os.environ.get("RANK", 0)) + 1 == int(os.environ.get("WORLD_SIZE", 1))
-features_of, update, steps = probe.prompt_gradients, trainer.micro_batches, [0]
+features_of, update, steps = probe.prompt_gradients, step.micro_batches, [0]
 
 def spoilt_features(a, features):
     if last and steps[0] == 1:
@@ -81,7 +81,7 @@ def spoilt_update(rollout, weights, *more):
         weights[-1, -1] = math.inf
     return update(rollout, weights, *more)
 
-probe.prompt_gradients, trainer.micro_batches = spoilt_features, spoilt_update
+probe.prompt_gradients, step.micro_batches = spoilt_features, spoilt_update
 rule = RULES["pcgrad"].function
 """
 
@@ -194,17 +194,16 @@ def test_what_is_not_finite_on_one_rank_skips_the_step_on_all(tmp_path, base_pat
 
 
 def test_the_best_checkpoint_keeps_its_constraint():
-    trainer = object.__new__(Trainer)
     options = ["train.best_metric=eval/pass@1", "train.best_constraint=eval/pass@8>=0.9"]
-    trainer.config, trainer.best = load_config(PASSK, options), None
+    best = Best(load_config(PASSK, options).train)
     steps = [(0.7, 0.8), (0.5, 0.95), (0.4, 0.99), (0.6, 0.9), (0.9, 0.89)]
-    best = [
-        trainer._is_best(step, {"eval/pass@1": a, "eval/pass@8": b})
+    taken = [
+        best.takes(step, {"eval/pass@1": a, "eval/pass@8": b})
         for step, (a, b) in enumerate(steps, 1)
     ]
-    assert best == [False, True, False, True, False]
-    assert trainer.best == {"step": 4, "metric": "eval/pass@1", "value": 0.6}
-    assert not trainer._is_best(6, {})  # a step without an evaluation
+    assert taken == [False, True, False, True, False]
+    assert best.held == {"step": 4, "metric": "eval/pass@1", "value": 0.6} and best.step == 4
+    assert not best.takes(6, {})  # a step without an evaluation
 
 
 def test_schedules():

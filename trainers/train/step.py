@@ -1,0 +1,200 @@
+"""The step of a run: the algorithm, in the order in which it happens."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+
+from eval.policy.logprobs import pad_batch
+from eval.policy.streams import derive_seed
+from eval.rollout.rollout import Rollout
+from eval.rollout.sample import sample
+from eval.tasks.task import Task
+from eval.verify.verifier import Verifier
+from surgery.estimators import ESTIMATORS, OF_PASS_AT_K, entropy, rloo
+from surgery.geometry import Geometry
+from surgery.objectives import prompt_weight
+from surgery.rules import State, apply, find_rule
+from surgery.user_code import own_settings
+from trainers.config.schema import Config
+from trainers.engine.batches import micro_batches
+from trainers.engine.engine import Engine
+from trainers.measure.probe import Probe
+from trainers.step_batch import StepBatch
+from trainers.train.evaluation import decoding
+from trainers.train.reference import Reference
+from trainers.train.schedules import due, k_at, learning_rate
+
+
+class TrainingFailed(Exception):
+    """The run cannot go on; its folder can be resumed."""
+
+
+class Step:
+    """One step of training at each call, and the state that it keeps between steps."""
+
+    def __init__(
+        self,
+        config: Config,
+        task: Task,
+        verifier: Verifier,
+        engine: Engine,
+        reference: Reference,
+    ):
+        self.config, self.task, self.verifier = config, task, verifier
+        self.engine, self.reference = engine, reference
+        rule = find_rule(config.surgery.rule)
+        self.probe = Probe(config, engine, rule.needs)
+        settings = {**vars(config.surgery), **config.surgery.options}
+        self.rule = rule.bind(settings, config.train.samples)
+        estimator = ESTIMATORS[config.objective.estimator]
+        self.estimator = partial(estimator, **own_settings(estimator, vars(config.objective)))
+        # checkpoints carry these beside the engine's and the probe's state
+        self.rule_state: State = {}
+        self.bad_steps = 0
+
+    def __call__(self, step: int) -> StepBatch:
+        """Sample, verify, estimate, measure, decide, one weighted backward, update."""
+        clock, batch = Clock(), self._prompts(step)
+        with clock("sample"):
+            batch.rollout = self._sample(batch)
+        with clock("verify"):
+            self._verify(batch)
+        self._estimate(batch)
+        with clock("measure"):
+            self._measure(batch)
+        self._decide(batch)
+        self._weigh(batch, clock)
+        with clock("update"):
+            self._update(batch)
+        batch.seconds = clock.seconds()
+        return batch
+
+    def _prompts(self, step: int) -> StepBatch:
+        """The problems of this step, which of them are this rank's, and the k."""
+        config = self.config
+        k = k_at(config, step)
+        # an estimator with an objective of its own re-weights nothing that is known here
+        weight_k = k if config.objective.estimator in OF_PASS_AT_K else 1
+        self.probe.begin(weight_k)
+        problems = self.task.training(config.seed, step, config.train.prompts)
+        mine = range(self.engine.rank, len(problems), self.engine.world)
+        return StepBatch(step, derive_seed(config.seed, "train", step), k, weight_k, problems, mine)
+
+    def _sample(self, batch: StepBatch) -> Rollout:
+        """Draw n completions for each of this rank's prompts."""
+        train, surgery = self.config.train, self.config.surgery
+        with self.engine.policy() as policy:
+            return sample(
+                policy,
+                [batch.problems[i].prompt for i in batch.mine],
+                train.samples,
+                decoding(self.config, self.task, train.temperature, top_p=1.0),
+                batch.seed,
+                batch.mine,
+                features=surgery.measure == "last_layer" and self.probe.due(batch.step),
+            )
+
+    def _verify(self, batch: StepBatch) -> None:
+        """Judge this rank's completions, and gather the numbers [N, n] of all ranks."""
+        rollout, mine, n = batch.rollout, batch.mine, self.config.train.samples
+        golds = [batch.problems[i].gold for i in mine for _ in range(n)]
+        batch.verdicts = self.verifier(rollout.texts, golds)
+        rows = [
+            torch.tensor([bool(x) for x in batch.verdicts]),
+            torch.tensor([x is None for x in batch.verdicts]),
+            *(rollout.entropy, rollout.logprobs, rollout.lengths, rollout.truncated),
+        ]
+        local = torch.stack([x.cpu().double().view(len(mine), n) for x in rows], 1)
+        whole = self.engine.in_place(mine, local, len(batch.problems))
+        numbers = (x.contiguous() for x in whole.unbind(1))
+        batch.correct, batch.undecided, batch.entropy, *others = numbers
+        batch.logprob, batch.length, batch.truncated = others
+
+    def _estimate(self, batch: StepBatch) -> None:
+        """The advantages of pass@k and pass@1, and each prompt's weight between the two."""
+        n = self.config.train.samples
+        batch.a_k, batch.a_1 = self.estimator(batch.correct, batch.k), rloo(batch.correct)
+        batch.weights = prompt_weight(n, batch.correct.sum(1), batch.weight_k)
+
+    def _measure(self, batch: StepBatch) -> None:
+        """The geometry of the batch; between two measurements the last products hold."""
+        batch.realised = self.probe.realised(batch)
+        if self.probe.due(batch.step):
+            batch.geometry, batch.measured = self.probe(batch)
+        else:
+            batch.geometry = Geometry(batch.correct.mean(1), self.probe.products)
+            batch.measured = {}
+
+    def _decide(self, batch: StepBatch) -> None:
+        """Let the rule decide how much pass@k and pass@1 each prompt gets."""
+        batch.decision = self.rule(batch.weights, batch.geometry, self.rule_state)
+        batch.advantages = apply(batch.decision, batch.a_k, batch.a_1)
+
+    def _weigh(self, batch: StepBatch, clock: "Clock") -> None:
+        """The weights of this rank's backward: the advantages, with the entropy and the KL.
+
+        Those two come after the decision: a rule weighs J_k against J_1 and promises nothing of
+        their entropy, nor of the distance to the base.
+        """
+        train = self.config.train
+        bonus = train.entropy_coef * entropy(batch.logprob)
+        batch.applied = (batch.advantages + bonus)[list(batch.mine)]
+        batch.drift = None
+        if train.kl_coef > 0 or due(batch.step, self.config.logging.kl_every):
+            with clock("reference"):
+                batch.drift, back = self.reference(batch.rollout)
+            if train.kl_coef > 0:
+                batch.applied = batch.applied[..., None] + train.kl_coef * back  # one a token
+
+    def _update(self, batch: StepBatch) -> None:
+        """The weighted backward and the step, `train.updates` times.
+
+        The first is on-policy, the others ascend PPO's clipped surrogate with the same weights.
+        """
+        train, engine, pad = self.config.train, self.engine, self.engine.pad_id
+        watched = due(batch.step, self.config.surgery.realised_every)
+        before = engine.snapshot() if watched else None
+        batch.lr = learning_rate(self.config, batch.step)
+        budget, device = train.micro_batch_tokens, engine.device
+        linear = train.updates == 1  # the minimum in the surrogate is not
+        batches, sums = micro_batches(batch.rollout, batch.applied, budget, pad, device, linear)
+        idle = pad_batch([[pad]], [[pad]], pad, device)
+        losses, batch.norms, old = list[float](), [], list[torch.Tensor]()
+        for _ in range(train.updates):
+            loss, logprobs = engine.backward(batches, sums, 1 / train.prompts, idle, old)
+            losses.append(loss)
+            batch.norms.append(engine.step(batch.lr))
+            old = old or logprobs
+            self._count_bad(batch.norms[-1])
+        batch.loss = float(engine.reduce(torch.tensor(losses[0], dtype=torch.float64)))
+        if before:
+            self.probe.watch(before, engine.weights())
+
+    def _count_bad(self, norm: float | None) -> None:
+        """End the run after too many gradients in a row that were not finite."""
+        self.bad_steps = self.bad_steps + 1 if norm is None else 0
+        if self.bad_steps >= self.config.train.max_bad_steps:
+            raise TrainingFailed(
+                f"{self.bad_steps} gradients in a row were not finite; "
+                "lower train.lr, or raise train.max_bad_steps, in a new run.dir"
+            )
+
+
+class Clock:
+    """Seconds of the parts of a step."""
+
+    def __init__(self) -> None:
+        self.start, self.parts = time.monotonic(), dict[str, float]()
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.parts[part] = time.monotonic() - start
+
+    def seconds(self) -> dict[str, float]:
+        """The seconds of each part, and of all so far as `step`."""
+        return {**self.parts, "step": time.monotonic() - self.start}
