@@ -18,9 +18,7 @@ from eval.rollout.continuous import check_paged
 from eval.rollout.rollout import Rollout
 from eval.rollout.sample import check_cache, sample
 from eval.scores.passk import problem_scores
-from eval.tasks.registry import build_task
 from eval.tasks.task import Problem, digest
-from eval.verify.verifier import Verifier
 from surgery import diagnostics
 from surgery.estimators import ESTIMATORS, OF_PASS_AT_K, entropy, rloo
 from surgery.geometry import Geometry
@@ -34,9 +32,10 @@ from trainers.engine.engine import Engine
 from trainers.engine.hosts import base_path, check_inputs, check_weights, other_problems
 from trainers.engine.ranks import share
 from trainers.engine.stop import Stop
+from trainers.job import Job
 from trainers.measure.probe import Probe
 from trainers.train import checkpoint
-from trainers.train.evaluation import Evaluation, decoding
+from trainers.train.evaluation import Evaluation
 from trainers.train.metrics import Clock, Metrics
 from trainers.train.reference import Reference
 from trainers.train.run_folder import RunFolder
@@ -58,18 +57,14 @@ class Trainer:
     def __init__(self, config: Config, folder: RunFolder | None):
         """`folder` is rank 0's; the other ranks have none and write nothing."""
         self.config, self.folder = config, folder
-        self.task = build_task({**vars(config.task), **config.task.options})
-        self.verifier = Verifier(
-            config.task.verifier or self.task.verifier,
-            config.task.verify_workers,
-            config.task.verify_seconds,
-        )
+        self.job = Job(config)
+        self.task, self.verifier = self.job.task, self.job.verifier()
         # what is wrong with data is told before a model is loaded
         first = self.task.training(config.seed, 1, config.train.prompts)
         self.data = digest([*first, *self.task.evaluation(config.eval.problems)])
         check_inputs(config, self.data)
         self.verifier.try_out(first[0].gold)
-        self.base_path = base_path(config, self.task)
+        self.base_path = base_path(self.job)
         base = self._load_base()
         check_weights(config, base)
         check_cache(base, config.train.rollouts)
@@ -80,7 +75,7 @@ class Trainer:
             with self.engine.policy() as policy:
                 check_chunks(policy)
         self.reference = Reference(config, self.engine, self._load_base)
-        self.evaluation = Evaluation(config, self.task, self.verifier, self.engine)
+        self.evaluation = Evaluation(self.job, self.verifier, self.engine)
         rule = find_rule(config.surgery.rule)
         self.probe = Probe(config, self.engine, rule.needs)
         settings = {**vars(config.surgery), **config.surgery.options}
@@ -280,7 +275,7 @@ class Trainer:
                 policy,
                 [x.prompt for x in problems],
                 train.samples,
-                decoding(self.config, self.task, train.temperature, top_p=1.0),
+                self.job.decoding(train.temperature, top_p=1.0),
                 self._stream(step),
                 mine,
                 features=surgery.measure == "last_layer" and self._measures(step),
@@ -350,9 +345,9 @@ class Trainer:
         the evaluation's are of another kind.
         """
         needed = holds_pass_1(self.config) or ":" in self.config.surgery.rule
-        if not (needed and hasattr(self.task, "reference")):
+        problems = self.task.reference(self.config.eval.problems) if needed else None
+        if problems is None:
             return {}
-        problems = self.task.reference(self.config.eval.problems)
         records = share(self.folder and self.folder.base_reference)
         records = records or self.evaluation.records(problems)
         if self.folder:
