@@ -92,8 +92,7 @@ def frontier(run: Run, k: int) -> list[tuple[float, float]] | None:
     if ":" in run.config["task.name"]:
         return None  # a file of the user's own need not be here any more
     options = {key.removeprefix("task."): x for key, x in run.config.items() if key[:5] == "task."}
-    task = build_task(options)
-    return task.frontier(k) if hasattr(task, "frontier") else None
+    return build_task(options).frontier(k)
 
 
 def against_k(rows: Sequence[Row]) -> Figure:

@@ -12,16 +12,19 @@ completions that have little in common.
 import random
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING
 
 from eval.policy.streams import derive_seed
 from eval.tasks.chain_base import NAMES, SIZES, ChainRecipe, base_folder, draw_story, make_tokenizer
 from eval.tasks.embedded import cue_given_group, llama_config
-from eval.tasks.task import Problem
+from eval.tasks.task import Problem, Task
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 @dataclass
-class Chain:
+class Chain(Task):
     """`delta`: distance of the name's mean between easy and hard; `hard_share`: how many stories
     are hard; `size`: of the stories and of the base, see SIZES.
     """
@@ -34,9 +37,8 @@ class Chain:
 
     verifier = "boxed"
 
-    @property
-    def max_new_tokens(self) -> int:
-        return SIZES[self.size].max_new_tokens
+    def __post_init__(self) -> None:
+        self.max_new_tokens = SIZES[self.size].max_new_tokens
 
     @cached_property
     def names(self) -> list[list[float]]:
@@ -69,5 +71,5 @@ class Chain:
     def base_model(self) -> str:
         return base_folder(self.recipe)
 
-    def base_config(self) -> Any:
+    def base_config(self) -> "PretrainedConfig":
         return llama_config(self.recipe, make_tokenizer())

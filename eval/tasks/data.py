@@ -17,9 +17,10 @@ import torch
 
 from eval.policy.policy import Chat
 from eval.policy.streams import derive_seed
+from eval.scores.folder import BadFolder, recorded
 from eval.tasks.decontaminate import contaminated
 from eval.tasks.sources import Item, Source, items
-from eval.tasks.task import Problem, TaskError
+from eval.tasks.task import Problem, Task, TaskError
 
 ASKING = {
     "chat": "{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{}.",
@@ -29,7 +30,7 @@ ASKING = {
 
 
 @dataclass
-class Data:
+class Data(Task):
     """Problems of your own. The fields are the keys of the `task` section of a configuration."""
 
     path: str | None = None
@@ -68,9 +69,6 @@ class Data:
     def reference(self, count: int) -> list[Problem]:
         """Training problems, the same for any seed, of which the base's pass@1 can be had."""
         return _some(self._training, "reference", count)
-
-    def base_model(self) -> str:
-        raise TaskError("model.path = base: a task of data has none; name a folder or a hub id")
 
     @property
     def _sources(self) -> tuple[Source, Source]:
@@ -134,8 +132,6 @@ class Data:
     @cached_property
     def _rate(self) -> dict[str, float]:
         """How often the base solved a problem, by the problem's id."""
-        from eval.scores.folder import BadFolder, recorded
-
         if self.rates is None:
             return {}
         try:

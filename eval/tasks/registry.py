@@ -1,35 +1,30 @@
-"""Tasks: where problems come from and how answers are judged. A new task is one file and one line
-in TASKS.
-"""
+"""The tasks by their names. A new task is one file and one line in TASKS."""
 
 from collections.abc import Mapping
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from eval.tasks.own import OwnTask, _filled
+from eval.tasks.chain import Chain
+from eval.tasks.data import Data, Gsm8k, Math
+from eval.tasks.own import OwnTask, filled
+from eval.tasks.task import Task
+from eval.tasks.twin import Twin
 
-if TYPE_CHECKING:
-    pass
-
-
-TASKS = {
-    "twin": "eval.tasks.twin:Twin",
-    "chain": "eval.tasks.chain:Chain",
-    "gsm8k": "eval.tasks.data:Gsm8k",
-    "math": "eval.tasks.data:Math",
-    "data": "eval.tasks.data:Data",
+TASKS: dict[str, type[Task]] = {
+    "twin": Twin,
+    "chain": Chain,
+    "gsm8k": Gsm8k,
+    "math": Math,
+    "data": Data,
 }
 
 
-OF_DATA = [name for name, place in TASKS.items() if place.startswith("eval.tasks.data:")]
+OF_DATA = [name for name, task in TASKS.items() if issubclass(task, Data)]
 
 
-def build_task(options: Mapping[str, Any]) -> Any:
+def build_task(options: Mapping[str, Any]) -> Task:
     """The task named `options["name"]`, or of a `file.py:Class`, a dataclass.
 
     It is given those options that it has as fields.
     """
-    if options["name"] not in TASKS:
-        return OwnTask(options)
-    module, _, cls = TASKS[options["name"]].partition(":")
-    return _filled(getattr(import_module(module), cls), options)
+    task = TASKS.get(options["name"])
+    return OwnTask(options) if task is None else filled(task, options)

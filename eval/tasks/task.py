@@ -1,13 +1,14 @@
-"""A task: its problems, and the interface that a task of your own keeps."""
+"""A task: its problems, and the class from which tasks are made."""
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a verifier's worker loads the user's file, and must not wait for torch
     from torch import Tensor
+    from transformers import PretrainedConfig
 
     from eval.policy.policy import Policy
 
@@ -36,61 +37,111 @@ def digest(problems: Sequence[Problem]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-class Task(Protocol):
-    """What the trainer and the evaluation need of a task. Both problem streams are pure functions
-    of their arguments.
+class Task:
+    """Problems, and the way in which their answers are judged: write a task of your own as below.
+
+    Put a dataclass that extends `Task` into a file, say sums.py:
+
+        import random
+        from dataclasses import dataclass
+
+        from eval.tasks import Problem, Task
+
+        @dataclass
+        class Sums(Task):
+            largest: int = 9
+
+            verifier = "exact"
+            max_new_tokens = 4
+
+            def training(self, seed, step, count):
+                return self.draw(count, f"{seed} {step}")
+
+            def evaluation(self, count):
+                return self.draw(count, "evaluation")
+
+            def draw(self, count, seed):
+                dice = random.Random(seed)
+                pairs = [(dice.randint(0, self.largest), dice.randint(0, 9)) for _ in range(count)]
+                return [
+                    Problem(f"{i} {a}+{b}", f"{a}+{b}=", str(a + b), "hard" if a > 9 else "easy")
+                    for i, (a, b) in enumerate(pairs)
+                ]
+
+    and train on it:
+
+        deepspeed launch/train.py --config configs/pcgrad.yaml model.path=DIR \\
+            task.name=sums.py:Sums task.options.largest=99
+
+    Every field takes its value from the key `task.options.<field>`, or from the key of that name
+    in the `task` section. Give each field a default. Leave `verifier` and `max_new_tokens` without
+    an annotation: with one they would be fields.
+
+    You must write `training` and `evaluation`. Both must depend on nothing but the fields and the
+    arguments, because every rank and every resumed run asks again. The ids of an evaluation must
+    differ: the commands compare results by id. A prompt that is an `eval.policy.policy.Chat` is
+    put into the tokenizer's chat template. All other methods have a default; you may leave them
+    out.
     """
 
-    verifier: str  # "exact", "math" or "boxed"
-    max_new_tokens: int  # enough for an answer; the configuration may say otherwise
+    # "exact", "math", "boxed" or file.py:function; the key task.verifier goes before it
+    verifier: str
+    # enough for an answer; the key train.max_new_tokens goes before it, and must be set beside None
+    max_new_tokens: int | None = None
 
     def training(self, seed: int, step: int, count: int) -> list[Problem]:
-        """The problems of training step `step`."""
-        ...
+        """Return the `count` problems of training step `step`; steps begin at 1.
+
+        A diagnosis asks for those of step 0.
+        """
+        raise NotImplementedError
 
     def evaluation(self, count: int) -> list[Problem]:
-        """The problems of every evaluation: the same for any seed, before and after."""
-        ...
+        """Return the problems of every evaluation, the same for any seed, before and after.
+
+        They may be fewer than `count` where the task has no more.
+        """
+        raise NotImplementedError
+
+    def reference(self, count: int) -> list[Problem] | None:
+        """Return problems to train on, the same for any seed, or None.
+
+        Write it where problems of training and of evaluation differ in kind. A rule that holds
+        training batches against the base's pass@1 then takes that pass@1 from these problems.
+        """
+        return None
 
     def base_model(self) -> str:
-        """Folder of the task's own base policy, made on first use."""
-        ...
+        """Return the folder of the task's own base policy, which `model.path=base` asks for.
 
-
-class DataTask(Task, Protocol):
-    """A task whose training and evaluation problems are of different kinds."""
-
-    def reference(self, count: int) -> list[Problem]:
-        """Problems to train on, the same for any seed: what the base's pass@1 is had of, where a
-        rule holds the training batches against it.
+        The first call makes the folder.
         """
-        ...
+        why = f"task {type(self).__name__} has none; name a folder or a hub id"
+        raise TaskError(f"model.path = base: {why}")
 
+    def base_config(self) -> "PretrainedConfig | None":
+        """Return the shape of the task's own base, for --plan; None: --plan makes the base."""
+        return None
 
-class ExactTask(Task, Protocol):
-    """A task that also knows its true success probabilities, so that pass@k can be had without
-    sampling.
-    """
+    def success(self, policy: "Policy", temperature: float) -> "Population | None":
+        """Return the true success probability of every problem, or None where it is not known.
 
-    def success(self, policy: "Policy", temperature: float) -> "Population":
-        """p of every problem of the population at a temperature, by teacher forcing."""
-        ...
+        With it pass@k is known without sampling. A task that returns None is not asked again.
+        """
+        return None
 
     def frontier_share(
         self, before: tuple[float, float], after: tuple[float, float], k: int
     ) -> float | None:
-        """How far (pass@1, pass@k) moved from `before` towards the best that is reachable: 0 there,
-        1 at the best.
+        """Say how far (pass@1, pass@k) moved from `before` towards the best that is reachable.
+
+        0 is no move, 1 is the best; None where that is not known.
         """
-        ...
+        return None
 
-
-class ShapedTask(Task, Protocol):
-    """A task that knows its base's shape before the base is made; --plan makes any other's."""
-
-    def base_config(self) -> Any:
-        """The base's config, as transformers has it."""
-        ...
+    def frontier(self, k: int, points: int = 101) -> list[tuple[float, float]] | None:
+        """Return (pass@1, pass@k) along the best reachable trade-off, or None."""
+        return None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ It is the two-dimensional example of arXiv 2602.21189, section 3, in a real caus
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 from eval.policy.logprobs import Batch, answer_batch, answers_logprobs
 from eval.policy.policy import Policy
 from eval.tasks.embedded import cue_given_group, llama_config
-from eval.tasks.task import Population, Problem
+from eval.tasks.task import Population, Problem, Task
 from eval.tasks.twin_base import (
     CUES,
     OPERANDS,
@@ -30,9 +30,12 @@ from eval.tasks.twin_base import (
 )
 from surgery.objectives import pass_at_k, pass_at_k_weight
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 
 @dataclass
-class Twin:
+class Twin(Task):
     """`delta`: distance of the cue's mean between easy and hard; `hard_share`: how many prompts are
     hard.
     """
@@ -98,7 +101,7 @@ class Twin:
     def base_model(self) -> str:
         return base_folder(self.recipe)
 
-    def base_config(self) -> Any:
+    def base_config(self) -> "PretrainedConfig":
         return llama_config(self.recipe, make_tokenizer())
 
     def success(self, policy: Policy, temperature: float = 1.0) -> Population:

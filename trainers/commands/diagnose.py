@@ -25,7 +25,6 @@ from eval.rollout.rollout import Rollout
 from eval.rollout.sample import sample
 from eval.scores.evaluate import record
 from eval.scores.passk import ladder
-from eval.tasks.registry import build_task
 from eval.tasks.task import Problem, TaskError, digest
 from eval.verify.verifier import Verifier
 from surgery.interference import (
@@ -47,9 +46,9 @@ from trainers.engine.adapter import make_trainable
 from trainers.engine.batches import merged, micro_batches
 from trainers.engine.hosts import base_path, check_inputs, check_weights
 from trainers.engine.ranks import Ranks, share
+from trainers.job import Job
 from trainers.measure import ghost
 from trainers.measure.probe import check_coverage
-from trainers.train.evaluation import decoding
 
 PART = 64  # prompts between two writes
 
@@ -62,8 +61,8 @@ class Diagnosis:
         """`folder` is rank 0's, which shares what it holds; the others have none."""
         self.config, self.options, self.ranks = config, config.diagnose, Ranks()
         self.folder = folder
-        self.task = build_task({**vars(config.task), **config.task.options})
-        drawn = self.task.training(self.options.seed, 0, self.options.prompts)
+        self.job = Job(config)
+        drawn = self.job.task.training(self.options.seed, 0, self.options.prompts)
         self.problems: list[Problem] = list({x.id: x for x in drawn}.values())  # none twice
         self.k = self.options.k or self.options.samples
         self.parts = range(0, len(self.problems), PART)
@@ -87,7 +86,7 @@ class Diagnosis:
         """
         if self._policy is None:
             model = self.config.model
-            path = base_path(self.config, self.task)
+            path = base_path(self.job)
             self._policy = load_policy(path, model.dtype, model.attention)
             check_weights(self.config, self._policy)
             make_trainable(self._policy, self.config)
@@ -131,12 +130,9 @@ class Diagnosis:
     # -- the first pass ---------------------------------------------------------------------------
 
     def _sample_all(self) -> FeatureSums:
-        task, n = self.config.task, self.options.samples
-        folder = self.folder
+        n, folder = self.options.samples, self.folder
         missing = share(folder and [i for i in self.parts if not folder.has_part(i)])
-        verifier = Verifier(
-            task.verifier or self.task.verifier, task.verify_workers, task.verify_seconds
-        )
+        verifier = self.job.verifier()
         if missing:
             verifier.try_out(self.problems[0].gold)
         counts = [r["c"] for i in self.parts if i not in missing for r in self._records(i)]
@@ -168,7 +164,7 @@ class Diagnosis:
             policy,
             [x.prompt for x in problems],
             n,
-            decoding(self.config, self.task, options.temperature, options.top_p),
+            self.job.decoding(options.temperature, options.top_p),
             derive_seed("diagnose", options.seed),
             mine,
             features=True,

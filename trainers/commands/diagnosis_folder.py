@@ -9,9 +9,9 @@ from torch import Tensor
 from eval.files import read_json, usual_permissions, write_json
 from eval.scores.folder import claim, fingerprint
 from eval.scores.passk import RECORD
-from eval.tasks.registry import build_task
 from surgery.interference import Group, Level
 from trainers.config.schema import Config
+from trainers.job import Job
 from trainers.train.checkpoint import system_errors
 
 FREE = ("k", "measure")
@@ -84,17 +84,16 @@ def _settings(config: Config) -> dict[str, Any]:
     """All that was sampled depends on, by the names of the keys. Another k, and another measure, go
     on from the same samples.
     """
-    task = build_task({**vars(config.task), **config.task.options})
-    path = task.base_model() if config.model.path == "base" else config.model.path
+    job = Job(config)
     return {
         **{f"diagnose.{x}": y for x, y in vars(config.diagnose).items() if x not in FREE},
         "model.path": config.model.path,
         "model.dtype": config.model.dtype,
         **{f"model.{x}": y for x, y in vars(config.model).items() if x.startswith("lora_")},
         **({"seed": config.seed} if config.model.lora_rank else {}),  # of the adapter's weights
-        "weights": fingerprint(path),
+        "weights": fingerprint(job.base_path()),
         **{f"task.{key}": x for key, x in vars(config.task).items()},
-        "train.max_new_tokens": config.train.max_new_tokens or task.max_new_tokens,
+        "train.max_new_tokens": job.max_new_tokens,
         "train.rollouts": config.train.rollouts,
         "surgery.modules": config.surgery.modules,
     }

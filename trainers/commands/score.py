@@ -32,13 +32,12 @@ from eval.scores.responses import (
     score_responses,
 )
 from eval.scores.summary import summarise
-from eval.tasks.registry import build_task
 from eval.tasks.task import TaskError, digest
 from eval.verify.verifier import Verifier, VerifierFailed
 from surgery.user_code import UserCodeError, load_function
 from trainers.config.load import load_config
 from trainers.config.values import ConfigError
-from trainers.train.evaluation import decoding
+from trainers.job import Job
 
 CHUNK = 32  # problems between two writes
 
@@ -172,18 +171,11 @@ def _of_model(arguments: argparse.Namespace) -> list[Scoring]:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    task, options = build_task({**vars(config.task), **config.task.options}), config.eval
-    problems = task.evaluation(options.problems)
-    verifier = Verifier(
-        config.task.verifier or task.verifier,
-        config.task.verify_workers,
-        config.task.verify_seconds,
-    )
+    job, options = Job(config), config.eval
+    problems, verifier = job.task.evaluation(options.problems), job.verifier()
     verifier.try_out(problems[0].gold)
-    path, toward = (
-        task.base_model() if name == "base" else name
-        for name in (config.model.path, arguments.toward)
-    )
+    path = job.base_path()
+    toward = arguments.toward and job.path_of(arguments.toward)
     loaded: dict[str, Policy] = {}
     start: dict[str, Any] = {}
 
@@ -195,7 +187,7 @@ def _of_model(arguments: argparse.Namespace) -> list[Scoring]:
 
     def scoring(by: float | None, temperature: float | None) -> Scoring:
         chosen = options.temperature if temperature is None else temperature
-        drawing = decoding(config, task, chosen, options.top_p)
+        drawing = job.decoding(chosen, options.top_p)
         n = options.samples if chosen > 0 else 1  # greedy answers are all the same
         parts = [f"by {by:g}"] if by is not None else []
         parts += [f"T {chosen:g}"] if temperature is not None else []
@@ -223,8 +215,8 @@ def _of_model(arguments: argparse.Namespace) -> list[Scoring]:
                 if not start:
                     start.update({k: x.clone() for k, x in policy.model.state_dict().items()})
                 interpolate(policy, start, load("--toward", toward), by)
-            knows = hasattr(task, "success") and chosen > 0 and options.top_p == 1
-            population = task.success(policy, chosen) if knows else None
+            uncut = chosen > 0 and options.top_p == 1
+            population = job.task.success(policy, chosen) if uncut else None
             seed = derive_seed("eval", options.seed)
             with verifier:
                 for first in range(begin, len(problems), CHUNK):

@@ -1,10 +1,10 @@
 """Each host reads its own files: they must be as those of rank 0. All ranks call these together."""
 
 from eval.policy.policy import Policy
-from eval.tasks.task import Task
 from trainers.config.schema import Config
 from trainers.config.values import ConfigError, flatten
 from trainers.engine.ranks import once_a_host, share
+from trainers.job import Job
 
 
 def check_inputs(config: Config, data: str) -> None:
@@ -19,9 +19,9 @@ def check_inputs(config: Config, data: str) -> None:
         raise other_problems(config, "are not those of rank 0; give each host the same data")
 
 
-def base_path(config: Config, task: Task) -> str:
+def base_path(job: Job) -> str:
     """The base model's folder or hub id; a task's own base is made once on each host."""
-    return once_a_host(task.base_model) if config.model.path == "base" else config.model.path
+    return once_a_host(job.base_path)
 
 
 def check_weights(config: Config, base: Policy) -> None:

@@ -23,16 +23,19 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from eval.report.tables import table
 from eval.rollout.continuous import FORWARD, PAGE
-from eval.tasks.registry import build_task
 from trainers.config.schema import Config
 from trainers.config.values import ConfigError
+from trainers.job import Job
 from trainers.plan.rehearsal import Cost, Rehearsal, Sizes
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 Held = dict[str, int]  # bytes by what they are for
 
@@ -189,7 +192,7 @@ def training(
 ) -> tuple[dict[str, Held], Held]:
     """The moments of a run with all that each of them holds, and what the host holds."""
     train, surgery, evaluation = config.train, config.surgery, config.eval
-    new = _answer(config)
+    new = Job(config).max_new_tokens
     stage, offload = train.zero_stage, train.offload
     sizes = rehearsal.sizes(THRESHOLD)
     whole = sizes.element * sizes.parameters
@@ -241,7 +244,7 @@ def diagnosis(
     sum J_b in fp32 while one backward's gradients are added; its products with every answer.
     """
     options, budget = config.diagnose, config.train.micro_batch_tokens
-    new = _answer(config)
+    new = Job(config).max_new_tokens
     sizes = rehearsal.sizes()
     always = {"parameters": sizes.element * sizes.parameters}
     work = Micro.within(budget, prompt, new, options.samples)
@@ -257,18 +260,10 @@ def diagnosis(
     return {name: _sum(always, x) for name, x in moments.items()}, {}
 
 
-def _task(config: Config) -> Any:
-    return build_task({**vars(config.task), **config.task.options})
-
-
-def _base(config: Config) -> Any:
+def _base(job: Job) -> "PretrainedConfig | str":
     """The shape of the task's own base; its folder, made now, where the task cannot tell."""
-    task = _task(config)
-    return task.base_config() if hasattr(task, "base_config") else task.base_model()
-
-
-def _answer(config: Config) -> int:
-    return config.train.max_new_tokens or _task(config).max_new_tokens
+    shape = job.task.base_config() if job.config.model.path == "base" else None
+    return job.base_path() if shape is None else shape
 
 
 def _sum(*parts: Held) -> Held:
@@ -300,8 +295,8 @@ def render(moments: Mapping[str, Held], host: Held, device: int | None) -> str:
 
 def plan(config: Config, ranks: int, prompt: int, diagnosing: bool = False) -> str:
     """The whole text of --plan."""
-    model, train = config.model, config.train
-    rehearsal = Rehearsal(config, _base(config) if model.path == "base" else model.path)
+    model, train, job = config.model, config.train, Job(config)
+    rehearsal = Rehearsal(config, _base(job))
     moments, host = (diagnosis if diagnosing else training)(config, rehearsal, ranks, prompt)
     sizes = rehearsal.sizes()
     spread = "the whole model on each" if diagnosing else f"ZeRO-{train.zero_stage}"
@@ -310,7 +305,7 @@ def plan(config: Config, ranks: int, prompt: int, diagnosing: bool = False) -> s
         f"{model.path}: {sizes.parameters:,} parameters, {sizes.trainable:,} trained, in "
         f"{model.dtype}, {checkpointing} gradient checkpointing; ranks: {ranks}, {spread}.",
         f"Assumed are prompts of {prompt} tokens (--plan-prompt) and answers of "
-        f"{_answer(config)}; micro-batches of {train.micro_batch_tokens} tokens.",
+        f"{job.max_new_tokens}; micro-batches of {train.micro_batch_tokens} tokens.",
         "",
         render(moments, host, _device()),
         "Activations and logits are estimates. What the allocator loses comes on top.",

@@ -6,30 +6,24 @@ from typing import Any
 
 from eval.files import read_lines
 from eval.policy.streams import derive_seed
-from eval.rollout.rollout import Decoding
 from eval.scores.difficulty import by_difficulty
 from eval.scores.evaluate import evaluate
 from eval.scores.passk import changes, ladder, problem_scores, scores, which_too_few
 from eval.tasks.task import Population, Problem
 from eval.verify.verifier import Verifier
-from trainers.config.schema import Config
 from trainers.engine.engine import Engine
-
-
-def decoding(config: Config, task: Any, temperature: float, top_p: float) -> Decoding:
-    """How this run samples; temperature and top-p differ between training and evaluation."""
-    train = config.train
-    limit = train.max_new_tokens or task.max_new_tokens
-    return Decoding(limit, temperature, top_p, train.micro_batch_tokens, train.rollouts)
+from trainers.job import Job
 
 
 class Evaluation:
     """The same problems and the same random stream each time, so that changes are paired."""
 
-    def __init__(self, config: Config, task: Any, verifier: Verifier, engine: Engine):
-        assert config.eval.k is not None
-        self.config, self.task, self.verifier, self.engine = config, task, verifier, engine
-        self.ks = ladder(config.eval.k)
+    def __init__(self, job: Job, verifier: Verifier, engine: Engine):
+        assert job.config.eval.k is not None
+        self.config, self.job, self.task = job.config, job, job.task
+        self.verifier, self.engine = verifier, engine
+        self.ks = ladder(job.config.eval.k)
+        self._knows = True  # until the task says that it has no true success probabilities
 
     def __call__(
         self, known: list[dict[str, Any]] | None = None
@@ -52,7 +46,7 @@ class Evaluation:
                 self.verifier,
                 [problems[i] for i in mine],
                 options.samples,
-                decoding(self.config, self.task, options.temperature, options.top_p),
+                self.job.decoding(options.temperature, options.top_p),
                 derive_seed("eval", options.seed),
                 mine,
                 population,
@@ -69,10 +63,13 @@ class Evaluation:
     def _population(self) -> Population | None:
         """The true success probabilities, where the task knows them and the decoding has any."""
         options = self.config.eval
-        if not hasattr(self.task, "success") or options.temperature == 0 or options.top_p < 1:
+        if not self._knows or options.temperature == 0 or options.top_p < 1:
             return None
         with self.engine.policy() as policy:
-            return self.task.success(policy, options.temperature)
+            population = self.task.success(policy, options.temperature)
+        # asked once: under ZeRO-3 each time would gather the model
+        self._knows = population is not None
+        return population
 
     def summary(self, folder: Path, seconds: float) -> dict[str, Any]:
         """The contents of summary.json, from what the run has written."""
@@ -108,7 +105,7 @@ class Evaluation:
                 "before": first,
                 "after": last,
                 "lowest_pass@1": min(x["exact/pass@1"] for x in history),
-                "frontier_share": self.task.frontier_share(*points, self.ks[-1]),
+                "frontier_share": self.task.frontier_share(points[0], points[1], self.ks[-1]),
             }
         summary["conflict"] = None
         if measured:

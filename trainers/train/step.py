@@ -11,19 +11,17 @@ from eval.policy.logprobs import pad_batch
 from eval.policy.streams import derive_seed
 from eval.rollout.rollout import Rollout
 from eval.rollout.sample import sample
-from eval.tasks.task import Task
 from eval.verify.verifier import Verifier
 from surgery.estimators import ESTIMATORS, OF_PASS_AT_K, entropy, rloo
 from surgery.geometry import Geometry
 from surgery.objectives import prompt_weight
 from surgery.rules import State, apply, find_rule
 from surgery.user_code import own_settings
-from trainers.config.schema import Config
 from trainers.engine.batches import micro_batches
 from trainers.engine.engine import Engine
+from trainers.job import Job
 from trainers.measure.probe import Probe
 from trainers.step_batch import StepBatch
-from trainers.train.evaluation import decoding
 from trainers.train.reference import Reference
 from trainers.train.schedules import due, k_at, learning_rate
 
@@ -35,16 +33,10 @@ class TrainingFailed(Exception):
 class Step:
     """One step of training at each call, and the state that it keeps between steps."""
 
-    def __init__(
-        self,
-        config: Config,
-        task: Task,
-        verifier: Verifier,
-        engine: Engine,
-        reference: Reference,
-    ):
-        self.config, self.task, self.verifier = config, task, verifier
+    def __init__(self, job: Job, verifier: Verifier, engine: Engine, reference: Reference):
+        self.job, self.config, self.verifier = job, job.config, verifier
         self.engine, self.reference = engine, reference
+        config = job.config
         rule = find_rule(config.surgery.rule)
         self.probe = Probe(config, engine, rule.needs)
         settings = {**vars(config.surgery), **config.surgery.options}
@@ -79,7 +71,7 @@ class Step:
         # an estimator with an objective of its own re-weights nothing that is known here
         weight_k = k if config.objective.estimator in OF_PASS_AT_K else 1
         self.probe.begin(weight_k)
-        problems = self.task.training(config.seed, step, config.train.prompts)
+        problems = self.job.task.training(config.seed, step, config.train.prompts)
         mine = range(self.engine.rank, len(problems), self.engine.world)
         return StepBatch(step, derive_seed(config.seed, "train", step), k, weight_k, problems, mine)
 
@@ -91,7 +83,7 @@ class Step:
                 policy,
                 [batch.problems[i].prompt for i in batch.mine],
                 train.samples,
-                decoding(self.config, self.task, train.temperature, top_p=1.0),
+                self.job.decoding(train.temperature, top_p=1.0),
                 batch.seed,
                 batch.mine,
                 features=surgery.measure == "last_layer" and self.probe.due(batch.step),

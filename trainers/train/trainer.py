@@ -14,15 +14,14 @@ from eval.policy.policy import Policy, load_policy
 from eval.rollout.continuous import check_paged
 from eval.rollout.sample import check_cache
 from eval.scores.passk import problem_scores
-from eval.tasks.registry import build_task
 from eval.tasks.task import digest
-from eval.verify.verifier import Verifier
 from trainers.config.schema import Config
 from trainers.config.values import holds_pass_1
 from trainers.engine.engine import Engine
 from trainers.engine.hosts import base_path, check_inputs, check_weights, other_problems
 from trainers.engine.ranks import share
 from trainers.engine.stop import Stop
+from trainers.job import Job
 from trainers.train import checkpoint
 from trainers.train.best import Best
 from trainers.train.evaluation import Evaluation
@@ -45,18 +44,14 @@ class Trainer:
     def __init__(self, config: Config, folder: RunFolder | None):
         """`folder` is rank 0's; the other ranks have none and write nothing."""
         self.config, self.folder = config, folder
-        self.task = build_task({**vars(config.task), **config.task.options})
-        self.verifier = Verifier(
-            config.task.verifier or self.task.verifier,
-            config.task.verify_workers,
-            config.task.verify_seconds,
-        )
+        self.job = Job(config)
+        self.task, self.verifier = self.job.task, self.job.verifier()
         # what is wrong with data is told before a model is loaded
         first = self.task.training(config.seed, 1, config.train.prompts)
         self.data = digest([*first, *self.task.evaluation(config.eval.problems)])
         check_inputs(config, self.data)
         self.verifier.try_out(first[0].gold)
-        self.base_path = base_path(config, self.task)
+        self.base_path = base_path(self.job)
         base = self._load_base()
         check_weights(config, base)
         check_cache(base, config.train.rollouts)
@@ -67,8 +62,8 @@ class Trainer:
             with self.engine.policy() as policy:
                 check_chunks(policy)
         self.reference = Reference(config, self.engine, self._load_base)
-        self.evaluation = Evaluation(config, self.task, self.verifier, self.engine)
-        self.step = Step(config, self.task, self.verifier, self.engine, self.reference)
+        self.evaluation = Evaluation(self.job, self.verifier, self.engine)
+        self.step = Step(self.job, self.verifier, self.engine, self.reference)
         self.best, self.seconds = Best(config.train), 0.0
         # pass@1 and the largest pass@k of the evaluation that a batch can estimate
         self.shown = [1, min(self.evaluation.ks[-1], config.train.samples)]
@@ -151,9 +146,9 @@ class Trainer:
         the evaluation's are of another kind.
         """
         needed = holds_pass_1(self.config) or ":" in self.config.surgery.rule
-        if not (needed and hasattr(self.task, "reference")):
+        problems = self.task.reference(self.config.eval.problems) if needed else None
+        if problems is None:
             return {}
-        problems = self.task.reference(self.config.eval.problems)
         records = share(self.folder and self.folder.base_reference)
         records = records or self.evaluation.records(problems)
         if self.folder:

@@ -4,28 +4,37 @@ import pytest
 
 from eval.tasks.registry import build_task
 from eval.tasks.task import Problem, TaskError
+from trainers.config.schema import Config
+from trainers.job import Job
 
-HEAD = "from dataclasses import dataclass\nfrom eval.tasks import Problem\n"
+HEAD = "from dataclasses import dataclass\nfrom eval.tasks import Problem, Task\n"
 PARTS = {
     "verifier": "    verifier = 'exact'",
     "max_new_tokens": "    max_new_tokens = 4",
     "training": "    def training(self, seed, step, count):\n"
-    "        return [Problem(f'{i}', '1+1=', '2') for i in range(count)]",
+    "        return [Problem(f'{i}', f'1+{self.size}=', '6') for i in range(count)]",
     "evaluation": "    def evaluation(self, count):\n        return self.training(0, 0, count)",
     "base_model": "    def base_model(self):\n        return 'here'",
 }
 
 
-def build(path, **parts):
-    """The task of a file with these parts in place of the usual ones; None leaves one out."""
+def write(path, **parts):
+    """A file with these parts in place of the usual ones; None leaves one out."""
     lines = [x for x in ({**PARTS, **parts}).values() if x is not None]
-    path.write_text("\n".join([HEAD, "@dataclass", "class Mine:", "    size: int = 3", *lines]))
+    header = "class Mine(Task):" if path.stem == "extending" else "class Mine:"
+    path.write_text("\n".join([HEAD, "@dataclass", header, "    size: int = 3", *lines]))
+
+
+def build(path, **parts):
+    """The task of such a file."""
+    write(path, **parts)
     return build_task({"name": f"{path}:Mine", "size": 5, "verifier": None})
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "mine.py"
+@pytest.fixture(params=["extending.py", "plain.py"])
+def path(request, tmp_path):
+    """A place for a class that extends `Task`, and for one of version 0.1."""
+    return tmp_path / request.param
 
 
 def refusal(path, ask, **parts):
@@ -37,10 +46,11 @@ def refusal(path, ask, **parts):
 
 def test_a_task_that_is_one(path):
     task = build(path)
-    assert task.size == 5 and task.verifier == "exact" and task.base_model() == "here"
-    assert task.training(0, 1, 2) == [Problem("0", "1+1=", "2"), Problem("1", "1+1=", "2")]
+    assert task.verifier == "exact" and task.max_new_tokens == 4 and task.base_model() == "here"
+    assert task.training(0, 1, 2) == [Problem("0", "1+5=", "6"), Problem("1", "1+5=", "6")]
     assert len(task.evaluation(3)) == 3
-    assert not any(hasattr(task, x) for x in ("success", "reference", "base_config"))
+    assert task.success(None, 1.0) is task.reference(3) is task.base_config() is None
+    assert task.frontier_share((0, 0), (1, 1), 8) is task.frontier(8) is None
     reference = "    def reference(self, count):\n        return []"
     said = "reference(4,) returned []; return a list of Problem"
     assert refusal(path, lambda task: task.reference(4), base_model=reference) == said
@@ -52,10 +62,6 @@ def test_a_task_that_is_one(path):
         ("training", "has no method training; add it, as `Task` has it"),
         ("evaluation", "has no method evaluation; add it, as `Task` has it"),
         (
-            "max_new_tokens",
-            "has max_new_tokens = None; give it the most tokens that an answer needs",
-        ),
-        (
             "verifier",
             "has the verifier None; write exact, math, boxed or file.py:function there, or ",
         ),
@@ -65,9 +71,38 @@ def test_what_a_task_lacks(path, part, said):
     assert refusal(path, vars, **{part: None}).startswith(said)
 
 
+def test_what_only_some_tasks_know_is_asked_of_the_class(path):
+    known = ("success", "base_config", "frontier_share", "frontier")
+    lines = [f"    def {x}(self, *arguments):\n        return '{x}', *arguments" for x in known]
+    task = build(path, base_model="\n".join(lines))
+    assert task.success(None, 0.5) == ("success", None, 0.5)
+    assert task.base_config() == ("base_config",)
+    assert task.frontier_share((0, 0), (1, 1), 8) == ("frontier_share", (0, 0), (1, 1), 8)
+    assert task.frontier(8, 3) == ("frontier", 8, 3)
+
+
+@pytest.mark.parametrize("limit", ["0", "'many'"])
+def test_a_limit_that_is_none(path, limit):
+    said = refusal(path, vars, max_new_tokens=f"    max_new_tokens = {limit}")
+    why = f"has max_new_tokens = {limit.strip(chr(39))}"
+    assert said == f"{why}; give it the most tokens that an answer needs"
+
+
+def test_a_limit_that_the_configuration_names_is_enough(path):
+    write(path, max_new_tokens=None)
+    config = Config()
+    config.task.name = f"{path}:Mine"
+    with pytest.raises(TaskError) as error:
+        Job(config)
+    why = "has max_new_tokens = None; give it the most tokens that an answer needs, or set "
+    assert str(error.value) == f"task.name = {path}:Mine: {why}train.max_new_tokens"
+    config.train.max_new_tokens = 7
+    assert Job(config).decoding(0.5, 0.9).max_new_tokens == 7
+
+
 def test_a_verifier_that_the_configuration_names_is_enough(path):
     options = {"name": f"{path}:Mine", "verifier": "math"}
-    path.write_text("\n".join([HEAD, "@dataclass", "class Mine:", *list(PARTS.values())[1:]]))
+    write(path, verifier=None)
     assert build_task(options).max_new_tokens == 4
     assert "has the verifier exakt" in refusal(path, vars, verifier="    verifier = 'exakt'")
 

@@ -12,8 +12,8 @@ from eval.scores.evaluate import evaluate
 from eval.verify.verifier import Verifier
 from tests.conftest import ROOT, run
 from trainers.config.load import load_config
+from trainers.job import Job
 from trainers.train.best import Best
-from trainers.train.evaluation import decoding
 from trainers.train.schedules import k_at, learning_rate
 
 TRAIN = str(ROOT / "launch" / "train.py")
@@ -129,7 +129,7 @@ def test_checkpointing_draws_and_reads_what_the_model_says(tmp_path, base, twin,
         ("before", "after"), (base, after), metrics(tmp_path / "run"), strict=True
     ):
         population, problems = twin.success(policy), twin.evaluation(config.eval.problems)
-        how, seed = decoding(config, twin, 1.0, 1.0), derive_seed("eval", config.eval.seed)
+        how, seed = Job(config).decoding(1.0, 1.0), derive_seed("eval", config.eval.seed)
         n = config.eval.samples
         expected = evaluate(policy, Verifier("exact"), problems, n, how, seed, None, population)
         found = read_lines(tmp_path / "run" / "eval" / f"{name}.jsonl")

@@ -1,0 +1,114 @@
+"""The packages' own imports: which way they run, no circle, and none hidden in a function."""
+
+import ast
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ["surgery", "eval", "trainers", "launch"]  # each imports itself and those before it
+
+TORCH = "a command is refused, or prints its help, before torch is loaded"
+MATPLOTLIB = "only what draws pictures loads matplotlib"
+CONTINUOUS = "only a run that draws by it loads it"
+WORKER = "each worker loads the user's file, which may hold his task too, without torch"
+# all imports that stand in a function, but those of launch/: (module, what it imports) -> why
+LATE = {
+    ("trainers.config.load", "trainers.config.checks"): TORCH,
+    ("eval.report.page", "eval.report.pictures"): MATPLOTLIB,
+    ("eval.diagnosis.report", "eval.diagnosis.pictures"): MATPLOTLIB,
+    ("eval.rollout.sample", "eval.rollout.continuous"): CONTINUOUS,
+    ("eval.tasks.task", "surgery.objectives"): WORKER,
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    module: str
+    imported: str
+    late: bool  # it stands in a function
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {name_of(x): x for package in PACKAGES for x in sorted((ROOT / package).rglob("*.py"))}
+
+
+def targets(node: ast.AST) -> list[str]:
+    """The names that a statement imports, a module's own and those of modules in a package."""
+    if isinstance(node, ast.Import):
+        return [x.name for x in node.names]
+    assert isinstance(node, ast.ImportFrom) and node.module and not node.level
+    inside = [f"{node.module}.{x.name}" for x in node.names]
+    return [name if name in FILES else node.module for name in inside]
+
+
+def imports(name: str, tree: ast.AST) -> set[Import]:
+    """All own modules that a module imports, in functions and for the type checker as well."""
+    late = {
+        statement
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for statement in ast.walk(function)
+    }
+    return {
+        Import(name, target, node in late)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for target in targets(node)
+        if target.partition(".")[0] in PACKAGES
+    }
+
+
+@pytest.fixture(scope="module")
+def found() -> set[Import]:
+    trees = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
+    return {x for name, tree in trees.items() for x in imports(name, tree)}
+
+
+def test_the_reader_sees_every_kind_of_import():
+    code = "import surgery.rules\nimport torch\nif x:\n    from eval.tasks import Task, twin\n"
+    code += "def f():\n    from eval import files\n"
+    assert imports("here", ast.parse(code)) == {
+        Import("here", "surgery.rules", False),
+        Import("here", "eval.tasks", False),
+        Import("here", "eval.tasks.twin", False),
+        Import("here", "eval.files", True),
+    }
+
+
+def test_imports_name_modules_that_are_there(found):
+    assert len(FILES) > 50 and {x.imported for x in found} <= FILES.keys()
+
+
+def test_no_package_imports_a_higher_one(found):
+    height = {name: i for i, name in enumerate(PACKAGES)}
+    above = [
+        x
+        for x in found
+        if height[x.imported.partition(".")[0]] > height[x.module.partition(".")[0]]
+    ]
+    assert not above
+
+
+def test_no_circle(found):
+    """Neither one of imports in functions: such an import hides a circle."""
+    graph = {name: {x.imported for x in found if x.module == name} for name in FILES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
+
+
+def test_no_import_hides_in_a_function(found):
+    late = {(x.module, x.imported) for x in found if x.late and not x.module.startswith("launch.")}
+    assert late == LATE.keys()
+
+
+def test_no_module_is_imported_by_its_text():
+    assert not [name for name, path in FILES.items() if "import_module" in path.read_text()]

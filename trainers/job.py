@@ -1,0 +1,42 @@
+"""What every command builds from a configuration: task, verifier, base and decoding."""
+
+from eval.rollout.rollout import Decoding
+from eval.tasks.registry import build_task
+from eval.tasks.task import TaskError
+from eval.verify.verifier import Verifier
+from trainers.config.schema import Config
+
+
+class Job:
+    """A configuration's task with all that judges and bounds its answers; it loads no model."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.task = build_task({**vars(config.task), **config.task.options})
+        limit = config.train.max_new_tokens or self.task.max_new_tokens
+        if limit is None:
+            why = "has max_new_tokens = None; give it the most tokens that an answer needs"
+            remedy = "or set train.max_new_tokens"
+            raise TaskError(f"task.name = {config.task.name}: {why}, {remedy}")
+        self.max_new_tokens = limit
+
+    def verifier(self) -> Verifier:
+        """A judge as configured, which starts its workers when it is first asked."""
+        task = self.config.task
+        mode = task.verifier or self.task.verifier
+        return Verifier(mode, task.verify_workers, task.verify_seconds)
+
+    def base_path(self) -> str:
+        """The folder or hub id of the model that the run begins with."""
+        return self.path_of(self.config.model.path)
+
+    def path_of(self, name: str) -> str:
+        """A model's folder or hub id, where `base` is the task's own, made on first use."""
+        return self.task.base_model() if name == "base" else name
+
+    def decoding(self, temperature: float, top_p: float) -> Decoding:
+        """How to sample: temperature and top_p differ between training and evaluation."""
+        train = self.config.train
+        return Decoding(
+            self.max_new_tokens, temperature, top_p, train.micro_batch_tokens, train.rollouts
+        )
