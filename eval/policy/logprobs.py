@@ -13,7 +13,7 @@ from eval.policy.policy import ModelError, Policy
 
 
 @dataclass(frozen=True)
-class Batch:
+class Rows:
     """Prompts padded on the left, completions on the right: all completions start at column
     `prompt_width`.
     """
@@ -23,8 +23,8 @@ class Batch:
     position_ids: Tensor
     completion_mask: Tensor  # [rows, completion columns]
 
-    def __getitem__(self, rows: Tensor | slice) -> "Batch":
-        return Batch(
+    def __getitem__(self, rows: Tensor | slice) -> "Rows":
+        return Rows(
             self.input_ids[rows],
             self.attention_mask[rows],
             self.position_ids[rows],
@@ -45,7 +45,7 @@ class Batch:
 
 def pad_batch(
     prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int, device
-) -> Batch:
+) -> Rows:
     left = max(map(len, prompts))
     right = max(map(len, completions), default=0)
     rows = [
@@ -57,7 +57,7 @@ def pad_batch(
     ids, mask = torch.tensor(rows), ((column >= -first) & (column < end)).long()
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     ids, mask, positions = ids.to(device), mask.to(device), positions.to(device)
-    return Batch(ids, mask, positions, mask[:, left:].bool())
+    return Rows(ids, mask, positions, mask[:, left:].bool())
 
 
 def log_softmax(
@@ -81,12 +81,12 @@ def log_softmax(
 
 
 def completion_logprobs(
-    model, batch: Batch, temperature: float = 1.0, top_p: float = 1.0, pieces: int = 1
+    model, batch: Rows, temperature: float = 1.0, top_p: float = 1.0, pieces: int = 1
 ) -> Tensor:
     """[rows, completion columns] log pi(token | all before) under the distribution that is sampled;
     0 at padding.
 
-    Logits of a large vocabulary outweigh the model. In several `pieces` (see `Batch.pieces`) only
+    Logits of a large vocabulary outweigh the model. In several `pieces` (see `Rows.pieces`) only
     those of one piece exist at once, in backward as well, which makes them again from the last
     hidden states. The head is called once for each piece, more pieces than columns included:
     under ZeRO-3 all ranks must call it equally often.
@@ -147,7 +147,7 @@ def reading(model) -> Iterator[Any]:
 
 
 @torch.no_grad()
-def answers_logprobs(model, batch: Batch, answers: int, temperature: float = 1.0) -> Tensor:
+def answers_logprobs(model, batch: Rows, answers: int, temperature: float = 1.0) -> Tensor:
     """`completion_logprobs` where each prompt has as many `answers`, one row after the other: the
     prompt is read once for all of them.
     """
@@ -219,7 +219,7 @@ def check_chunks(policy: Policy) -> None:
         raise ModelError(f"train.logprob_chunk: {type(model).__name__} {why}; set it to 0")
 
 
-def answer_batch(policy: Policy, prompts: Sequence[str], answers: Sequence[str]) -> Batch:
+def answer_batch(policy: Policy, prompts: Sequence[str], answers: Sequence[str]) -> Rows:
     """Each prompt with its answer and the end of text."""
     end = policy.end_ids[0]
     completions = [[*ids, end] for ids in policy.encode(answers, special=False)]

@@ -32,7 +32,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from eval.policy.logprobs import Batch, completion_logprobs, pad_batch
+from eval.policy.logprobs import Rows, completion_logprobs, pad_batch
 from eval.policy.policy import load_policy
 from eval.report.tables import table
 from eval.rollout.rollout import Decoding
@@ -55,11 +55,11 @@ class Work:
     """All rows, n for each prompt and those of even prompts first, and their weights in J_1."""
 
     model: Any
-    rows: Batch
+    rows: Rows
     weights: Tensor
     size: int  # of a micro-batch
 
-    def batches(self, rows: slice = slice(None)) -> tuple[Sequence[Batch], Sequence[Tensor]]:
+    def batches(self, rows: slice = slice(None)) -> tuple[Sequence[Rows], Sequence[Tensor]]:
         batch, weights = self.rows[rows], self.weights[rows]
         parts = [slice(i, i + self.size) for i in range(0, len(weights), self.size)]
         return [batch[x] for x in parts], [weights[x] for x in parts]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from eval.policy.logprobs import Batch, pad_batch
+from eval.policy.logprobs import Rows, pad_batch
 from eval.rollout.rollout import Rollout
 
 Row = tuple[tuple[int, ...], tuple[int, ...], int]  # prompt, completion, 0 or what tells it apart
@@ -23,7 +23,7 @@ def merged(
     pad_id: int,
     device: torch.device,
     linear: bool = True,
-) -> Iterator[tuple[Batch, list[list[int]]]]:
+) -> Iterator[tuple[Rows, list[list[int]]]]:
     """Batches within `budget` tokens, and which completions each of their rows stands for; where
     the work is not `linear` in the rows, of one each.
     """
@@ -45,7 +45,7 @@ def micro_batches(
     pad_id: int,
     device: torch.device,
     linear: bool = True,
-) -> tuple[list[Batch], list[Tensor]]:
+) -> tuple[list[Rows], list[Tensor]]:
     """Batches with one weight a row, or one a token: the sum over the completions that the row
     stands for. `weights` are [prompts, n] or [prompts, n, columns of the longest completion].
     """

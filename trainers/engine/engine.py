@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.policy.logprobs import Batch, completion_logprobs
+from eval.policy.logprobs import Rows, completion_logprobs
 from eval.policy.policy import Policy
 from surgery.tokens import surrogate
 from trainers.config.schema import Config
@@ -38,7 +38,7 @@ class LogProbs(torch.nn.Module):
         super().__init__()
         self.model, self.temperature = model, temperature
 
-    def forward(self, batch: Batch, pieces: int) -> Tensor:
+    def forward(self, batch: Rows, pieces: int) -> Tensor:
         return completion_logprobs(self.model, batch, self.temperature, pieces=pieces)
 
 
@@ -83,10 +83,10 @@ class Engine(Ranks):
 
     def backward(
         self,
-        batches: Sequence[Batch],
+        batches: Sequence[Rows],
         weights: Sequence[Tensor],
         scale: float,
-        idle: Batch,
+        idle: Rows,
         old: Sequence[Tensor] = (),
     ) -> tuple[float, list[Tensor]]:
         """Accumulate the gradient of -scale * sum over all ranks of weight * log pi. Returns this
@@ -228,7 +228,7 @@ class Engine(Ranks):
     def _make_moments(self) -> None:
         """A step at learning rate 0 makes the optimiser's state, which is then overwritten."""
         ids = torch.zeros(1, 2, dtype=torch.long, device=self.device)
-        empty = Batch(
+        empty = Rows(
             ids, torch.ones_like(ids), torch.tensor([[0, 1]], device=self.device), ids[:, 1:].bool()
         )
         self.backward([], [], 0.0, empty)

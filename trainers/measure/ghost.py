@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from eval.policy.logprobs import Batch, completion_logprobs, pad_batch
+from eval.policy.logprobs import Rows, completion_logprobs, pad_batch
 from trainers.measure.taps import Direction, _taps
 
 
@@ -40,7 +40,7 @@ def zeros(model: nn.Module, pattern: str | None) -> dict[str, Tensor]:
 
 def gradient(
     model: nn.Module,
-    batches: Sequence[Batch],
+    batches: Sequence[Rows],
     weights: Sequence[Tensor],
     temperature: float,
     pattern: str | None = None,
@@ -61,7 +61,7 @@ def gradient(
 
 def add_gradient(
     model: nn.Module,
-    batch: Batch,
+    batch: Rows,
     weight: Tensor,
     total: dict[str, Tensor],
     temperature: float,
@@ -80,7 +80,7 @@ def add_gradient(
 
 def probed_gradient(
     model: nn.Module,
-    batch: Batch,
+    batch: Rows,
     weight: Tensor,
     v: Direction,
     total: dict[str, Tensor],
@@ -99,7 +99,7 @@ def probed_gradient(
 
 def probe(
     model: nn.Module,
-    batch: Batch,
+    batch: Rows,
     v: Direction,
     temperature: float,
     top_p: float = 1.0,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.policy.logprobs import Batch
+from eval.policy.logprobs import Rows
 from eval.rollout.rollout import Rollout
 from surgery import diagnostics
 from surgery.geometry import (
@@ -227,7 +227,7 @@ class Probe:
             found = ghost.probe(model, batch, v, train.temperature, chunk=train.logprob_chunk)
             _spread(found, rows, probes)
 
-    def _merged(self, rollout: Rollout, wanted: Tensor) -> Iterator[tuple[Batch, list[list[int]]]]:
+    def _merged(self, rollout: Rollout, wanted: Tensor) -> Iterator[tuple[Rows, list[list[int]]]]:
         budget, engine = self.config.train.micro_batch_tokens, self.engine
         return merged(rollout, wanted, budget, engine.pad_id, engine.device)
 

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from eval.policy.logprobs import Batch, completion_logprobs, reading
+from eval.policy.logprobs import Rows, completion_logprobs, reading
 from eval.policy.policy import ModelError, Policy
 from trainers.config.schema import Config
 from trainers.engine.adapter import make_trainable
@@ -136,7 +136,7 @@ class Rehearsal:
         with self.fake, self._without_gradients():
             ids = torch.zeros(rows, prompt + completion, dtype=torch.long)
             mask = torch.ones_like(ids)
-            batch = Batch(ids, mask, mask.cumsum(1) - 1, mask[:, prompt:].bool())
+            batch = Rows(ids, mask, mask.cumsum(1) - 1, mask[:, prompt:].bool())
             ledger = Ledger(self.vocabulary)
             self._know(ledger)
             for tensor in vars(batch).values():
