@@ -1,14 +1,13 @@
-"""The policy: a causal language model with its tokenizer, and the log-probabilities of completions
-under it.
-"""
+"""The policy: a causal language model with its tokenizer, its loading, and the cache to read by."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class ModelError(Exception):
@@ -93,6 +92,32 @@ def load_policy(
         why = "its tokenizer has no end-of-text token, so that no completion would end"
         raise ModelError(f"{option} = {path}: {why}; give it one")
     return policy
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Puts every module into eval mode, and afterwards back into its own."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def reading(model: nn.Module) -> Iterator[Any]:
+    """Gives an empty cache, with the model in eval mode.
+
+    In train mode gradient checkpointing drops the cache without a word, and each token is read as
+    if nothing came before it.
+    """
+    from transformers import DynamicCache
+
+    config: Any = model.config
+    with in_eval_mode(model):
+        yield DynamicCache(config=config)
 
 
 def interpolate(policy: Policy, start: Mapping[str, Tensor], toward: Policy, by: float) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from eval.policy.logprobs import log_softmax, pad_batch, reading
-from eval.policy.policy import Policy
+from eval.policy.logprobs import log_softmax, pad_batch
+from eval.policy.policy import Policy, reading
 from eval.policy.streams import uniform
 from eval.rollout.rollout import Decoding, Drawn
 from eval.rollout.taps import tapped

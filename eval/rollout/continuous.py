@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from eval.policy.logprobs import in_eval_mode
-from eval.policy.policy import ModelError, Policy
+from eval.policy.policy import ModelError, Policy, in_eval_mode
 from eval.policy.streams import derive_seed
 from eval.rollout.recompute import measure
 from eval.rollout.rollout import Decoding, Drawn, SamplingFailed

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from eval.policy.logprobs import reading
-from eval.policy.policy import ModelError, Policy
+from eval.policy.policy import ModelError, Policy, reading
 from eval.rollout.cached import _cached
 from eval.rollout.rollout import Decoding, Rollout, SamplingFailed
 

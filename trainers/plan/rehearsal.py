@@ -18,8 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from eval.policy.logprobs import Rows, completion_logprobs, reading
-from eval.policy.policy import ModelError, Policy
+from eval.policy.logprobs import Likelihood, Rows, completion_logprobs
+from eval.policy.policy import ModelError, Policy, reading
 from trainers.config.schema import Config
 from trainers.engine.adapter import make_trainable
 from trainers.measure import ghost
@@ -136,14 +136,14 @@ class Rehearsal:
         with self.fake, self._without_gradients():
             ids = torch.zeros(rows, prompt + completion, dtype=torch.long)
             mask = torch.ones_like(ids)
-            batch = Rows(ids, mask, mask.cumsum(1) - 1, mask[:, prompt:].bool())
+            padded = Rows(ids, mask, mask.cumsum(1) - 1, mask[:, prompt:].bool())
+            likelihood = Likelihood(temperature, top_p, self.config.train.logprob_chunk)
             ledger = Ledger(self.vocabulary)
             self._know(ledger)
-            for tensor in vars(batch).values():
+            for tensor in vars(padded).values():
                 ledger.known(tensor)
-            pieces = batch.pieces(self.config.train.logprob_chunk)
             with ledger:
-                logp = completion_logprobs(self.model, batch, temperature, top_p, pieces)
+                logp = completion_logprobs(self.model, padded, likelihood)
                 logp.sum().backward()
                 del logp
         return Cost(ledger.peak - ledger.logits_at_peak, ledger.logits_at_peak)

@@ -29,7 +29,7 @@ from surgery.rules import Decision, State, apply, find_rule, per_prompt
 from surgery.user_code import own_settings
 from trainers.config.schema import Config
 from trainers.config.values import holds_pass_1, parse_constraint
-from trainers.engine.batches import micro_batches
+from trainers.engine.batches import Work, micro_batches
 from trainers.engine.engine import Engine
 from trainers.engine.hosts import base_path, check_inputs, check_weights, other_problems
 from trainers.engine.ranks import share
@@ -315,10 +315,10 @@ class Trainer:
         The first is on-policy, the others ascend PPO's clipped surrogate with the same weights.
         """
         train, pad = self.config.train, self.engine.pad_id
-        budget, device = train.micro_batch_tokens, self.engine.device
+        work = Work(train.micro_batch_tokens, pad, self.engine.device)
         linear = train.updates == 1  # the minimum in the surrogate is not
-        batches, sums = micro_batches(rollout, weights, budget, pad, device, linear)
-        idle = pad_batch([[pad]], [[pad]], pad, device)
+        batches, sums = micro_batches(rollout, weights, work, linear)
+        idle = pad_batch([[pad]], [[pad]], pad, work.device)
         losses, norms, old = list[float](), list[float | None](), list[Tensor]()
         for _ in range(train.updates):
             loss, logprobs = self.engine.backward(batches, sums, 1 / train.prompts, idle, old)

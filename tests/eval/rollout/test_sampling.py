@@ -17,7 +17,7 @@ from transformers import (
     RwkvForCausalLM,
 )
 
-from eval.policy.logprobs import completion_logprobs, pad_batch
+from eval.policy.logprobs import Likelihood, completion_logprobs, pad_batch
 from eval.policy.policy import ModelError, Policy
 from eval.policy.streams import derive_seed, uniform
 from eval.rollout import cached as sampling
@@ -65,7 +65,7 @@ def test_logprobs_match_a_fresh_forward(kind):
     batch = pad_batch(
         [p for p in rollout.prompts for _ in range(8)], rollout.completions, policy.pad_id, "cpu"
     )
-    again = completion_logprobs(policy.model, batch, 0.7).sum(1)
+    again = completion_logprobs(policy.model, batch, Likelihood(0.7)).sum(1)
     assert torch.allclose(again, rollout.logprobs, atol=1e-4)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers as hf
 
-from eval.policy.logprobs import completion_logprobs, pad_batch
+from eval.policy.logprobs import Likelihood, completion_logprobs, pad_batch
 from eval.policy.policy import ModelError, Policy
 from eval.rollout.rollout import Decoding
 from eval.rollout.sample import sample
@@ -118,7 +118,7 @@ def test_a_micro_batch_holds_what_was_rehearsed(tmp_path, kind, dtype, checkpoin
     for tensor in vars(batch).values():
         ledger.known(tensor)
     with ledger, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        total = completion_logprobs(policy.model, batch, 0.7).sum()
+        total = completion_logprobs(policy.model, batch, Likelihood(0.7)).sum()
         total.backward()
     planned = cost.activations + cost.logits
     assert planned == pytest.approx(ledger.peak, rel=0.05)
