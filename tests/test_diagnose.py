@@ -280,7 +280,7 @@ def test_the_score_of_what_is_sampled_has_mean_zero():
 def test_features_and_ghost_are_of_what_is_sampled(base, twin):
     """The sampler's features, and a probe, against autograd of the log-probability under top_p."""
     prompts = [x.prompt for x in twin.training(0, 0, 6)]
-    rollout = sample(base, prompts, 4, Decoding(4, 0.9, 0.9), 0, features=True)
+    rollout = sample(base, prompts, 4, Decoding(4, 0.9, 0.9, features=True), 0)
     model = base.model.double()
     answers = [rollout.texts[4 * i] for i in range(6)]
     batch = answer_batch(base, prompts, answers)

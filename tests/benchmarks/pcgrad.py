@@ -47,7 +47,7 @@ class Batch:
         self.work = Work(BUDGET, policy.pad_id, device)
         problems = task.training(0, 1, prompts)
         texts = [x.prompt for x in problems]
-        self.rollout: Rollout = sample(policy, texts, SAMPLES, Decoding(4), 1, features=True)
+        self.rollout: Rollout = sample(policy, texts, SAMPLES, Decoding(4, features=True), 1)
         golds = [x.gold for x in problems for _ in range(SAMPLES)]
         right = [a == b for a, b in zip(self.rollout.texts, golds, strict=True)]
         self.correct = torch.tensor(right).double().view(prompts, SAMPLES)

@@ -24,7 +24,7 @@ K, N, PROMPTS = 8, 16, 61
 
 def rollout_of(policy, problems, which):
     prompts = [problems[i].prompt for i in which]
-    rollout = sample(policy, prompts, N, Decoding(4), 3, which, features=True)
+    rollout = sample(policy, prompts, N, Decoding(4, features=True), 3, which)
     golds = [problems[i].gold for i in which for _ in range(N)]
     return rollout, [a == b for a, b in zip(rollout.texts, golds, strict=True)]
 

@@ -12,6 +12,7 @@ baseline rests on, and only so does g_i estimate the gradient of the success rat
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -164,14 +165,14 @@ class Diagnosis:
         """(position, record, [2, width] sums) of each of these prompts."""
         options, n = self.options, self.options.samples
         problems = [self.problems[i] for i in mine]
+        how = decoding(self.config, self.task, options.temperature, options.top_p)
         rollout = sample(
             policy,
             [x.prompt for x in problems],
             n,
-            decoding(self.config, self.task, options.temperature, options.top_p),
+            replace(how, features=True),
             derive_seed("diagnose", options.seed),
             mine,
-            features=True,
         )
         assert rollout.features is not None
         judged = verifier.judge(rollout.texts, [x.gold for x in problems for _ in range(n)])

@@ -4,6 +4,7 @@ import gc
 import math
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,9 +15,8 @@ from eval.files import write_json, write_lines
 from eval.policy.logprobs import check_chunks, pad_batch
 from eval.policy.policy import Policy, load_policy
 from eval.policy.streams import derive_seed
-from eval.rollout.continuous import check_paged
 from eval.rollout.rollout import Rollout
-from eval.rollout.sample import check_cache, sample
+from eval.rollout.sample import SAMPLERS, sample
 from eval.scores.passk import problem_scores
 from eval.tasks.registry import build_task
 from eval.tasks.task import Problem, digest
@@ -72,9 +72,7 @@ class Trainer:
         self.base_path = base_path(config, self.task)
         base = self._load_base()
         check_weights(config, base)
-        check_cache(base, config.train.rollouts)
-        if config.train.rollouts == "continuous":
-            check_paged(base)
+        SAMPLERS[config.train.rollouts].check(base)
         self.engine = Engine(base, config)
         if config.train.logprob_chunk:
             with self.engine.policy() as policy:
@@ -275,15 +273,16 @@ class Trainer:
 
     def _sample(self, problems: list[Problem], mine: range, step: int) -> Rollout:
         train, surgery = self.config.train, self.config.surgery
+        features = surgery.measure == "last_layer" and self._measures(step)
+        how = decoding(self.config, self.task, train.temperature, top_p=1.0)
         with self.engine.policy() as policy:
             return sample(
                 policy,
                 [x.prompt for x in problems],
                 train.samples,
-                decoding(self.config, self.task, train.temperature, top_p=1.0),
+                replace(how, features=features),
                 self._stream(step),
                 mine,
-                features=surgery.measure == "last_layer" and self._measures(step),
             )
 
     def _everywhere(

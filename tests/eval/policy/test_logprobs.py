@@ -133,7 +133,7 @@ def test_sampling_asks_for_one_position_a_row():
     policy, seen = random_policy("llama"), []
     for features in (False, True):
         with positions_of_head(policy.model, seen):
-            sample(policy, PROMPTS, 3, Decoding(6), 0, features=features)
+            sample(policy, PROMPTS, 3, Decoding(6, features=features), 0)
         assert max(seen) <= 3 * len(PROMPTS)
 
 

@@ -54,7 +54,7 @@ def checkpointing(kind):
 
 
 def drawn(policy):
-    return sample(policy, PROMPTS, N, Decoding(5, temperature=0.7), seed=3, features=True)
+    return sample(policy, PROMPTS, N, Decoding(5, temperature=0.7, features=True), seed=3)
 
 
 @cache

@@ -147,9 +147,9 @@ def test_sampling_holds_what_was_planned(tmp_path, top_p):
     policy = build(shape, rehearsal.config)
     policy.tokenizer.eos_token = None
     policy.model.generation_config.eos_token_id = 10**6  # none ends before the last token
-    decoding = Decoding(40, 1.0, top_p, 10**6)
+    decoding = Decoding(40, 1.0, top_p, 10**6, features=top_p == 1)
     with ledger_of(policy) as ledger:
-        sample(policy, ["D3?4=" * 4] * 3, 8, decoding, 0, features=top_p == 1)
+        sample(policy, ["D3?4=" * 4] * 3, 8, decoding, 0)
     work = plan.Micro(24, 20, 40)
     held = plan.sampling(rehearsal, work, 3 if top_p == 1 else 0, 8, top_p)
     assert sum(held.values()) == pytest.approx(ledger.peak, rel=0.15)
