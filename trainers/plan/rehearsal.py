@@ -1,9 +1,9 @@
-"""A model and its micro-batch rehearsed before anything is loaded: the real code runs on tensors
-that have shapes but no content, and every byte of them is counted as it comes and goes.
+"""A model and its micro-batch rehearsed before anything is loaded.
 
-The shapes come from config.json alone. What it counts is what torch allocates on the CPU for the
-same calls, byte for byte. A GPU's kernels save the same tensors; their own scratch space, and what
-its allocator loses between blocks, come on top.
+The real code runs on tensors that have shapes but no content, and every byte of them is counted as
+it comes and goes. The shapes come from config.json alone. The count is that of torch on the CPU for
+the same calls, byte for byte. A GPU's kernels save the same tensors; their own scratch space, and
+what its allocator loses between blocks, come on top.
 """
 
 import weakref
@@ -162,8 +162,9 @@ class Rehearsal:
             hook.remove()
 
     def decoding(self, rows: int, prompt: int, completion: int) -> tuple[int, int]:
-        """(the cache of `rows` completions at their full length, the most bytes beside it while the
-        last token is computed).
+        """(bytes of the cache of `rows` completions, the most bytes beside it), at the last token.
+
+        The cache holds the completions at their full length.
         """
         length = prompt + completion
         with self.fake, torch.no_grad(), reading(self.model) as cache:
