@@ -17,7 +17,7 @@ import trainers.engine.hosts
 import trainers.engine.launcher
 from eval.diagnosis.analysis import analyse, cosines, interval, resampled, sign_change
 from eval.files import read_lines
-from eval.policy.logprobs import answer_batch, completion_logprobs, log_softmax
+from eval.policy.logprobs import Likelihood, answer_batch, completion_logprobs, log_softmax
 from eval.policy.policy import load_policy
 from eval.rollout.rollout import Decoding
 from eval.rollout.sample import sample
@@ -43,7 +43,9 @@ from surgery.interference import (
 from surgery.objectives import pass_at_k_weight
 from tests.conftest import ROOT, no_file_beyond, run
 from trainers.config.load import load_config
+from trainers.engine.batches import Work
 from trainers.measure import ghost
+from trainers.measure.taps import Unsupported
 
 DIAGNOSE = str(ROOT / "launch" / "diagnose.py")
 CONFIG = str(ROOT / "configs" / "passk.yaml")
@@ -278,23 +280,23 @@ def test_the_score_of_what_is_sampled_has_mean_zero():
 def test_features_and_ghost_are_of_what_is_sampled(base, twin):
     """The sampler's features, and a probe, against autograd of the log-probability under top_p."""
     prompts = [x.prompt for x in twin.training(0, 0, 6)]
-    rollout = sample(base, prompts, 4, Decoding(4, 0.9, 0.9), 0, features=True)
+    rollout = sample(base, prompts, 4, Decoding(4, 0.9, 0.9, features=True), 0)
     model = base.model.double()
     answers = [rollout.texts[4 * i] for i in range(6)]
     batch = answer_batch(base, prompts, answers)
-    logp = completion_logprobs(model, batch, 0.9, 0.9).sum(1)
+    logp = completion_logprobs(model, batch, Likelihood(0.9, 0.9)).sum(1)
     assert torch.allclose(logp.float(), rollout.logprobs[::4], atol=1e-4)
     torch.manual_seed(0)
     v = {name: torch.randn_like(p) for name, p in model.named_parameters()}
-    found = ghost.probe(model, batch, v, 0.9, 0.9)
+    found = ghost.probe(model, batch, v, Likelihood(0.9, 0.9))
     for row in range(6):
         weight = torch.zeros(6).double()
         weight[row] = 1
-        g = ghost.gradient(model, [batch], [weight], 0.9, None, 0.9)
+        g = ghost.gradient(model, [batch], [weight], Likelihood(0.9, 0.9))
         assert float(found[row]) == pytest.approx(sum(float((g[n] * v[n]).sum()) for n in v))
     seen = []
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda m, x: seen.append(x[0]))
-    logp = completion_logprobs(model, batch, 0.9, 0.9).sum(1)
+    logp = completion_logprobs(model, batch, Likelihood(0.9, 0.9)).sum(1)
     hook.remove()
     (u,) = torch.autograd.grad(logp.sum(), seen)
     assert torch.allclose(u.sum(1).float(), rollout.features[::4], atol=1e-4)
@@ -345,8 +347,8 @@ def test_ghost_against_every_prompts_own_gradient(tmp_path, alone, few, base_pat
     for i, record in enumerate(records):
         rollout, right = diagnosis._rollout([record])
         for side, kept in enumerate((right, ~right)):
-            rows = diagnosis.micro_batches(rollout, kept.double(), 10**6, 0, "cpu")
-            g = ghost.gradient(found.policy.model, *rows, 0.7, None, 0.98)
+            rows = diagnosis.micro_batches(rollout, kept.double(), Work(10**6, 0, "cpu"))
+            g = ghost.gradient(found.policy.model, *rows, Likelihood(0.7, 0.98))
             gradients[i, side] = torch.cat([y.flatten() for y in g.values()])
     whole = FeatureSums(x.counts, 6, gradients)
     for level in (PASS_1, ("plugin", 6), ("loo", 6)):
@@ -554,7 +556,7 @@ def test_a_verifier_that_cannot_judge(command, tmp_path, base_path, monkeypatch)
 
 def test_a_layer_that_ghost_cannot_measure(command, tmp_path, base_path, monkeypatch):
     def refuse(*_):
-        raise ghost.Unsupported("model.odd (Odd): not affine in its own parameters")
+        raise Unsupported("model.odd (Odd): not affine in its own parameters")
 
     monkeypatch.setattr(ghost, "probe", refuse)
     code, _, err = command("diagnose.prompts=60", "diagnose.samples=4", "--out", "a")

@@ -34,9 +34,14 @@ class Job:
         """A model's folder or hub id, where `base` is the task's own, made on first use."""
         return self.task.base_model() if name == "base" else name
 
-    def decoding(self, temperature: float, top_p: float) -> Decoding:
+    def decoding(self, temperature: float, top_p: float, features: bool = False) -> Decoding:
         """How to sample: temperature and top_p differ between training and evaluation."""
         train = self.config.train
         return Decoding(
-            self.max_new_tokens, temperature, top_p, train.micro_batch_tokens, train.rollouts
+            self.max_new_tokens,
+            temperature,
+            top_p,
+            train.micro_batch_tokens,
+            train.rollouts,
+            features,
         )

@@ -6,16 +6,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from eval.policy.policy import ModelError, Policy
+from eval.policy.policy import ModelError, Policy, reading
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Prompts padded on the left, completions on the right: all completions start at column
-    `prompt_width`.
+class Rows:
+    """Prompts padded on the left and completions padded on the right, as a forward takes them.
+
+    All completions start at column `prompt_width`.
     """
 
     input_ids: Tensor
@@ -23,8 +24,11 @@ class Batch:
     position_ids: Tensor
     completion_mask: Tensor  # [rows, completion columns]
 
-    def __getitem__(self, rows: Tensor | slice) -> "Batch":
-        return Batch(
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def __getitem__(self, rows: Tensor | slice) -> "Rows":
+        return Rows(
             self.input_ids[rows],
             self.attention_mask[rows],
             self.position_ids[rows],
@@ -36,16 +40,21 @@ class Batch:
         return self.input_ids.shape[1] - self.completion_mask.shape[1]
 
     def pieces(self, chunk: int) -> int:
-        """Into how many runs of columns of at most `chunk` positions (at least one column) the
-        completions fall; 1 where chunk is 0.
+        """The number of runs of columns, each of at most `chunk` positions, in the completions.
+
+        A run has one column at least; 0 means one run of all columns.
         """
         rows, columns = self.completion_mask.shape
         return -(-columns // max(1, chunk // rows)) if chunk else 1
 
 
 def pad_batch(
-    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int, device
-) -> Batch:
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    pad_id: int,
+    device: torch.device | str,
+) -> Rows:
+    """Each prompt with its completion as one row."""
     left = max(map(len, prompts))
     right = max(map(len, completions), default=0)
     rows = [
@@ -57,7 +66,19 @@ def pad_batch(
     ids, mask = torch.tensor(rows), ((column >= -first) & (column < end)).long()
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     ids, mask, positions = ids.to(device), mask.to(device), positions.to(device)
-    return Batch(ids, mask, positions, mask[:, left:].bool())
+    return Rows(ids, mask, positions, mask[:, left:].bool())
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """The distribution of which log pi is taken, and how many logits exist at once."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    chunk: int = 0  # positions whose logits exist at once; 0: all
+
+
+PLAIN = Likelihood()  # the model's distribution as it is
 
 
 def log_softmax(
@@ -80,35 +101,41 @@ def log_softmax(
     return torch.log_softmax(logp.masked_fill(outside, -torch.inf), dim=-1)
 
 
-def completion_logprobs(
-    model, batch: Batch, temperature: float = 1.0, top_p: float = 1.0, pieces: int = 1
-) -> Tensor:
-    """[rows, completion columns] log pi(token | all before) under the distribution that is sampled;
-    0 at padding.
+def entropies(logp: Tensor) -> Tensor:
+    """The entropy of each distribution; tokens outside of it count nothing."""
+    return -(logp.exp() * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(-1)
 
-    Logits of a large vocabulary outweigh the model. In several `pieces` (see `Batch.pieces`) only
-    those of one piece exist at once, in backward as well, which makes them again from the last
-    hidden states. The head is called once for each piece, more pieces than columns included:
-    under ZeRO-3 all ranks must call it equally often.
+
+def completion_logprobs(
+    model: nn.Module, rows: Rows, likelihood: Likelihood = PLAIN, pieces: int | None = None
+) -> Tensor:
+    """[rows, completion columns] log pi(token | all before); 0 at padding.
+
+    Logits of a large vocabulary outweigh the model. In several `pieces` only those of one piece
+    exist at once, in backward as well, which makes them again from the last hidden states. The
+    likelihood's chunk gives their number, unless the caller does: under ZeRO-3 all ranks must call
+    the head equally often. It is called once for each piece, more pieces than columns included.
     """
-    columns = batch.completion_mask.shape[1]
-    tokens = batch.input_ids[:, batch.prompt_width :]
+    pieces = rows.pieces(likelihood.chunk) if pieces is None else pieces
+    columns = rows.completion_mask.shape[1]
+    tokens = rows.input_ids[:, rows.prompt_width :]
     inputs = {  # nothing follows the last column
-        "input_ids": batch.input_ids[:, :-1],
-        "attention_mask": batch.attention_mask[:, :-1],
-        "position_ids": batch.position_ids[:, :-1],
+        "input_ids": rows.input_ids[:, :-1],
+        "attention_mask": rows.attention_mask[:, :-1],
+        "position_ids": rows.position_ids[:, :-1],
         "use_cache": False,
     }
 
     def of_tokens(logits: Tensor, tokens: Tensor) -> Tensor:
-        logp = log_softmax(logits, temperature, top_p, tokens)
+        logp = log_softmax(logits, likelihood.temperature, likelihood.top_p, tokens)
         return logp.gather(-1, tokens[..., None]).squeeze(-1)
 
     if pieces == 1:
         logp = of_tokens(model(**inputs, logits_to_keep=columns).logits, tokens)
-        return logp.where(batch.completion_mask, 0.0)
+        return logp.where(rows.completion_mask, 0.0)
 
-    output = model.base_model(**inputs)
+    body: Any = model.base_model
+    output = body(**inputs)
     hidden = output.last_hidden_state[:, -columns:]
 
     def of_hidden(hidden: Tensor, tokens: Tensor) -> Tensor:
@@ -120,44 +147,21 @@ def completion_logprobs(
     logp = torch.cat(
         [checkpoint(of_hidden, *x, use_reentrant=False, preserve_rng_state=False) for x in parts], 1
     )
-    return logp.where(batch.completion_mask, 0.0)
-
-
-@contextmanager
-def in_eval_mode(model) -> Iterator[None]:
-    """Puts every module into eval mode, and afterwards back into its own."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def reading(model) -> Iterator[Any]:
-    """An empty cache, and the model in eval mode: in train mode gradient checkpointing drops the
-    cache without a word, and each token is read as if nothing came before it.
-    """
-    from transformers import DynamicCache
-
-    with in_eval_mode(model):
-        yield DynamicCache(config=model.config)
+    return logp.where(rows.completion_mask, 0.0)
 
 
 @torch.no_grad()
-def answers_logprobs(model, batch: Batch, answers: int, temperature: float = 1.0) -> Tensor:
-    """`completion_logprobs` where each prompt has as many `answers`, one row after the other: the
-    prompt is read once for all of them.
-    """
-    width = batch.prompt_width
+def answers_logprobs(
+    model: nn.Module, rows: Rows, answers: int, temperature: float = 1.0
+) -> Tensor:
+    """`completion_logprobs` of rows in runs of `answers` to one prompt, which is read once."""
+    width = rows.prompt_width
 
-    def logits(rows: slice, columns: slice, cache: Any, **more: Any) -> Tensor:
+    def logits(some: slice, columns: slice, cache: Any, **more: Any) -> Tensor:
         return model(
-            input_ids=batch.input_ids[rows, columns],
-            attention_mask=batch.attention_mask[rows, : columns.stop],
-            position_ids=batch.position_ids[rows, columns],
+            input_ids=rows.input_ids[some, columns],
+            attention_mask=rows.attention_mask[some, : columns.stop],
+            position_ids=rows.position_ids[some, columns],
             past_key_values=cache,
             use_cache=True,
             **more,
@@ -166,15 +170,15 @@ def answers_logprobs(model, batch: Batch, answers: int, temperature: float = 1.0
     with reading(model) as cache:
         first = logits(slice(None, None, answers), slice(0, width), cache, logits_to_keep=1)
         cache.batch_repeat_interleave(answers)
-        later = logits(slice(None), slice(width, batch.input_ids.shape[1] - 1), cache)
-    whole = torch.cat([first.repeat_interleave(answers, 0), later], 1)
-    tokens = batch.input_ids[:, width:]
-    logp = log_softmax(whole, temperature).gather(-1, tokens[..., None]).squeeze(-1)
-    return logp.where(batch.completion_mask, 0.0)
+        later = logits(slice(None), slice(width, rows.input_ids.shape[1] - 1), cache)
+    both = torch.cat([first.repeat_interleave(answers, 0), later], 1)
+    tokens = rows.input_ids[:, width:]
+    logp = log_softmax(both, temperature).gather(-1, tokens[..., None]).squeeze(-1)
+    return logp.where(rows.completion_mask, 0.0)
 
 
-class _Given(torch.nn.Module):
-    """Stands for a model's body and gives what that is known to give."""
+class _Given(nn.Module):
+    """Stands for a model's body and gives the output that the body gave before."""
 
     def __init__(self, output: Any):
         super().__init__()
@@ -185,31 +189,34 @@ class _Given(torch.nn.Module):
 
 
 @contextmanager
-def _given(model, output: Any) -> Iterator[None]:
-    """The model with its body replaced: its forward then runs only what comes after the last hidden
-    state, as it is, with whatever scaling or soft-capping.
+def _given(model: nn.Module, output: Any) -> Iterator[None]:
+    """Replaces the model's body by its output.
+
+    A forward then runs only the code after the last hidden state, as it is, with any scaling or
+    soft-capping.
     """
-    body = model.base_model
-    setattr(model, model.base_model_prefix, _Given(output))
+    body, name = model.base_model, str(model.base_model_prefix)
+    setattr(model, name, _Given(output))
     try:
         yield
     finally:
-        setattr(model, model.base_model_prefix, body)
+        setattr(model, name, body)
 
 
 @torch.no_grad()
 def check_chunks(policy: Policy) -> None:
-    """Refuse a model whose logits are not made position by position from its body's last hidden
-    states: those of two positions are made at once and one by one.
+    """Refuse a model whose logits are not made position by position from the last hidden states.
+
+    The logits of two positions are made at once and one by one, and compared.
     """
     model, ids = policy.model, policy.end_ids[:1] * 2
-    batch = pad_batch([ids], [ids], policy.pad_id, policy.device)
+    rows = pad_batch([ids], [ids], policy.pad_id, policy.device)
     why = None
     if model.base_model is model:
         why = "has no body apart from its head"
     else:
         try:
-            whole, parts = (completion_logprobs(model, batch, pieces=x) for x in (1, 2))
+            whole, parts = (completion_logprobs(model, rows, pieces=x) for x in (1, 2))
             rounding = 16 * torch.finfo(model.dtype).eps * (1 + whole.abs())
             if not ((parts - whole).abs() <= rounding).all():
                 why = "computes its logits in another way than position by position"
@@ -219,7 +226,7 @@ def check_chunks(policy: Policy) -> None:
         raise ModelError(f"train.logprob_chunk: {type(model).__name__} {why}; set it to 0")
 
 
-def answer_batch(policy: Policy, prompts: Sequence[str], answers: Sequence[str]) -> Batch:
+def answer_batch(policy: Policy, prompts: Sequence[str], answers: Sequence[str]) -> Rows:
     """Each prompt with its answer and the end of text."""
     end = policy.end_ids[0]
     completions = [[*ids, end] for ids in policy.encode(answers, special=False)]

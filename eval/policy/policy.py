@@ -1,14 +1,13 @@
-"""The policy: a causal language model with its tokenizer, and the log-probabilities of completions
-under it.
-"""
+"""The policy: a causal language model with its tokenizer, its loading, and the cache to read by."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class ModelError(Exception):
@@ -45,8 +44,10 @@ class Policy:
         return list(dict.fromkeys([*([] if own is None else [own]), *ids]))
 
     def encode(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
-        """Token ids; `special` adds what the tokenizer puts before a prompt, and has no place in an
-        answer. A chat template writes all of it itself: added again it would stand there twice.
+        """Token ids; `special` adds the tokens that the tokenizer puts before a prompt.
+
+        An answer has no such tokens. A chat template writes all of them itself: added again they
+        would stand there twice.
         """
         if any(isinstance(x, Chat) for x in texts):
             texts, special = [self._in_template(x) for x in texts], False
@@ -69,8 +70,10 @@ class Policy:
 def load_policy(
     path: str, dtype: str = "float32", attention: str = "sdpa", option: str = "model.path"
 ) -> Policy:
-    """The model and tokenizer of a folder or hub id. Weights come from safetensors, remote code is
-    never run. A refusal names the `option` that asked for it.
+    """The model and tokenizer of a folder or hub id.
+
+    Weights come from safetensors, remote code is never run. A refusal names the `option` that asked
+    for the model.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -95,9 +98,37 @@ def load_policy(
     return policy
 
 
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Puts every module into eval mode, and afterwards back into its own."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def reading(model: nn.Module) -> Iterator[Any]:
+    """Gives an empty cache, with the model in eval mode.
+
+    In train mode gradient checkpointing drops the cache without a word, and each token is read as
+    if nothing came before it.
+    """
+    from transformers import DynamicCache
+
+    config: Any = model.config
+    with in_eval_mode(model):
+        yield DynamicCache(config=config)
+
+
 def interpolate(policy: Policy, start: Mapping[str, Tensor], toward: Policy, by: float) -> None:
-    """Set the policy's weights to (1 - by) start + by toward: between two models of one shape a
-    free baseline, with nothing trained (arXiv 2109.01903).
+    """Set the policy's weights to (1 - by) start + by toward.
+
+    Between two models of one shape that is a free baseline, with nothing trained (arXiv
+    2109.01903).
     """
     ends = toward.model.state_dict()
     different = {n for n in start.keys() | ends.keys() if _shape(start, n) != _shape(ends, n)}

@@ -16,8 +16,9 @@ def _wrap(x: int) -> int:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """The finaliser of splitmix64 on int64, whose overflow wraps; the mask makes >> a logical
-    shift.
+    """The finaliser of splitmix64 on int64, whose overflow wraps.
+
+    The mask makes >> a logical shift.
     """
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * _wrap(factor)

@@ -1,133 +1,143 @@
-"""n completions per prompt, by one of two engines with one distribution.
+"""The sampler `cached`: each prompt is read once, and rows that ended stop costing.
 
-`cached`, here: each prompt is read once, its cache repeated n times, finished rows stop costing.
-Randomness is counter-based: the draw of token t of completion j of problem i is a pure function of
-(seed, i, j, t). Whatever the micro-batches and however many ranks share the work, the draws are
-the same. `continuous` is in eval/rollout/continuous.py.
+The cache of a prompt serves its n completions. Randomness is counter-based: the draw of token t of
+completion j of problem i is a pure function of (seed, i, j, t). Whatever the micro-batches and
+however many ranks share the work, the draws are the same.
 """
 
-from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from eval.policy.logprobs import log_softmax, pad_batch, reading
-from eval.policy.policy import Policy
+from eval.policy.logprobs import entropies, log_softmax, pad_batch
+from eval.policy.policy import Policy, reading
 from eval.policy.streams import uniform
-from eval.rollout.rollout import Decoding, Drawn
-from eval.rollout.taps import tapped
+from eval.rollout.rollout import Decoding, Drawn, Order, Readings
+from eval.rollout.sampler import Sampler
+from eval.rollout.taps import Tap, tapped
 
 OWN = 0.9  # share of distinct prefixes beyond which it does not pay to look for equal ones
 
 
-LOOK = {"cpu": 1, "cuda": 8}  # tokens between looks at what has ended, which hold a GPU up
+LOOK = {"cpu": 1, "cuda": 8}  # tokens between looks for rows that ended, which hold a GPU up
 
 
-def _cached(
-    policy: Policy,
-    prompts: list[list[int]],
-    n: int,
-    decoding: Decoding,
-    seed: int,
-    keys: Sequence[int],
-    features: bool,
-) -> Drawn:
-    rows = (torch.tensor(keys)[:, None] * n + torch.arange(n)).to(policy.device)
-    places = [len(x) + decoding.max_new_tokens for x in prompts]
-    parts = [
-        _decode(policy, prompts[chunk], rows[chunk], decoding, seed, features)
-        for chunk in chunks(places, n, decoding.token_budget)
-    ]
-    tokens, logprobs, entropy, taken = (torch.cat(x) for x in zip(*parts, strict=True))
-    lengths = (tokens >= 0).sum(1).tolist()
-    completions = [x[:length] for x, length in zip(tokens.tolist(), lengths, strict=True)]
-    return completions, logprobs, entropy, taken if features else None
+class Cached(Sampler):
+    name: ClassVar[str] = "cached"
+
+    def draw(self, policy: Policy, order: Order) -> Drawn:
+        rows = torch.tensor(order.names)[:, None] * order.n + torch.arange(order.n)
+        names = rows.to(policy.device)
+        places = [len(x) + order.decoding.max_new_tokens for x in order.prompts]
+        parts = [
+            _Drawing(policy, order.prompts[chunk], names[chunk], order).drawn()
+            for chunk in order.decoding.chunks(places, order.n)
+        ]
+        tokens, logprobs, entropy, features = (torch.cat(x) for x in zip(*parts, strict=True))
+        lengths = (tokens >= 0).sum(1).tolist()
+        completions = [x[:length] for x, length in zip(tokens.tolist(), lengths, strict=True)]
+        taken = features if order.decoding.features else None
+        return Drawn(completions, Readings(logprobs, entropy, taken))
 
 
-def chunks(lengths: Sequence[int], n: int, budget: int) -> Iterator[slice]:
-    """Runs of prompts whose n completions, padded to the longest, fit the budget; at least one."""
-    start, longest = 0, 0
-    for i, length in enumerate(lengths):
-        longest = max(longest, length)
-        if i > start and (i + 1 - start) * n * longest > budget:
-            yield slice(start, i)
-            start, longest = i, length
-    yield slice(start, len(lengths))
+class _Drawing:
+    """The rows of one batch while they are drawn, one token of each at a time.
 
-
-def _decode(
-    policy: Policy,
-    prompts: list[list[int]],
-    names: Tensor,
-    decoding: Decoding,
-    seed: int,
-    features: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Tokens (-1 after the end), log-probability, entropy and features of each row of one batch.
-
-    `names` [prompts, n] are the rows' names in the random stream. A prefix that several rows have
-    is read once: the prompts to begin with, and what completions share for as long as they do.
+    `names` [prompts, n] are the rows' names in the random stream. A prefix that several rows share
+    is read once: the prompts to begin with, and their completions for as long as they are equal.
     """
-    model, device = policy.model, policy.device
-    n, names = names.shape[1], names.flatten()
-    total, batch = len(names), pad_batch(prompts, [[]] * len(prompts), policy.pad_id, device)
-    tokens, mask, positions = batch.input_ids, batch.attention_mask, batch.position_ids
-    ends = torch.tensor(policy.end_ids, device=device)
-    drawn = torch.full((total, decoding.max_new_tokens), -1, device=device)
-    logprobs, entropy = torch.zeros(2, total, device=device)
-    taken = torch.zeros(total, 0, device=device)
-    live = torch.arange(total, device=device)  # the rows at hand
-    going = torch.ones(total, dtype=torch.bool, device=device)  # which of them have not ended
-    prefix, shared = live // n, True  # the prefix of each row; whether any is that of several
-    with reading(model) as cache, tapped(model, features) as tap:
-        for t in range(decoding.max_new_tokens):
-            tap.rows = prefix
-            with torch.no_grad():  # for features, the tap turns gradients on behind the last layer
-                logits = model(
-                    input_ids=tokens,
-                    attention_mask=mask,
-                    position_ids=positions,
-                    past_key_values=cache,
-                    use_cache=True,
-                    logits_to_keep=1,
-                ).logits[:, -1]
-            logp = log_softmax(logits, decoding.temperature or 1.0, decoding.top_p)
-            token = _draw(logp.detach(), decoding, uniform(seed, names[live], t))
-            chosen = logp.gather(1, token[:, None]).squeeze(1)
-            if features:
-                (gradient,) = torch.autograd.grad(chosen.sum(), tap.hidden)
-                if t == 0:
-                    taken = torch.zeros(total, gradient.shape[-1], device=device)
-                taken[live] += gradient[:, -1].float().where(going[:, None], 0.0)
-                logp, chosen = logp.detach(), chosen.detach()
-            drawn[live, t] = token.where(going, -1)
-            logprobs[live] += chosen.where(going, 0.0)
-            entropy[live] += entropies(logp).where(going, 0.0)
-            going &= ~torch.isin(token, ends)
 
-            if shared or (t + 1) % LOOK[device.type] == 0:
-                kept = going.nonzero().squeeze(1)
-                if not len(kept):
-                    break
-                if shared or len(kept) < len(live):
-                    live, going = live[kept], going[kept]
-                    grown = _grown(prefix[kept], token[kept], logits.shape[-1], shared)
-                    parent, token, prefix, shared = grown
-                    if not torch.equal(parent, torch.arange(len(mask), device=device)):
-                        cache.batch_select_indices(parent)
-                        mask, positions = mask[parent], positions[parent]
-            tokens = token[:, None]
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-            positions = positions[:, -1:] + 1
-    return drawn, logprobs, entropy / (drawn >= 0).sum(1), taken
+    def __init__(self, policy: Policy, prompts: list[list[int]], names: Tensor, order: Order):
+        self.policy, self.decoding, self.seed = policy, order.decoding, order.seed
+        device, total = policy.device, names.numel()
+        # of all rows
+        self.names = names.flatten()
+        self.tokens = torch.full((total, self.decoding.max_new_tokens), -1, device=device)
+        self.logprobs, self.entropy = torch.zeros(2, total, device=device)
+        self.features = torch.zeros(total, 0, device=device)
+        # of the rows at hand
+        self.live = torch.arange(total, device=device)
+        self.going = torch.ones(total, dtype=torch.bool, device=device)  # false: ended
+        self.prefix = self.live // names.shape[1]  # the place of each row's prefix
+        self.shared = True  # whether any prefix is that of several rows
+        # of the prefixes: the tokens that the model reads next, the columns that it has by then
+        first = pad_batch(prompts, [[]] * len(prompts), policy.pad_id, device)
+        self.inputs, self.mask = first.input_ids, first.attention_mask
+        self.positions = first.position_ids
+
+    def drawn(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Tokens (-1 after the end), log-probability, entropy and features of each row."""
+        features, look = self.decoding.features, LOOK[self.policy.device.type]
+        ends = torch.tensor(self.policy.end_ids, device=self.policy.device)
+        with reading(self.policy.model) as cache, tapped(self.policy, features) as tap:
+            for t in range(self.decoding.max_new_tokens):
+                tap.rows = self.prefix
+                logits = self._read(cache)
+                token = self._draw(logits, tap, t)
+                self.going &= ~torch.isin(token, ends)
+                if self.shared or (t + 1) % look == 0:
+                    kept = self.going.nonzero().squeeze(1)
+                    if not len(kept):
+                        break
+                    if self.shared or len(kept) < len(self.live):
+                        token = self._keep(kept, token, logits.shape[-1], cache)
+                self._append(token)
+        return self.tokens, self.logprobs, self.entropy / (self.tokens >= 0).sum(1), self.features
+
+    def _read(self, cache: Any) -> Tensor:
+        """The logits of the next token of each row."""
+        with torch.no_grad():  # for features, the tap turns gradients on behind the last layer
+            return self.policy.model(
+                input_ids=self.inputs,
+                attention_mask=self.mask,
+                position_ids=self.positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
+
+    def _draw(self, logits: Tensor, tap: Tap, t: int) -> Tensor:
+        """Draw token t of each row, and add what it says to the row's numbers."""
+        decoding, live, going = self.decoding, self.live, self.going
+        logp = log_softmax(logits, decoding.temperature or 1.0, decoding.top_p)
+        token = next_token(logp.detach(), decoding, uniform(self.seed, self.names[live], t))
+        chosen = logp.gather(1, token[:, None]).squeeze(1)
+        if decoding.features:
+            (gradient,) = torch.autograd.grad(chosen.sum(), tap.hidden)
+            if t == 0:
+                self.features = self.features.new_zeros(len(self.names), gradient.shape[-1])
+            self.features[live] += gradient[:, -1].float().where(going[:, None], 0.0)
+            logp, chosen = logp.detach(), chosen.detach()
+        self.tokens[live, t] = token.where(going, -1)
+        self.logprobs[live] += chosen.where(going, 0.0)
+        self.entropy[live] += entropies(logp).where(going, 0.0)
+        return token
+
+    def _keep(self, kept: Tensor, token: Tensor, vocabulary: int, cache: Any) -> Tensor:
+        """Keep these rows at hand, and their prefixes; returns the next token of each prefix."""
+        self.live, self.going = self.live[kept], self.going[kept]
+        grown = _grown(self.prefix[kept], token[kept], vocabulary, self.shared)
+        parent, token, self.prefix, self.shared = grown
+        if not torch.equal(parent, torch.arange(len(self.mask), device=parent.device)):
+            cache.batch_select_indices(parent)
+            self.mask, self.positions = self.mask[parent], self.positions[parent]
+        return token
+
+    def _append(self, token: Tensor) -> None:
+        """Each prefix grows by its token, which the model reads next."""
+        self.inputs = token[:, None]
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
+        self.positions = self.positions[:, -1:] + 1
 
 
 def _grown(
     prefix: Tensor, token: Tensor, vocabulary: int, shared: bool
 ) -> tuple[Tensor, Tensor, Tensor, bool]:
-    """Prefixes that grew by a token, each but once: which each grew from, its token, which of them
-    each row has, and whether that is worth it. Where few are shared each row gets its own, for
-    good.
+    """Prefixes that grew by a token, each once: its parent, its token, its rows, and `shared`.
+
+    The rows are given by the place of each one's prefix. Where few prefixes are shared, each row
+    gets its own, for good.
     """
     own = torch.arange(len(prefix), device=prefix.device)
     if not shared:
@@ -138,14 +148,10 @@ def _grown(
     return pairs // vocabulary, pairs % vocabulary, place, True
 
 
-def entropies(logp: Tensor) -> Tensor:
-    """The entropy of each distribution; tokens outside of it count nothing."""
-    return -(logp.exp() * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(-1)
+def next_token(logp: Tensor, decoding: Decoding, u: Tensor) -> Tensor:
+    """One token a row, by inversion of the cumulative distribution at u.
 
-
-def _draw(logp: Tensor, decoding: Decoding, u: Tensor) -> Tensor:
-    """One token a row, by inversion of the cumulative distribution at u: never one of probability
-    0. Where logits are not finite it is the last.
+    No token of probability 0 is drawn. Where logits are not finite it is the last one.
     """
     if decoding.temperature == 0:
         return logp.argmax(1)

@@ -1,22 +1,22 @@
-"""The engine `continuous`: transformers' continuous batching over a paged cache. What has ended
-makes room at once for what waits, so completions of unequal length keep the device busy.
+"""The sampler `continuous`: transformers' continuous batching over a paged cache.
 
-Same distribution as `cached`, other draws: they come from torch's generator, seeded from the seed
-and the prompts at hand, in the order of the engine's own schedule. So they are the same again on
-the same device, but another number of ranks or another budget draws anew.
+A completion that ends makes room at once for one that waits, so completions of unequal length keep
+the device busy. It has the distribution of `cached`, but draws others: they come from torch's
+generator, seeded from the seed and the prompts at hand, in the order of the engine's own schedule.
+So they are the same again on the same device, but another number of ranks or another budget draws
+anew.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from eval.policy.logprobs import in_eval_mode
-from eval.policy.policy import ModelError, Policy
+from eval.policy.policy import Policy, in_eval_mode
 from eval.policy.streams import derive_seed
-from eval.rollout.recompute import measure
-from eval.rollout.rollout import Decoding, Drawn, SamplingFailed
+from eval.rollout.rollout import Drawn, Order, SamplingFailed
+from eval.rollout.sampler import Sampler
 
 PAGE = 16  # tokens; n completions of a prompt share its whole pages and copy the rest
 
@@ -24,39 +24,34 @@ PAGE = 16  # tokens; n completions of a prompt share its whole pages and copy th
 FORWARD = 512  # tokens of one forward: without flash attention, its mask has a row for each
 
 
-def continuous(
-    policy: Policy,
-    prompts: list[list[int]],
-    n: int,
-    decoding: Decoding,
-    seed: int,
-    keys: Sequence[int],
-    features: bool,
-) -> Drawn:
-    check_paged(policy)
-    greedy = decoding.temperature == 0  # then all n are the same
-    with in_eval_mode(policy.model):
-        drawn = _generate(policy, prompts, 1 if greedy else n, decoding, derive_seed(seed, *keys))
-        completions = [x for x in drawn for _ in range(n)] if greedy else drawn
-        return completions, *measure(policy, prompts, completions, decoding, features)
+class Continuous(Sampler):
+    name: ClassVar[str] = "continuous"
+
+    def check(self, policy: Policy) -> None:
+        """Refuse, beside a recurrent state, a model whose attention is its own.
+
+        It would not look into the paged cache, and most such models sample on, from another
+        distribution.
+        """
+        super().check(policy)
+        model = policy.model
+        if not model._supports_attention_backend:
+            why = f"the attention of {type(model).__name__} knows no paged cache"
+            raise self.refusal(f"{why}; set it to cached")
+
+    def draw(self, policy: Policy, order: Order) -> Drawn:
+        seed = derive_seed(order.seed, *order.names)
+        if order.decoding.temperature > 0:
+            return Drawn(_generate(policy, order, order.n, seed))
+        completions = _generate(policy, order, 1, seed)  # greedy: all n are the same
+        return Drawn([x for x in completions for _ in range(order.n)])
 
 
-def check_paged(policy: Policy) -> None:
-    """Refuse a model whose attention is its own: it would not look into the paged cache, and most
-    such models sample on, from another distribution.
-    """
-    model = policy.model
-    if not model._supports_attention_backend:
-        why = f"the attention of {type(model).__name__} knows no paged cache; set it to cached"
-        raise ModelError(f"train.rollouts = continuous: {why}")
-
-
-def _generate(
-    policy: Policy, prompts: list[list[int]], n: int, decoding: Decoding, seed: int
-) -> list[list[int]]:
+def _generate(policy: Policy, order: Order, n: int, seed: int) -> list[list[int]]:
     """n completions for each prompt, in order."""
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
+    prompts, decoding = order.prompts, order.decoding
     longest = max(map(len, prompts)) + decoding.max_new_tokens
     needed = -(-longest // PAGE) + 1  # of one completion, and a page to share its prompt from
     how = GenerationConfig(
@@ -78,20 +73,25 @@ def _generate(
         disable_nccl_graph_mixing=False,
         seed=seed % 2**31,
     )
-    with _engine(policy, how, cache) as manager:
+    with in_eval_mode(policy.model), _engine(policy, how, cache) as manager:
         names = manager.add_requests(prompts, decoding.max_new_tokens)
-        manager.start()  # after all are there: the schedule does not depend on who is quicker
-        found: dict[str, Any] = {}
-        while len(found) < n * len(prompts):
-            result = manager.get_result(timeout=1)
-            if result and result.error:
-                raise SamplingFailed(f"continuous batching failed: {result.error}")
-            if result:
-                found[result.request_id] = result
-            elif not manager.is_running():
-                raise SamplingFailed("continuous batching ended before all completions had")
+        return _collected(manager, names, n)
+
+
+def _collected(manager: Any, names: list[str], n: int) -> list[list[int]]:
+    """The n completions of each request, as the engine ends them, in the order of the requests."""
+    manager.start()  # after all are there: the schedule does not depend on who is quicker
+    ended: dict[str, Any] = {}
+    while len(ended) < n * len(names):
+        result = manager.get_result(timeout=1)
+        if result and result.error:
+            raise SamplingFailed(f"continuous batching failed: {result.error}")
+        if result:
+            ended[result.request_id] = result
+        elif not manager.is_running():
+            raise SamplingFailed("continuous batching ended before all completions had")
     return [
-        found[name].generated_tokens
+        ended[name].generated_tokens
         for parent in names
         for name in (parent, *(f"{parent}__child#{i}" for i in range(n - 1)))
     ]

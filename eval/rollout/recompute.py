@@ -1,40 +1,35 @@
-"""Log-probability, entropy and features of completions that another engine drew."""
+"""Log-probability, entropy and features of completions whose sampler took none on the way."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from eval.policy.logprobs import log_softmax, pad_batch
-from eval.policy.policy import Policy
-from eval.rollout.cached import chunks, entropies
-from eval.rollout.rollout import Decoding
+from eval.policy.logprobs import entropies, log_softmax, pad_batch
+from eval.policy.policy import Policy, in_eval_mode
+from eval.rollout.rollout import Decoding, Readings
 from eval.rollout.taps import tapped
 
 
 def measure(
-    policy: Policy,
-    prompts: list[list[int]],
-    completions: list[list[int]],
-    decoding: Decoding,
-    features: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Log-probability, entropy and features of given completions, as `Rollout` defines them, from a
-    forward of their own. The rows of each prompt follow each other.
+    policy: Policy, prompts: list[list[int]], completions: list[list[int]], decoding: Decoding
+) -> Readings:
+    """The readings of given completions, from a forward of their own.
+
+    The completions of each prompt follow each other.
     """
     n, width = len(completions) // len(prompts), max(map(len, prompts))
     order = sorted(range(len(completions)), key=lambda i: len(completions[i]))
     lengths = [width + len(completions[i]) for i in order]
     parts = []
-    for chunk in chunks(lengths, 1, decoding.token_budget):
-        some, theirs = (
-            [completions[i] for i in order[chunk]],
-            [prompts[i // n] for i in order[chunk]],
-        )
-        parts.append(_measure(policy, theirs, some, decoding, features))
-    logprobs, entropy, taken = (torch.cat(x) for x in zip(*parts, strict=True))
+    with in_eval_mode(policy.model):
+        for chunk in decoding.chunks(lengths, 1):
+            some = [completions[i] for i in order[chunk]]
+            theirs = [prompts[i // n] for i in order[chunk]]
+            parts.append(_measure(policy, theirs, some, decoding))
+    logprobs, entropy, features = (torch.cat(x) for x in zip(*parts, strict=True))
     back = torch.tensor(order).argsort().to(policy.device)
-    return logprobs[back], entropy[back], taken[back] if features else None
+    return Readings(logprobs[back], entropy[back], features[back] if decoding.features else None)
 
 
 def _measure(
@@ -42,25 +37,24 @@ def _measure(
     prompts: Sequence[list[int]],
     completions: Sequence[list[int]],
     decoding: Decoding,
-    features: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch = pad_batch(prompts, completions, policy.pad_id, policy.device)
-    tokens, mask = batch.input_ids[:, batch.prompt_width :], batch.completion_mask
-    with tapped(policy.model, features) as tap:
+    rows = pad_batch(prompts, completions, policy.pad_id, policy.device)
+    tokens, mask = rows.input_ids[:, rows.prompt_width :], rows.completion_mask
+    with tapped(policy, decoding.features) as tap:
         with torch.no_grad():  # the tap turns gradients on behind the last layer
             logits = policy.model(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                position_ids=batch.position_ids,
+                input_ids=rows.input_ids,
+                attention_mask=rows.attention_mask,
+                position_ids=rows.position_ids,
                 logits_to_keep=tokens.shape[1] + 1,
                 use_cache=False,
             ).logits[:, :-1]
         logp = log_softmax(logits, decoding.temperature or 1.0, decoding.top_p, tokens)
         chosen = logp.gather(-1, tokens[..., None]).squeeze(-1).where(mask, 0.0).sum(1)
-        taken = torch.zeros(len(chosen), 0, device=policy.device)
-        if features:
+        features = torch.zeros(len(chosen), 0, device=policy.device)
+        if decoding.features:
             (gradient,) = torch.autograd.grad(chosen.sum(), tap.hidden)
-            taken = gradient.sum(1).float()
+            features = gradient.sum(1).float()
     logp, chosen = logp.detach(), chosen.detach()
     entropy = entropies(logp).where(mask, 0.0).sum(1) / mask.sum(1)
-    return chosen.float(), entropy.float(), taken
+    return chosen.float(), entropy.float(), features

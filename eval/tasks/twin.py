@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from eval.policy.logprobs import Batch, answer_batch, answers_logprobs
+from eval.policy.logprobs import Rows, answer_batch, answers_logprobs
 from eval.policy.policy import Policy
 from eval.tasks.embedded import cue_given_group, llama_config
 from eval.tasks.task import Population, Problem, Task
@@ -44,7 +44,7 @@ class Twin(Task):
     hard_share: float = 0.3
     base_bias: float = 0.12
     base_seed: int = 0
-    _teacher: Batch | None = field(
+    _teacher: Rows | None = field(
         default=None, init=False, repr=False
     )  # the population, tokenised once
 

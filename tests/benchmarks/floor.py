@@ -53,7 +53,8 @@ def floor(trainer: Any, sampling: list[tuple[int, int, int]], update: list[Any])
     """Seconds of the recorded calls alone: those of the sampler, and the update's."""
     import torch
 
-    from eval.policy.logprobs import completion_logprobs, reading
+    from eval.policy.logprobs import Likelihood, completion_logprobs
+    from eval.policy.policy import reading
 
     model, train = trainer.engine.model, trainer.config.train
     seconds = [0.0, 0.0]
@@ -66,7 +67,7 @@ def floor(trainer: Any, sampling: list[tuple[int, int, int]], update: list[Any])
         del inputs, cache
     for batch in update:
         start = _now()
-        logp = completion_logprobs(model, batch, train.temperature)
+        logp = completion_logprobs(model, batch, Likelihood(train.temperature))
         torch.autograd.grad(logp.sum(), [p for p in model.parameters() if p.requires_grad])
         seconds[1] += _now() - start
     return seconds

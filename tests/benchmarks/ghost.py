@@ -32,7 +32,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from eval.policy.logprobs import Batch, completion_logprobs, pad_batch
+from eval.policy.logprobs import PLAIN, Rows, completion_logprobs, pad_batch
 from eval.policy.policy import load_policy
 from eval.report.tables import table
 from eval.rollout.rollout import Decoding
@@ -55,11 +55,11 @@ class Work:
     """All rows, n for each prompt and those of even prompts first, and their weights in J_1."""
 
     model: Any
-    rows: Batch
+    rows: Rows
     weights: Tensor
     size: int  # of a micro-batch
 
-    def batches(self, rows: slice = slice(None)) -> tuple[Sequence[Batch], Sequence[Tensor]]:
+    def batches(self, rows: slice = slice(None)) -> tuple[Sequence[Rows], Sequence[Tensor]]:
         batch, weights = self.rows[rows], self.weights[rows]
         parts = [slice(i, i + self.size) for i in range(0, len(weights), self.size)]
         return [batch[x] for x in parts], [weights[x] for x in parts]
@@ -70,11 +70,11 @@ class Work:
         self.model.zero_grad()
 
     def j_1(self, rows: slice = slice(None)) -> dict[str, Tensor]:
-        return ghost.gradient(self.model, *self.batches(rows), 1.0)
+        return ghost.gradient(self.model, *self.batches(rows), PLAIN)
 
     def probe(self, v: ghost.Direction, rows: slice = slice(None)) -> Tensor:
         batches, _ = self.batches(rows)
-        return torch.cat([ghost.probe(self.model, batch, v, 1.0) for batch in batches])
+        return torch.cat([ghost.probe(self.model, batch, v, PLAIN) for batch in batches])
 
     def measured(self) -> Tensor:
         return self.probe(self.j_1())
@@ -85,7 +85,7 @@ class Work:
         first = self.j_1(slice(half))
         second = ghost.zeros(self.model, None)
         later = [
-            ghost.probed_gradient(self.model, batch, weight, first, second, 1.0)
+            ghost.probed_gradient(self.model, batch, weight, first, second, PLAIN)
             for batch, weight in zip(*self.batches(slice(half, None)), strict=True)
         ]
         return torch.cat([self.probe(second, slice(half)), *later])
@@ -95,7 +95,7 @@ class Work:
         found = []
         for i in range(count):
             rows = slice(i * together, (i + 1) * together)
-            g = ghost.gradient(self.model, [self.rows[rows]], [self.weights[rows]], 1.0)
+            g = ghost.gradient(self.model, [self.rows[rows]], [self.weights[rows]], PLAIN)
             found.append(torch.stack([(x * v[name]).sum() for name, x in g.items()]).sum())
         return torch.stack(found)
 

@@ -31,7 +31,7 @@ from surgery.estimators import loo, rloo
 from surgery.geometry import Geometry, products, prompt_gradients
 from surgery.rules import RULES, apply
 from tests.benchmarks.measuring import in_turn, peak, ratios
-from trainers.engine.batches import merged, micro_batches, summed
+from trainers.engine.batches import Work, merged, micro_batches, summed
 
 K, SAMPLES, BUDGET = 8, 16, 65536
 
@@ -42,11 +42,12 @@ class Batch:
     def __init__(self, prompts: int):
         task = Twin()
         policy = load_policy(task.base_model())
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model, self.pad = policy.model.to(self.device).train(), policy.pad_id
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = policy.model.to(device).train()
+        self.work = Work(BUDGET, policy.pad_id, device)
         problems = task.training(0, 1, prompts)
         texts = [x.prompt for x in problems]
-        self.rollout: Rollout = sample(policy, texts, SAMPLES, Decoding(4), 1, features=True)
+        self.rollout: Rollout = sample(policy, texts, SAMPLES, Decoding(4, features=True), 1)
         golds = [x.gold for x in problems for _ in range(SAMPLES)]
         right = [a == b for a, b in zip(self.rollout.texts, golds, strict=True)]
         self.correct = torch.tensor(right).double().view(prompts, SAMPLES)
@@ -55,7 +56,7 @@ class Batch:
 
     def backward(self, advantages: Tensor) -> None:
         self.model.zero_grad()
-        rows = micro_batches(self.rollout, advantages, BUDGET, self.pad, self.device)
+        rows = micro_batches(self.rollout, advantages, self.work)
         for batch, weight in zip(*rows, strict=True):
             (completion_logprobs(self.model, batch).sum(1) @ weight).backward()
 
@@ -74,7 +75,7 @@ class Batch:
         parameters = list(self.model.parameters())
         wanted = (self.a_k != 0) | (self.a_1 != 0)
         sums = [[torch.zeros_like(p) for p in parameters] for _ in range(2)]
-        for batch, places in merged(self.rollout, wanted, BUDGET, self.pad, self.device):
+        for batch, places in merged(self.rollout, wanted, self.work):
             logp = completion_logprobs(self.model, batch).sum(1)
             for objective, a in enumerate((self.a_k, self.a_1)):
                 self.model.zero_grad()

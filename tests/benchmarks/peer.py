@@ -233,10 +233,10 @@ def every_row(rollout: Any, weights: torch.Tensor, *others: Any) -> Any:
     """In place of `micro_batches`: no rows are merged, none left out."""
     from trainers.engine.batches import micro_batches
 
-    budget, pad, device, _ = others
+    work, _ = others
     # a weight so small that float32 has no normal number for its gradients would be slow
     some = weights.where(weights != 0, 1e-6)
-    return micro_batches(rollout, some, budget, pad, device, linear=False)
+    return micro_batches(rollout, some, work, linear=False)
 
 
 EVERY_ROW = mock.patch("trainers.train.step.micro_batches", every_row)

@@ -29,6 +29,7 @@ def works(policy: Any, prompts: list[str], n: int, limit: int, paged: bool) -> W
     from eval.rollout.sample import sample
 
     model, decoding = policy.model, Decoding(limit)
+    taking = Decoding(limit, features=True)
     model.generation_config.eos_token_id = policy.end_ids
     how = GenerationConfig(
         max_new_tokens=limit,
@@ -52,7 +53,7 @@ def works(policy: Any, prompts: list[str], n: int, limit: int, paged: bool) -> W
 
     found: Works = {
         "ours": lambda: sample(policy, prompts, n, decoding, seed=1),
-        "with features": lambda: sample(policy, prompts, n, decoding, seed=1, features=True),
+        "with features": lambda: sample(policy, prompts, n, taking, seed=1),
         "generate": generate,
     }
     return found | ({"generate_batch": generate_batch} if paged else {})

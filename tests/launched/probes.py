@@ -14,7 +14,7 @@ from surgery.rules import RULES, apply
 from tests.launched.ranks import gradient
 from tests.trainers.measure.test_probe import Alone, measurable
 from trainers.config.schema import Config
-from trainers.engine.batches import micro_batches
+from trainers.engine.batches import Work, micro_batches
 from trainers.engine.engine import Engine
 from trainers.engine.launcher import start_ranks
 from trainers.measure.probe import Probe
@@ -24,7 +24,7 @@ K, N, PROMPTS = 8, 16, 61
 
 def rollout_of(policy, problems, which):
     prompts = [problems[i].prompt for i in which]
-    rollout = sample(policy, prompts, N, Decoding(4), 3, which, features=True)
+    rollout = sample(policy, prompts, N, Decoding(4, features=True), 3, which)
     golds = [problems[i].gold for i in which for _ in range(N)]
     return rollout, [a == b for a, b in zip(rollout.texts, golds, strict=True)]
 
@@ -70,9 +70,9 @@ def check(stage, twin):
     # naive, no margin, no smoothing: the gradient that is really applied is orthogonal to J_1
     decision = RULES["pcgrad"].bind({"margin": 0.0, "cap": 1e9})(correct.sum(1), got, {})
     advantages = apply(decision, a_k, a_1)[list(mine)]
-    pad, device = engine.pad_id, engine.device
-    rows = micro_batches(part, advantages, 400, pad, device)
-    idle = next(iter(micro_batches(whole, a_1, 10**6, pad, device)[0]))[:1]
+    small, large = (Work(budget, engine.pad_id, engine.device) for budget in (400, 10**6))
+    rows = micro_batches(part, advantages, small)
+    idle = next(iter(micro_batches(whole, a_1, large)[0]))[:1]
     engine.backward(*rows, 1 / PROMPTS, idle)
     applied = -flat(gradient(engine))
     j_1 = flat(one._gradient(alone.model, whole, range(PROMPTS), a_1))

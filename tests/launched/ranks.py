@@ -6,7 +6,7 @@ import sys
 import torch
 from torch.distributed import distributed_c10d as collectives
 
-from eval.policy.logprobs import Batch, answer_batch, completion_logprobs
+from eval.policy.logprobs import Rows, answer_batch, completion_logprobs
 from eval.policy.policy import Policy
 from eval.tasks.twin_base import make_tokenizer
 from trainers.config.schema import Config
@@ -113,7 +113,7 @@ def metric_error(metric, moments, config):
     )
 
 
-def idle(batch: Batch) -> Batch:
+def idle(batch: Rows) -> Rows:
     return batch[:1]
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from eval.policy.logprobs import check_chunks
+from eval.policy.logprobs import Likelihood, check_chunks
 from eval.policy.policy import Policy, load_policy
 from eval.policy.streams import derive_seed
 from eval.rollout.rollout import Rollout
@@ -43,7 +43,7 @@ from surgery.interference import (
 from trainers.commands.diagnosis_folder import Folder, Request
 from trainers.config.schema import Config
 from trainers.engine.adapter import make_trainable
-from trainers.engine.batches import merged, micro_batches
+from trainers.engine.batches import Work, merged, micro_batches
 from trainers.engine.hosts import base_path, check_inputs, check_weights
 from trainers.engine.ranks import Ranks, share
 from trainers.job import Job
@@ -164,10 +164,9 @@ class Diagnosis:
             policy,
             [x.prompt for x in problems],
             n,
-            self.job.decoding(options.temperature, options.top_p),
+            self.job.decoding(options.temperature, options.top_p, features=True),
             derive_seed("diagnose", options.seed),
             mine,
-            features=True,
         )
         assert rollout.features is not None
         judged = verifier.judge(rollout.texts, [x.gold for x in problems for _ in range(n)])
@@ -228,31 +227,32 @@ class Diagnosis:
 
     def _direction(self, counts: Tensor, table: Tensor, chosen: Tensor) -> dict[str, Tensor]:
         """The sum of the chosen prompts' g, over all ranks."""
-        train, options, model = self.config.train, self.options, self.policy.model
-        pad, device = self.policy.pad_id, self.ranks.device
-        pattern = self.config.surgery.modules
+        model, pattern = self.policy.model, self.config.surgery.modules
         total = ghost.zeros(model, pattern)
         for mine, rollout, right in self._rollouts(chosen):
             a = table[counts[mine]].gather(1, (~right).long())  # [prompts, n]
-            batches, sums = micro_batches(rollout, a, train.micro_batch_tokens, pad, device)
-            how = options.temperature, pattern, options.top_p, train.logprob_chunk
-            ghost.gradient(model, batches, sums, *how, total)
+            batches, sums = micro_batches(rollout, a, self._work())
+            ghost.gradient(model, batches, sums, self._likelihood(), pattern, total)
         return {name: self.ranks.total(x) for name, x in total.items()}
 
     def _products(self, v: dict[str, Tensor], chosen: Tensor) -> Iterator[tuple[int, Tensor]]:
         """(prompt, [2] its sums of products with v over right and wrong answers), of this rank."""
-        options, model, pad = self.options, self.policy.model, self.policy.pad_id
-        budget, chunk = self.config.train.micro_batch_tokens, self.config.train.logprob_chunk
-        how = options.temperature, options.top_p, chunk
         for mine, rollout, right in self._rollouts(chosen):
             values = torch.zeros(right.numel(), dtype=torch.float64)
-            everything = torch.ones_like(right)
-            for batch, rows in merged(rollout, everything, budget, pad, self.ranks.device):
-                found = ghost.probe(model, batch, v, *how).cpu()
-                for value, places in zip(found, rows, strict=True):
-                    values[places] = value
+            for rows, places in merged(rollout, torch.ones_like(right), self._work()):
+                found = ghost.probe(self.policy.model, rows, v, self._likelihood()).cpu()
+                for value, where in zip(found, places, strict=True):
+                    values[where] = value
             for i, s, ok in zip(mine, values.view(right.shape), right, strict=True):
                 yield i, torch.stack([s[ok].sum(), s[~ok].sum()])
+
+    def _likelihood(self) -> Likelihood:
+        options = self.options
+        return Likelihood(options.temperature, options.top_p, self.config.train.logprob_chunk)
+
+    def _work(self) -> Work:
+        budget = self.config.train.micro_batch_tokens
+        return Work(budget, self.policy.pad_id, self.ranks.device)
 
     def _rollouts(self, chosen: Tensor) -> Iterator[tuple[list[int], Rollout, Tensor]]:
         """(prompts, their rollout, [prompts, n] verdicts) of this rank, as many prompts at a time

@@ -204,7 +204,7 @@ def _of_model(arguments: argparse.Namespace) -> list[Scoring]:
             "temperature": chosen,
             "top_p": options.top_p,
             "max_new_tokens": drawing.max_new_tokens,
-            "rollouts": drawing.engine,
+            "rollouts": drawing.sampler,
             "seed": options.seed,
             "verifier": verifier.version,
         }

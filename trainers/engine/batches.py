@@ -1,61 +1,63 @@
-"""From completions to the fewest rows that do the same work.
+"""From completions to micro-batches of the fewest padded rows that do the same work.
 
-Gradients are linear in the rows: equal completions of equal prompts become one row, and rows that
-are not wanted, or of weight 0, are left out. The longest rows come first, so that rows of a batch
-are alike.
+Gradients are linear in the rows: equal completions of equal prompts become one row, and
+completions that are not wanted, or of weight 0, are left out. The longest come first, so that the
+rows of a micro-batch are alike.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from eval.policy.logprobs import Batch, pad_batch
+from eval.policy.logprobs import Rows, pad_batch
 from eval.rollout.rollout import Rollout
 
-Row = tuple[tuple[int, ...], tuple[int, ...], int]  # prompt, completion, 0 or what tells it apart
+Pair = tuple[tuple[int, ...], tuple[int, ...], int]  # prompt, completion, 0 or a mark of its own
+
+
+@dataclass(frozen=True)
+class Work:
+    """The size of a micro-batch, and where its rows lie."""
+
+    budget: int  # tokens: rows times columns
+    pad_id: int
+    device: torch.device
 
 
 def merged(
-    rollout: Rollout,
-    wanted: Tensor,
-    budget: int,
-    pad_id: int,
-    device: torch.device,
-    linear: bool = True,
-) -> Iterator[tuple[Batch, list[list[int]]]]:
-    """Batches within `budget` tokens, and which completions each of their rows stands for; where
-    the work is not `linear` in the rows, of one each.
+    rollout: Rollout, wanted: Tensor, work: Work, linear: bool = True
+) -> Iterator[tuple[Rows, list[list[int]]]]:
+    """Micro-batches, each with the completions that each of its rows stands for.
+
+    A row stands for one completion alone where the work is not `linear` in the rows.
     """
-    places: dict[Row, list[int]] = {}
+    places: dict[Pair, list[int]] = {}
     prompts = [tuple(x) for x in rollout.prompts]
     for i in wanted.flatten().nonzero().squeeze(1).tolist():
-        row = prompts[i // rollout.n], tuple(rollout.completions[i]), 0 if linear else i
-        places.setdefault(row, []).append(i)
-    rows = sorted(places, key=lambda row: -len(row[0]) - len(row[1]))
-    for chunk in _fitting(rows, budget):
-        batch = pad_batch([row[0] for row in chunk], [row[1] for row in chunk], pad_id, device)
-        yield batch, [places[row] for row in chunk]
+        pair = prompts[i // rollout.n], tuple(rollout.completions[i]), 0 if linear else i
+        places.setdefault(pair, []).append(i)
+    pairs = sorted(places, key=lambda pair: -len(pair[0]) - len(pair[1]))
+    for some in _fitting(pairs, work.budget):
+        both = [pair[0] for pair in some], [pair[1] for pair in some]
+        yield pad_batch(*both, work.pad_id, work.device), [places[pair] for pair in some]
 
 
 def micro_batches(
-    rollout: Rollout,
-    weights: Tensor,
-    budget: int,
-    pad_id: int,
-    device: torch.device,
-    linear: bool = True,
-) -> tuple[list[Batch], list[Tensor]]:
-    """Batches with one weight a row, or one a token: the sum over the completions that the row
-    stands for. `weights` are [prompts, n] or [prompts, n, columns of the longest completion].
+    rollout: Rollout, weights: Tensor, work: Work, linear: bool = True
+) -> tuple[list[Rows], list[Tensor]]:
+    """Micro-batches with one weight a row, or one a token: the sum over its completions.
+
+    `weights` are [prompts, n] or [prompts, n, columns of the longest completion].
     """
     flat = weights.reshape(len(rollout.completions), *weights.shape[2:])
     wanted = (flat != 0).reshape(len(flat), -1).any(1)
     batches, sums = [], []
-    for batch, places in merged(rollout, wanted, budget, pad_id, device, linear):
-        batches.append(batch)
-        whole = summed(flat, places).to(device)
-        sums.append(whole[:, : batch.completion_mask.shape[1]] if whole.dim() > 1 else whole)
+    for rows, places in merged(rollout, wanted, work, linear):
+        batches.append(rows)
+        total = summed(flat, places).to(work.device)
+        sums.append(total[:, : rows.completion_mask.shape[1]] if total.dim() > 1 else total)
     return batches, sums
 
 
@@ -66,15 +68,16 @@ def summed(flat: Tensor, places: Sequence[Sequence[int]]) -> Tensor:
     return flat.new_zeros(len(places), *flat.shape[1:]).index_add_(0, row, flat[order]).float()
 
 
-def _fitting(rows: Sequence[Row], budget: int) -> Iterator[Sequence[Row]]:
+def _fitting(pairs: Sequence[Pair], budget: int) -> Iterator[Sequence[Pair]]:
+    """Runs of pairs that fit the budget when they are padded; one pair at least."""
     start = 0
-    while start < len(rows):
+    while start < len(pairs):
         stop, prompt, completion = start, 0, 0
-        while stop < len(rows):
-            prompt = max(prompt, len(rows[stop][0]))
-            completion = max(completion, len(rows[stop][1]))
+        while stop < len(pairs):
+            prompt = max(prompt, len(pairs[stop][0]))
+            completion = max(completion, len(pairs[stop][1]))
             if stop > start and (stop + 1 - start) * (prompt + completion) > budget:
                 break
             stop += 1
-        yield rows[start:stop]
+        yield pairs[start:stop]
         start = stop

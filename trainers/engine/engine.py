@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.policy.logprobs import Batch, completion_logprobs
+from eval.policy.logprobs import Likelihood, Rows, completion_logprobs
 from eval.policy.policy import Policy
 from surgery.tokens import surrogate
 from trainers.config.schema import Config
@@ -32,14 +32,14 @@ FAINT = 1e-3  # the least of a denominator in Adam's metric, as a share of their
 
 
 class LogProbs(torch.nn.Module):
-    """A model as DeepSpeed runs it: what goes into a backward must come out of its forward."""
+    """A model as DeepSpeed runs it: its forward gives the log-probabilities of a backward."""
 
-    def __init__(self, model: torch.nn.Module, temperature: float):
+    def __init__(self, model: torch.nn.Module, likelihood: Likelihood):
         super().__init__()
-        self.model, self.temperature = model, temperature
+        self.model, self.likelihood = model, likelihood
 
-    def forward(self, batch: Batch, pieces: int) -> Tensor:
-        return completion_logprobs(self.model, batch, self.temperature, pieces=pieces)
+    def forward(self, rows: Rows, pieces: int) -> Tensor:
+        return completion_logprobs(self.model, rows, self.likelihood, pieces)
 
 
 class Engine(Ranks):
@@ -55,9 +55,10 @@ class Engine(Ranks):
         # ZeRO-3 leaves no rank a whole model to sample from, so it keeps one more, filled at each
         # rollout
         self._whole = copy.deepcopy(policy.model).to(self.device) if self.stage == 3 else None
+        likelihood = Likelihood(self.train.temperature, chunk=self.train.logprob_chunk)
         with redirect_stdout(StringIO()):  # DeepSpeed's bfloat16 optimiser prints memory there
             self._engine, *_ = deepspeed.initialize(
-                model=LogProbs(self.model, self.train.temperature),
+                model=LogProbs(self.model, likelihood),
                 model_parameters=[p for _, p in self._trainable()],
                 config=_deepspeed_config(config),
             )
@@ -83,10 +84,10 @@ class Engine(Ranks):
 
     def backward(
         self,
-        batches: Sequence[Batch],
+        batches: Sequence[Rows],
         weights: Sequence[Tensor],
         scale: float,
-        idle: Batch,
+        idle: Rows,
         old: Sequence[Tensor] = (),
     ) -> tuple[float, list[Tensor]]:
         """Accumulate the gradient of -scale * sum over all ranks of weight * log pi. Returns this
@@ -228,7 +229,7 @@ class Engine(Ranks):
     def _make_moments(self) -> None:
         """A step at learning rate 0 makes the optimiser's state, which is then overwritten."""
         ids = torch.zeros(1, 2, dtype=torch.long, device=self.device)
-        empty = Batch(
+        empty = Rows(
             ids, torch.ones_like(ids), torch.tensor([[0, 1]], device=self.device), ids[:, 1:].bool()
         )
         self.backward([], [], 0.0, empty)

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from eval.policy.logprobs import Batch, completion_logprobs, pad_batch
-from trainers.measure.taps import Direction, _taps
+from eval.policy.logprobs import PLAIN, Likelihood, Rows, completion_logprobs, pad_batch
+from trainers.measure.taps import Direction, tapped
 
 
 def chosen(model: nn.Module, pattern: str | None) -> dict[str, nn.Parameter]:
@@ -40,12 +40,10 @@ def zeros(model: nn.Module, pattern: str | None) -> dict[str, Tensor]:
 
 def gradient(
     model: nn.Module,
-    batches: Sequence[Batch],
+    batches: Sequence[Rows],
     weights: Sequence[Tensor],
-    temperature: float,
+    likelihood: Likelihood,
     pattern: str | None = None,
-    top_p: float = 1.0,
-    chunk: int = 0,
     total: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """sum over rows of weight * grad log pi, by ordinary backward; nothing is left in `.grad`.
@@ -54,23 +52,21 @@ def gradient(
     model, and one of them is held.
     """
     total = total or zeros(model, pattern)
-    for batch, weight in zip(batches, weights, strict=True):
-        add_gradient(model, batch, weight, total, temperature, top_p, chunk)
+    for rows, weight in zip(batches, weights, strict=True):
+        add_gradient(model, rows, weight, total, likelihood)
     return total
 
 
 def add_gradient(
     model: nn.Module,
-    batch: Batch,
+    rows: Rows,
     weight: Tensor,
     total: dict[str, Tensor],
-    temperature: float,
-    top_p: float = 1.0,
-    chunk: int = 0,
+    likelihood: Likelihood,
 ) -> None:
-    """`total`, by name, moves by the gradient of one batch."""
+    """Add sum over rows of weight * grad log pi to `total`, by name."""
     named = dict(model.named_parameters())
-    logp = completion_logprobs(model, batch, temperature, top_p, batch.pieces(chunk)).sum(1)
+    logp = completion_logprobs(model, rows, likelihood).sum(1)
     loss = logp @ weight.to(logp)
     parts = torch.autograd.grad(loss, [named[name] for name in total], allow_unused=True)
     for name, part in zip(total, parts, strict=True):
@@ -80,44 +76,35 @@ def add_gradient(
 
 def probed_gradient(
     model: nn.Module,
-    batch: Batch,
+    rows: Rows,
     weight: Tensor,
     v: Direction,
     total: dict[str, Tensor],
-    temperature: float,
-    top_p: float = 1.0,
-    chunk: int = 0,
+    likelihood: Likelihood,
 ) -> Tensor:
-    """`probe` on the way of the backward that adds sum weight * grad log pi to `total`: what flows
-    back to a row's activations is that of a probe, times the row's weight. NaN where that is 0.
+    """`add_gradient`, and `probe` on the way of its backward; NaN where a row's weight is 0.
+
+    The gradient that flows back to a row's activations is that of a probe times the row's weight.
     """
-    rows = len(batch.input_ids)
-    with _taps(model, v, rows, batch.input_ids.device) as (shares, _):
-        add_gradient(model, batch, weight, total, temperature, top_p, chunk)
+    with tapped(model, v, len(rows), rows.input_ids.device) as (shares, _):
+        add_gradient(model, rows, weight, total, likelihood)
     return shares / weight.to(shares)
 
 
-def probe(
-    model: nn.Module,
-    batch: Batch,
-    v: Direction,
-    temperature: float,
-    top_p: float = 1.0,
-    chunk: int = 0,
-) -> Tensor:
+def probe(model: nn.Module, rows: Rows, v: Direction, likelihood: Likelihood) -> Tensor:
     """[rows] <grad log pi(row), v>, in float64."""
-    rows = len(batch.input_ids)
-    with _taps(model, v, rows, batch.input_ids.device) as (shares, triggers), torch.enable_grad():
-        logp = completion_logprobs(model, batch, temperature, top_p, batch.pieces(chunk)).sum(1)
+    taps = tapped(model, v, len(rows), rows.input_ids.device)
+    with taps as (shares, triggers), torch.enable_grad():
+        logp = completion_logprobs(model, rows, likelihood).sum(1)
         torch.autograd.grad(logp.sum(), triggers)
     return shares
 
 
 def check(model: nn.Module, pattern: str | None) -> None:
-    """Refuse what a forward shows already, such as experts, which see tokens and not rows.
+    """Refuse a layer that a forward alone shows to be unfit, such as experts, which see no rows.
 
-    The direction is 0, and so nothing is learnt of who is affine.
+    The direction is 0, which shows nothing of which layers are affine.
     """
     device = next(model.parameters()).device
     nothing = {n: p.new_zeros(()).expand_as(p) for n, p in chosen(model, pattern).items()}
-    probe(model, pad_batch([[0, 0]] * 2, [[0]] * 2, 0, device), nothing, 1.0)
+    probe(model, pad_batch([[0, 0]] * 2, [[0]] * 2, 0, device), nothing, PLAIN)

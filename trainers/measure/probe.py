@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.policy.logprobs import Batch
+from eval.policy.logprobs import Likelihood, Rows
 from eval.rollout.rollout import Rollout
 from surgery import diagnostics
 from surgery.geometry import (
@@ -32,7 +32,7 @@ from surgery.geometry import (
 from surgery.rules import AGREEMENT, NORM_K
 from trainers.config.schema import Config, SurgeryConfig
 from trainers.config.values import ConfigError
-from trainers.engine.batches import merged, summed
+from trainers.engine.batches import Work, merged, summed
 from trainers.engine.engine import Engine
 from trainers.measure import ghost
 from trainers.step_batch import StepBatch
@@ -49,6 +49,8 @@ WATCH_EVERY = 10  # ghost measurements between looks at |J_k| that no rule has a
 class Probe:
     def __init__(self, config: Config, engine: Engine, needs: frozenset[str]):
         self.config, self.surgery, self.engine = config, config.surgery, engine
+        train = config.train
+        self.likelihood = Likelihood(train.temperature, chunk=train.logprob_chunk)
         self.with_norm_k = NORM_K in needs
         # from two completions no other two are left to decide by
         self.by_others = (
@@ -188,18 +190,17 @@ class Probe:
 
         Given a `v`, the same backwards leave in `probes` [mine, n] what `_probe` would.
         """
-        train = self.config.train
         side = torch.ones(len(a)) if side is None else side.double()
         weights = (a * side[:, None] / side.sum())[list(mine)]
         pattern = None if everything else self.surgery.modules
         total = ghost.zeros(model, pattern)
-        for batch, rows in self._merged(rollout, weights != 0):
-            sums = summed(weights.flatten(), rows).to(self.engine.device)
-            how = total, train.temperature, 1.0, train.logprob_chunk
+        for rows, places in self._merged(rollout, weights != 0):
+            sums = summed(weights.flatten(), places).to(self.engine.device)
             if v is None or probes is None:
-                ghost.add_gradient(model, batch, sums, *how)
+                ghost.add_gradient(model, rows, sums, total, self.likelihood)
             else:
-                _spread(ghost.probed_gradient(model, batch, sums, v, *how), rows, probes)
+                values = ghost.probed_gradient(model, rows, sums, v, total, self.likelihood)
+                _spread(values, places, probes)
         return total
 
     def _probe(
@@ -211,14 +212,12 @@ class Probe:
         probes: Tensor,
     ) -> None:
         """<grad log pi(y_ij), v> into `probes` [prompts, n] where wanted; equal rows once."""
-        train = self.config.train
-        for batch, rows in self._merged(rollout, wanted):
-            found = ghost.probe(model, batch, v, train.temperature, chunk=train.logprob_chunk)
-            _spread(found, rows, probes)
+        for rows, places in self._merged(rollout, wanted):
+            _spread(ghost.probe(model, rows, v, self.likelihood), places, probes)
 
-    def _merged(self, rollout: Rollout, wanted: Tensor) -> Iterator[tuple[Batch, list[list[int]]]]:
+    def _merged(self, rollout: Rollout, wanted: Tensor) -> Iterator[tuple[Rows, list[list[int]]]]:
         budget, engine = self.config.train.micro_batch_tokens, self.engine
-        return merged(rollout, wanted, budget, engine.pad_id, engine.device)
+        return merged(rollout, wanted, Work(budget, engine.pad_id, engine.device))
 
     def watch(self, before: Direction, after: Iterable[tuple[str, Tensor]]) -> None:
         """Keep the step really taken, to be held against the next batch's J_1; use `before` up."""

@@ -87,8 +87,9 @@ class _Site:
 
     @cached_property
     def scale(self) -> Tensor:
-        """The power of two c that makes the largest number of c * v about 1. Where a module adds 1
-        to its parameters, as norms do, a far smaller v is lost in rounding.
+        """The power of two c that makes the largest number of c * v about 1.
+
+        Where a module adds 1 to its parameters, as norms do, a far smaller v is lost in rounding.
         """
         largest = torch.stack([x.abs().max().float() for x in self.v.values()]).max()
         largest = largest.clamp(min=2.0**-100)
@@ -100,8 +101,9 @@ class _Site:
         return functional_call(self.module, values, tuple(inputs), tie_weights=False)
 
     def _checked(self, inputs: Sequence[Tensor]) -> Tensor:
-        """The tangent where nothing is known of the module yet. Affine means that twice the step is
-        twice the move, but for rounding.
+        """The tangent of a module that may not be affine: refuse one that is not.
+
+        Affine means that twice the step is twice the move, but for rounding.
         """
         at = [self._at(step, inputs) for step in range(3)]
         tangent, twice = at[1] - at[0], at[2] - at[0]
@@ -116,12 +118,13 @@ class _Site:
 
 
 @contextmanager
-def _taps(
+def tapped(
     model: nn.Module, v: Direction, rows: int, device: torch.device
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """Taps on all modules that own a part of v. Yields the shares [rows] that a backward fills, and
-    a list that the forward fills with the outputs of all embeddings: every module's output lies on
-    a way back to one of these.
+    """Puts taps on all modules that own a part of v.
+
+    Yields the shares [rows] that a backward fills, and a list that the forward fills with the
+    outputs of all embeddings: every module's output lies on a way back to one of these.
     """
     names = {id(p): name for name, p in model.named_parameters()}  # a shared parameter has one name
     shares = torch.zeros(rows, dtype=torch.float64, device=device)

@@ -1,9 +1,9 @@
-"""A model and its micro-batch rehearsed before anything is loaded: the real code runs on tensors
-that have shapes but no content, and every byte of them is counted as it comes and goes.
+"""A model and its micro-batch rehearsed before anything is loaded.
 
-The shapes come from config.json alone. What it counts is what torch allocates on the CPU for the
-same calls, byte for byte. A GPU's kernels save the same tensors; their own scratch space, and what
-its allocator loses between blocks, come on top.
+The real code runs on tensors that have shapes but no content, and every byte of them is counted as
+it comes and goes. The shapes come from config.json alone. The count is that of torch on the CPU for
+the same calls, byte for byte. A GPU's kernels save the same tensors; their own scratch space, and
+what its allocator loses between blocks, come on top.
 """
 
 import weakref
@@ -18,8 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from eval.policy.logprobs import Batch, completion_logprobs, reading
-from eval.policy.policy import ModelError, Policy
+from eval.policy.logprobs import Likelihood, Rows, completion_logprobs
+from eval.policy.policy import ModelError, Policy, reading
 from trainers.config.schema import Config
 from trainers.engine.adapter import make_trainable
 from trainers.measure import ghost
@@ -136,14 +136,14 @@ class Rehearsal:
         with self.fake, self._without_gradients():
             ids = torch.zeros(rows, prompt + completion, dtype=torch.long)
             mask = torch.ones_like(ids)
-            batch = Batch(ids, mask, mask.cumsum(1) - 1, mask[:, prompt:].bool())
+            padded = Rows(ids, mask, mask.cumsum(1) - 1, mask[:, prompt:].bool())
+            likelihood = Likelihood(temperature, top_p, self.config.train.logprob_chunk)
             ledger = Ledger(self.vocabulary)
             self._know(ledger)
-            for tensor in vars(batch).values():
+            for tensor in vars(padded).values():
                 ledger.known(tensor)
-            pieces = batch.pieces(self.config.train.logprob_chunk)
             with ledger:
-                logp = completion_logprobs(self.model, batch, temperature, top_p, pieces)
+                logp = completion_logprobs(self.model, padded, likelihood)
                 logp.sum().backward()
                 del logp
         return Cost(ledger.peak - ledger.logits_at_peak, ledger.logits_at_peak)
@@ -162,8 +162,9 @@ class Rehearsal:
             hook.remove()
 
     def decoding(self, rows: int, prompt: int, completion: int) -> tuple[int, int]:
-        """(the cache of `rows` completions at their full length, the most bytes beside it while the
-        last token is computed).
+        """(bytes of the cache of `rows` completions, the most bytes beside it), at the last token.
+
+        The cache holds the completions at their full length.
         """
         length = prompt + completion
         with self.fake, torch.no_grad(), reading(self.model) as cache:

@@ -5,19 +5,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from eval.policy.logprobs import completion_logprobs
+from eval.policy.logprobs import Likelihood, completion_logprobs
 from eval.policy.policy import Policy
 from eval.rollout.rollout import Rollout
 from surgery.tokens import divergence
 from trainers.config.schema import Config
 from trainers.engine.adapter import without_adapter
-from trainers.engine.batches import merged
+from trainers.engine.batches import Work, merged
 from trainers.engine.engine import Engine
 
 
 class Reference:
-    """The base is the policy without its adapter, or else a second model on each rank, loaded when
-    it is first needed.
+    """The base: the policy without its adapter, or else a second model on each rank.
+
+    The second model is loaded when it is first needed.
     """
 
     def __init__(self, config: Config, engine: Engine, load: Callable[[], Policy]):
@@ -25,8 +26,9 @@ class Reference:
         self.base: Policy | None = None
 
     def __call__(self, rollout: Rollout) -> tuple[float, Tensor]:
-        """The mean KL of a completion over all ranks, and the token weights [prompts, n, columns]
-        of this rank's completions that lower it.
+        """The mean KL of a completion over all ranks, and the token weights that lower it.
+
+        The weights are [prompts, n, columns] of this rank's completions.
         """
         adapter = self.config.model.lora_rank > 0
         with self.engine.policy() as policy:
@@ -47,12 +49,11 @@ class Reference:
     def _logprobs(self, policy: Policy, rollout: Rollout) -> Tensor:
         """[prompts, n, columns] of each token; 0 after the end."""
         train, lengths = self.config.train, rollout.lengths
-        found = torch.zeros(len(lengths), int(lengths.max()), dtype=torch.float64)
-        everything, pad = torch.ones(len(lengths)), self.engine.pad_id
-        budget, device = train.micro_batch_tokens, self.engine.device
-        for batch, places in merged(rollout, everything, budget, pad, device):
-            pieces = batch.pieces(train.logprob_chunk)
-            logp = completion_logprobs(policy.model, batch, train.temperature, pieces=pieces)
+        logprobs = torch.zeros(len(lengths), int(lengths.max()), dtype=torch.float64)
+        likelihood = Likelihood(train.temperature, chunk=train.logprob_chunk)
+        work = Work(train.micro_batch_tokens, self.engine.pad_id, self.engine.device)
+        for rows, places in merged(rollout, torch.ones(len(lengths)), work):
+            logp = completion_logprobs(policy.model, rows, likelihood)
             for row, where in zip(logp.cpu().double(), places, strict=True):
-                found[where, : len(row)] = row
-        return found.view(-1, rollout.n, found.shape[1])
+                logprobs[where, : len(row)] = row
+        return logprobs.view(-1, rollout.n, logprobs.shape[1])

@@ -17,7 +17,7 @@ from surgery.geometry import Geometry
 from surgery.objectives import prompt_weight
 from surgery.rules import State, apply, find_rule
 from surgery.user_code import own_settings
-from trainers.engine.batches import micro_batches
+from trainers.engine.batches import Work, micro_batches
 from trainers.engine.engine import Engine
 from trainers.job import Job
 from trainers.measure.probe import Probe
@@ -78,15 +78,15 @@ class Step:
     def _sample(self, batch: StepBatch) -> Rollout:
         """Draw n completions for each of this rank's prompts."""
         train, surgery = self.config.train, self.config.surgery
+        features = surgery.measure == "last_layer" and self.probe.due(batch.step)
         with self.engine.policy() as policy:
             return sample(
                 policy,
                 [batch.problems[i].prompt for i in batch.mine],
                 train.samples,
-                self.job.decoding(train.temperature, top_p=1.0),
+                self.job.decoding(train.temperature, 1.0, features),
                 batch.seed,
                 batch.mine,
-                features=surgery.measure == "last_layer" and self.probe.due(batch.step),
             )
 
     def _verify(self, batch: StepBatch) -> None:
@@ -150,10 +150,10 @@ class Step:
         watched = due(batch.step, self.config.surgery.realised_every)
         before = engine.snapshot() if watched else None
         batch.lr = learning_rate(self.config, batch.step)
-        budget, device = train.micro_batch_tokens, engine.device
+        work = Work(train.micro_batch_tokens, pad, engine.device)
         linear = train.updates == 1  # the minimum in the surrogate is not
-        batches, sums = micro_batches(batch.rollout, batch.applied, budget, pad, device, linear)
-        idle = pad_batch([[pad]], [[pad]], pad, device)
+        batches, sums = micro_batches(batch.rollout, batch.applied, work, linear)
+        idle = pad_batch([[pad]], [[pad]], pad, work.device)
         losses, batch.norms, old = list[float](), [], list[torch.Tensor]()
         for _ in range(train.updates):
             loss, logprobs = engine.backward(batches, sums, 1 / train.prompts, idle, old)

@@ -11,8 +11,7 @@ from tqdm import tqdm
 from eval.files import write_json, write_lines
 from eval.policy.logprobs import check_chunks
 from eval.policy.policy import Policy, load_policy
-from eval.rollout.continuous import check_paged
-from eval.rollout.sample import check_cache
+from eval.rollout.sample import SAMPLERS
 from eval.scores.passk import problem_scores
 from eval.tasks.task import digest
 from trainers.config.schema import Config
@@ -54,9 +53,7 @@ class Trainer:
         self.base_path = base_path(self.job)
         base = self._load_base()
         check_weights(config, base)
-        check_cache(base, config.train.rollouts)
-        if config.train.rollouts == "continuous":
-            check_paged(base)
+        SAMPLERS[config.train.rollouts].check(base)
         self.engine = Engine(base, config)
         if config.train.logprob_chunk:
             with self.engine.policy() as policy:

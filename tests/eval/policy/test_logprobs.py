@@ -8,13 +8,13 @@ import torch
 import transformers as hf
 
 from eval.policy.logprobs import (
+    Likelihood,
     answers_logprobs,
     check_chunks,
     completion_logprobs,
-    in_eval_mode,
     pad_batch,
 )
-from eval.policy.policy import ModelError, Policy
+from eval.policy.policy import ModelError, Policy, in_eval_mode
 from eval.rollout.rollout import Decoding
 from eval.rollout.sample import sample
 from eval.tasks.twin_base import make_tokenizer
@@ -41,7 +41,7 @@ def model_of(kind):
 
 def value_and_gradient(model, rows, pieces, top_p=1.0):
     model.zero_grad()
-    logp = completion_logprobs(model, rows, 0.7, top_p, pieces)
+    logp = completion_logprobs(model, rows, Likelihood(0.7, top_p), pieces)
     weights = torch.linspace(-1, 2, logp.numel(), dtype=logp.dtype).view_as(logp)
     (logp * weights).sum().backward()
     return logp.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
@@ -69,7 +69,7 @@ def test_answers_to_a_prompt_that_is_read_once(kind):
     answers = [[9, 1], [10, 11, 1], [1], [12, 9, 9, 1], [9, 1], [5, 1]]
     rows = pad_batch([x for x in prompts for _ in range(3)], answers, 0, "cpu")
     with torch.no_grad():
-        whole = completion_logprobs(model, rows, 0.7)
+        whole = completion_logprobs(model, rows, Likelihood(0.7))
     assert torch.allclose(answers_logprobs(model, rows, 3, 0.7), whole, rtol=0, atol=1e-12)
 
 
@@ -133,7 +133,7 @@ def test_sampling_asks_for_one_position_a_row():
     policy, seen = random_policy("llama"), []
     for features in (False, True):
         with positions_of_head(policy.model, seen):
-            sample(policy, PROMPTS, 3, Decoding(6), 0, features=features)
+            sample(policy, PROMPTS, 3, Decoding(6, features=features), 0)
         assert max(seen) <= 3 * len(PROMPTS)
 
 

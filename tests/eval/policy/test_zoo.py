@@ -8,7 +8,13 @@ from functools import cache
 import pytest
 import torch
 
-from eval.policy.logprobs import answers_logprobs, check_chunks, completion_logprobs, pad_batch
+from eval.policy.logprobs import (
+    Likelihood,
+    answers_logprobs,
+    check_chunks,
+    completion_logprobs,
+    pad_batch,
+)
 from eval.policy.policy import ModelError, Policy
 from eval.rollout.rollout import Decoding
 from eval.rollout.sample import sample
@@ -19,6 +25,7 @@ from tests.trainers.measure.test_probe import make_probe
 from trainers.config.schema import Config
 from trainers.engine.adapter import make_trainable
 from trainers.measure import ghost
+from trainers.measure.taps import Unsupported
 
 PROMPTS = ["A2?3=", "J9?", "D5?5=4"]  # ragged
 N = 3
@@ -47,7 +54,7 @@ def checkpointing(kind):
 
 
 def drawn(policy):
-    return sample(policy, PROMPTS, N, Decoding(5, temperature=0.7), seed=3, features=True)
+    return sample(policy, PROMPTS, N, Decoding(5, temperature=0.7, features=True), seed=3)
 
 
 @cache
@@ -61,7 +68,7 @@ def sampled(kind):
 
 def weighted(model, rows, chunk=0):
     weights = torch.linspace(-1, 2, len(rows.input_ids))
-    return ghost.gradient(model, [rows], [weights], 0.7, chunk=chunk)
+    return ghost.gradient(model, [rows], [weights], Likelihood(0.7, chunk=chunk))
 
 
 def largest_difference(a, b):
@@ -75,20 +82,21 @@ def test_ghost_equals_autograd(kind):
     """Over all parameters, completion by completion."""
     model = policy_of(kind).model
     v = directions(model)
-    assert error(ghost.probe(model, batch(), v, 0.7), by_autograd(model, v)) < exact(kind)
+    found = ghost.probe(model, batch(), v, Likelihood(0.7))
+    assert error(found, by_autograd(model, v)) < exact(kind)
 
 
 @pytest.mark.parametrize("kind", MIXTURES)
 def test_ghost_refuses_experts_and_measures_the_rest(kind):
     """Experts see tokens, not rows: named before any step; without them ghost is exact."""
     policy = policy_of(kind)
-    with pytest.raises(ghost.Unsupported, match=r"^model\.layers\.0\.mlp\..*: (takes|its first)"):
+    with pytest.raises(Unsupported, match=r"^model\.layers\.0\.mlp\..*: (takes|its first)"):
         make_probe(policy, measure="ghost")
     pattern = "^(?!.*mlp)"
     assert 0.1 < make_probe(policy, measure="ghost", modules=pattern, min_coverage=0.1).coverage < 1
     kept = ghost.chosen(policy.model, pattern)
     v = {name: x for name, x in directions(policy.model).items() if name in kept}
-    found = ghost.probe(policy.model, batch(), v, 0.7)
+    found = ghost.probe(policy.model, batch(), v, Likelihood(0.7))
     assert error(found, by_autograd(policy.model, v)) < exact(kind)
 
 
@@ -102,7 +110,7 @@ def test_the_sampler_equals_a_plain_forward(kind):
         return (taken[0],)
 
     with model.get_output_embeddings().register_forward_pre_hook(take):
-        logp = completion_logprobs(model, rows, 0.7).sum(1)
+        logp = completion_logprobs(model, rows, Likelihood(0.7)).sum(1)
     (features,) = torch.autograd.grad(logp.sum(), taken)
     assert logp.std() > 1  # far from uniform
     assert torch.allclose(rollout.logprobs.double(), logp.double(), rtol=0, atol=2e-5)
@@ -117,7 +125,7 @@ def test_checkpointing_changes_nothing(kind):
     assert again.completions == rollout.completions
     assert torch.allclose(again.logprobs, rollout.logprobs, rtol=0, atol=1e-5)
     with torch.no_grad():
-        whole = completion_logprobs(model, rows, 0.7)
+        whole = completion_logprobs(model, rows, Likelihood(0.7))
     read = answers_logprobs(policy.model, rows, N, 0.7)
     assert torch.allclose(read, whole, rtol=0, atol=exact(kind))
     assert policy.model.training

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.policy.logprobs import log_softmax
-from eval.rollout.cached import _draw, entropies
+from eval.policy.logprobs import entropies, log_softmax
+from eval.rollout.cached import next_token
 from eval.rollout.rollout import Decoding, SamplingFailed
-from eval.rollout.sample import sample
+from eval.rollout.sample import SAMPLERS, sample
 from tests.eval.rollout.test_sampling import PROMPTS, random_policy
 
 QUICK = settings(max_examples=60, deadline=None, database=None, derandomize=True)
@@ -34,10 +34,10 @@ def test_any_logits(values, dtype, temperature, top_p):
     scaled = (logits.detach().float() / temperature).double()
     logp = log_softmax(logits, temperature, top_p)
     tokens = [
-        int(_draw(logp.detach(), Decoding(1), torch.tensor([u]).double()))
+        int(next_token(logp.detach(), Decoding(1), torch.tensor([u]).double()))
         for u in (0, 0.5, LARGEST)
     ]
-    greedy = int(_draw(logp.detach(), Decoding(1, temperature=0), torch.zeros(1)))
+    greedy = int(next_token(logp.detach(), Decoding(1, temperature=0), torch.zeros(1)))
     assert all(0 <= x < len(values) for x in [*tokens, greedy])
     if not math.isfinite(float(scaled.max())):  # nothing is likely, or several things are certain
         assert logp.isnan().all()
@@ -68,7 +68,7 @@ def test_all_equal_and_far_apart(dtype, scale):
     policy = random_policy("llama")
     policy.model.get_output_embeddings().weight.data.mul_(scale)
     policy.model.to(dtype)
-    rollout = sample(policy, PROMPTS, 4, Decoding(5), seed=0, features=True)
+    rollout = sample(policy, PROMPTS, 4, Decoding(5, features=True), seed=0)
     assert rollout.features.isfinite().all()
     if scale:  # certain, but that bfloat16 may make two of them equal
         assert rollout.entropy.min() >= 0 and rollout.entropy.max() <= math.log(2)
@@ -79,14 +79,14 @@ def test_all_equal_and_far_apart(dtype, scale):
     assert torch.allclose(rollout.logprobs, -even * rollout.lengths)
 
 
-@pytest.mark.parametrize("engine", ["cached", "continuous"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("broken", [NAN, INF])
-def test_a_model_without_probabilities_is_refused(engine, broken):
+def test_a_model_without_probabilities_is_refused(sampler, broken):
     """It would say its last token for ever, and be found to be wrong."""
     policy = random_policy("llama")
     policy.model.get_output_embeddings().weight.data[3] = broken
     with pytest.raises(SamplingFailed) as error:
-        sample(policy, PROMPTS, 2, Decoding(3, engine=engine), seed=0)
+        sample(policy, PROMPTS, 2, Decoding(3, sampler=sampler), seed=0)
     assert len(str(error.value).splitlines()) == 1
-    if engine == "cached":
+    if sampler == "cached":
         assert "after the prompt 'A2?3='; look at its weights" in str(error.value)

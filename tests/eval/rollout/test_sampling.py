@@ -1,6 +1,9 @@
-"""The sampler against the model: distribution, greedy decoding, features, and independence of
-batching.
+"""Each sampler against the model: distribution, greedy decoding, features, repeats, refusals.
+
+Tests with the parameter `sampler` are the contract of all samplers; the others are of `cached`.
 """
+
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -17,15 +20,16 @@ from transformers import (
     RwkvForCausalLM,
 )
 
-from eval.policy.logprobs import completion_logprobs, pad_batch
+from eval.policy.logprobs import Likelihood, completion_logprobs, pad_batch
 from eval.policy.policy import ModelError, Policy
 from eval.policy.streams import derive_seed, uniform
 from eval.rollout import cached as sampling
 from eval.rollout.recompute import measure
 from eval.rollout.rollout import Decoding
-from eval.rollout.sample import sample
+from eval.rollout.sample import SAMPLERS, sample
 from eval.tasks.twin import Twin
 from eval.tasks.twin_base import make_tokenizer
+from trainers.config.schema import TrainConfig
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 PROMPTS = ["A2?3=", "J9?", "=", "D5?5=4"]  # ragged, so that padding matters
@@ -49,6 +53,12 @@ def random_policy(kind, seed=0):
     return Policy(model.eval(), tokenizer)
 
 
+def test_the_configuration_offers_every_sampler():
+    (rollouts,) = (x for x in fields(TrainConfig) if x.name == "rollouts")
+    assert list(rollouts.metadata["one of"]) == list(SAMPLERS)
+    assert rollouts.default == Decoding(1).sampler
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_logprobs_match_a_fresh_forward(kind):
     policy = random_policy(kind)
@@ -65,15 +75,15 @@ def test_logprobs_match_a_fresh_forward(kind):
     batch = pad_batch(
         [p for p in rollout.prompts for _ in range(8)], rollout.completions, policy.pad_id, "cpu"
     )
-    again = completion_logprobs(policy.model, batch, 0.7).sum(1)
+    again = completion_logprobs(policy.model, batch, Likelihood(0.7)).sum(1)
     assert torch.allclose(again, rollout.logprobs, atol=1e-4)
 
 
-@pytest.mark.parametrize("engine", ["cached", "continuous"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_greedy_equals_transformers(kind, engine):
+def test_greedy_equals_transformers(kind, sampler):
     policy = random_policy(kind)
-    rollout = sample(policy, PROMPTS, 1, Decoding(8, temperature=0, engine=engine), seed=0)
+    rollout = sample(policy, PROMPTS, 1, Decoding(8, temperature=0, sampler=sampler), seed=0)
     for prompt, completion in zip(rollout.prompts, rollout.completions, strict=True):
         ids = torch.tensor([prompt])
         out = policy.model.generate(
@@ -122,15 +132,15 @@ def surprise(completions, exact):
     return ((statistic / freedom) ** (1 / 3) - (1 - 2 / 9 / freedom)) / (2 / 9 / freedom) ** 0.5
 
 
-@pytest.mark.parametrize("engine", ["cached", "continuous"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.0, 0.8)])
-def test_completions_follow_the_model(engine, temperature, top_p):
+def test_completions_follow_the_model(sampler, temperature, top_p):
     """Of a short prompt, of one of several pages, and of one that is a single token. Seeds are
     fixed; a new one would fail by chance once in 3,000. A temperature off by 40 % is seen.
     """
     policy, n = random_policy("llama", seed=1), 1_500
     prompts = ["A2?", "B3?4=7C5?6=30D7?8=15A2?3=", "="]
-    decoding = Decoding(2, temperature, top_p, 2**12, engine)
+    decoding = Decoding(2, temperature, top_p, 2**12, sampler)
     rollout = sample(policy, prompts, n, decoding, seed=5)
     for i, prompt in enumerate(rollout.prompts):
         completions = rollout.completions[i * n : (i + 1) * n]
@@ -140,29 +150,30 @@ def test_completions_follow_the_model(engine, temperature, top_p):
             assert surprise(completions, warmer) > 3.72
 
 
-@pytest.mark.parametrize("engine", ["cached", "continuous"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize(("temperature", "top_p"), [(0.7, 1.0), (1.0, 0.8), (0, 1.0)])
-def test_a_forward_of_its_own_measures_the_same(engine, kind, temperature, top_p):
+def test_a_forward_of_its_own_measures_the_same(sampler, kind, temperature, top_p):
     """Log-probabilities, entropy and features: as `cached` takes them on the way."""
     policy = random_policy(kind)
-    decoding = Decoding(6, temperature, top_p, 200, engine)
-    rollout = sample(policy, PROMPTS, 8, decoding, seed=3, features=True)
-    small = Decoding(6, temperature, top_p, 40)
-    logprobs, entropy, features = measure(policy, rollout.prompts, rollout.completions, small, True)
+    decoding = Decoding(6, temperature, top_p, 200, sampler, features=True)
+    rollout = sample(policy, PROMPTS, 8, decoding, seed=3)
+    small = Decoding(6, temperature, top_p, 40, features=True)
+    logprobs, entropy, features = measure(policy, rollout.prompts, rollout.completions, small)
     assert torch.allclose(logprobs, rollout.logprobs, atol=1e-4)
     assert torch.allclose(entropy, rollout.entropy, atol=1e-4)
     assert torch.allclose(features, rollout.features, atol=1e-3)
     assert len({round(x, 3) for x in logprobs.tolist()}) > 3
-    again = measure(policy, rollout.prompts, rollout.completions, decoding, False)
+    again = measure(policy, rollout.prompts, rollout.completions, replace(decoding, features=False))
     assert torch.allclose(again[0], logprobs, atol=1e-4) and again[2] is None
 
 
-def test_continuous_draws_again_what_it_drew():
-    """From the seed and the prompts at hand; nobody else's random numbers change."""
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_same_order_draws_the_same(sampler):
+    """From the seed and the prompts' names; nobody else's random numbers change."""
     policy = random_policy("llama")
     state, attention = torch.get_rng_state(), policy.model.config._attn_implementation
-    decoding = Decoding(5, token_budget=2**10, engine="continuous")
+    decoding = Decoding(5, token_budget=2**10, sampler=sampler)
     whole, same = (sample(policy, PROMPTS, 6, decoding, seed=7) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
     assert policy.model.config._attn_implementation == attention
@@ -173,10 +184,11 @@ def test_continuous_draws_again_what_it_drew():
     assert whole.truncated.any() and not whole.truncated.all()
 
 
-def test_continuous_in_a_cache_too_small_for_all():
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_budget_too_small_for_all(sampler):
     """Completions wait for room, and none is lost."""
     policy = random_policy("llama")
-    decoding = Decoding(30, token_budget=1, engine="continuous")
+    decoding = Decoding(30, token_budget=1, sampler=sampler)
     rollout = sample(policy, [*PROMPTS, "A2?3=" * 5], 12, decoding, seed=1)
     end = policy.end_ids[0]
     for completion in rollout.completions:
@@ -190,7 +202,7 @@ def test_continuous_refuses_an_attention_that_knows_no_pages():
     size = {"vocab_size": policy.model.config.vocab_size}
     with pytest.raises(ModelError) as error:
         other = Policy(GPTJForCausalLM(GPTJConfig(**shape, **size)), policy.tokenizer)
-        sample(other, PROMPTS, 1, Decoding(2, engine="continuous"), seed=0)
+        sample(other, PROMPTS, 1, Decoding(2, sampler="continuous"), seed=0)
     assert str(error.value) == (
         "train.rollouts = continuous: the attention of GPTJForCausalLM knows no paged cache; "
         "set it to cached"
@@ -219,7 +231,7 @@ def test_what_is_read_once_and_when_ends_are_seen_change_nothing(kind, monkeypat
     for own, look in ((0, 1), (0.5, 1), (1, 1), (0, 3), (0.5, 4)):
         monkeypatch.setattr(sampling, "OWN", own)
         monkeypatch.setitem(sampling.LOOK, "cpu", look)
-        found.append(sample(policy, PROMPTS, 16, Decoding(7), seed=7, features=True))
+        found.append(sample(policy, PROMPTS, 16, Decoding(7, features=True), seed=7))
         tokens.append(sum(read))
         read.clear()
     counting.remove()
@@ -233,7 +245,7 @@ def test_what_is_read_once_and_when_ends_are_seen_change_nothing(kind, monkeypat
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_features_are_gradients_of_the_last_hidden_states(kind):
     policy = random_policy(kind)
-    rollout = sample(policy, PROMPTS, 3, Decoding(4, temperature=0.8), seed=2, features=True)
+    rollout = sample(policy, PROMPTS, 3, Decoding(4, temperature=0.8, features=True), seed=2)
     head = policy.model.get_output_embeddings()
     for i, prompt in enumerate(rollout.prompts):
         for row in range(3 * i, 3 * i + 3):
@@ -246,9 +258,10 @@ def test_features_are_gradients_of_the_last_hidden_states(kind):
             assert torch.allclose(gradient[0].sum(0), rollout.features[row], atol=1e-4)
 
 
-def test_truncation_and_texts():
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_truncation_and_texts(sampler):
     policy = random_policy("llama")
-    rollout = sample(policy, PROMPTS, 16, Decoding(3), seed=2)
+    rollout = sample(policy, PROMPTS, 16, Decoding(3, sampler=sampler), seed=2)
     end = policy.end_ids[0]
     assert rollout.truncated.any() and not rollout.truncated.all()
     for ids, text, cut in zip(
@@ -281,7 +294,7 @@ def test_the_numbers_are_the_same_everywhere():
     assert len(steps | {derive_seed("eval", seed) for seed in range(20)}) == 20 * 500 + 20
 
 
-@pytest.mark.parametrize("engine", ["cached", "continuous"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize(
     ("kind", "config"),
     [
@@ -289,12 +302,12 @@ def test_the_numbers_are_the_same_everywhere():
         (RwkvForCausalLM, RwkvConfig(**SMALL)),
     ],
 )
-def test_a_recurrent_state_is_refused(kind, config, engine):
+def test_a_recurrent_state_is_refused(kind, config, sampler):
     """RWKV sampled on, without its past."""
     policy = Policy(kind(config), random_policy("gpt2").tokenizer)
     with pytest.raises(ModelError) as error:
-        sample(policy, PROMPTS, 2, Decoding(2, engine=engine), seed=0)
+        sample(policy, PROMPTS, 2, Decoding(2, sampler=sampler), seed=0)
     assert str(error.value) == (
-        f"train.rollouts = {engine}: {kind.__name__} has a recurrent state; "
+        f"train.rollouts = {sampler}: {kind.__name__} has a recurrent state; "
         "choose a model of attention alone"
     )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from eval.policy.logprobs import completion_logprobs
+from eval.policy.logprobs import Likelihood, completion_logprobs
 from eval.policy.policy import ModelError, load_policy
 from tests.models import save_model
 from tests.trainers.measure.test_ghost import batch as rows
@@ -58,11 +58,11 @@ def test_ghost_equals_autograd(kind, chunk):
     with_adapter(Policy(model, None))
     v = {name: torch.randn_like(p) for name, p in ghost.chosen(model, None).items()}
     assert v and all("lora_" in name for name in v) and ghost.coverage(model, None) == 1
-    found = ghost.probe(model, rows(kind), v, 0.7, chunk=chunk)
+    found = ghost.probe(model, rows(kind), v, Likelihood(0.7, chunk=chunk))
     assert error(found, by_autograd(model, v, kind)) < 1e-10
     for dropped in ("lora_A", "lora_B"):  # negative control
         less = {name: x for name, x in v.items() if dropped not in name}
-        assert error(ghost.probe(model, rows(kind), less, 0.7), found) > 1e-3
+        assert error(ghost.probe(model, rows(kind), less, Likelihood(0.7)), found) > 1e-3
 
 
 def test_the_adapter_starts_as_nothing_and_is_all_that_trains(folder):

@@ -3,7 +3,7 @@ import torch
 from eval.policy.logprobs import completion_logprobs
 from eval.rollout.rollout import Decoding
 from eval.rollout.sample import sample
-from trainers.engine.batches import micro_batches
+from trainers.engine.batches import Work, micro_batches
 
 
 def test_merged_rows_have_the_same_gradient(base, twin):
@@ -24,12 +24,13 @@ def test_merged_rows_have_the_same_gradient(base, twin):
     plain = pad_batch([x[0] for x in rows], [x[1] for x in rows], base.pad_id, "cpu")
     expected = gradient([plain], [advantages.flatten().float()])
     for budget in (10**6, 100, 1):
-        batches, weights = micro_batches(rollout, advantages, budget, base.pad_id, "cpu")
+        batches, weights = micro_batches(rollout, advantages, Work(budget, base.pad_id, "cpu"))
         assert all(b.input_ids.numel() <= budget or len(b.input_ids) == 1 for b in batches)
         found = gradient(batches, weights)
         assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+    work = Work(100, base.pad_id, "cpu")
     for weights in (advantages, advantages[..., None].expand(-1, -1, 4)):  # a row each
-        rows, _ = micro_batches(rollout, weights, 100, base.pad_id, "cpu", linear=False)
+        rows, _ = micro_batches(rollout, weights, work, linear=False)
         assert sum(len(b.input_ids) for b in rows) == 11 * 16
     kept = sum(len(b.input_ids) for b in batches)
     assert kept < 100  # of 192: most answers repeat
@@ -41,7 +42,8 @@ def test_weights_of_tokens_are_summed_and_cut_with_their_rows(base, twin):
     columns = int(rollout.lengths.max())
     weights = torch.randn(12, 16, columns, generator=torch.Generator().manual_seed(0)).double()
     total = torch.zeros(columns, dtype=torch.float64)
-    for batch, sums in zip(*micro_batches(rollout, weights, 60, base.pad_id, "cpu"), strict=True):
+    work = Work(60, base.pad_id, "cpu")
+    for batch, sums in zip(*micro_batches(rollout, weights, work), strict=True):
         assert sums.shape == batch.completion_mask.shape
         total[: sums.shape[1]] += (sums * batch.completion_mask).sum(0)
     ended = torch.arange(columns) < rollout.lengths[:, None]

@@ -4,9 +4,10 @@ import pytest
 import torch
 import transformers as hf
 
-from eval.policy.logprobs import completion_logprobs, pad_batch
+from eval.policy.logprobs import Likelihood, completion_logprobs, pad_batch
 from eval.tasks.twin_base import make_tokenizer
 from trainers.measure import ghost
+from trainers.measure.taps import Unsupported
 
 SIZE = {
     "vocab_size": len(make_tokenizer()),
@@ -66,7 +67,7 @@ def by_autograd(model, v, kind="", temperature=0.7):
     values = []
     for prompt, completion in zip(*rows(kind), strict=True):
         one = pad_batch([prompt], [completion], 0, "cpu")
-        grads = ghost.gradient(model, [one], [torch.ones(1)], temperature)
+        grads = ghost.gradient(model, [one], [torch.ones(1)], Likelihood(temperature))
         values.append(sum(float((grads[name] * v[name]).sum()) for name in v))
     return torch.tensor(values, dtype=torch.float64)
 
@@ -96,7 +97,7 @@ def test_against_autograd(kind, tied, checkpointing):
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-    assert error(ghost.probe(model, batch(kind), v, 0.7), expected) < MODELS[kind][3]
+    assert error(ghost.probe(model, batch(kind), v, Likelihood(0.7)), expected) < MODELS[kind][3]
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -114,10 +115,10 @@ def test_against_forward_mode():
     def logprobs(values):
         called = Called()
         called.values = values
-        return completion_logprobs(called, batch(kind), 0.7).sum(1)
+        return completion_logprobs(called, batch(kind), Likelihood(0.7)).sum(1)
 
     _, expected = torch.func.jvp(logprobs, (parameters,), (v,))
-    assert error(ghost.probe(model, batch(kind), v, 0.7), expected.detach()) < 1e-6
+    assert error(ghost.probe(model, batch(kind), v, Likelihood(0.7)), expected.detach()) < 1e-6
 
 
 @pytest.mark.parametrize("chunk", [0, 16])
@@ -128,9 +129,9 @@ def test_on_the_way_of_a_gradient(kind, chunk):
     v, rows = directions(model), batch(kind)
     # powers of two: the norms of Llama compute in float32, and round other multiples in other ways
     weights = torch.tensor([1, -2, 0, 0.5, -0.25, 4, -1, 2], dtype=torch.float64)
-    expected = ghost.gradient(model, [rows], [weights], 0.7)
+    expected = ghost.gradient(model, [rows], [weights], Likelihood(0.7))
     total = {name: torch.ones_like(x) for name, x in expected.items()}
-    found = ghost.probed_gradient(model, rows, weights, v, total, 0.7, chunk=chunk)
+    found = ghost.probed_gradient(model, rows, weights, v, total, Likelihood(0.7, chunk=chunk))
     scale = max(x.abs().max() for x in expected.values())
     assert all((total[n] - 1 - x).abs().max() < 1e-10 * scale for n, x in expected.items())
     assert found[2].isnan()
@@ -145,7 +146,7 @@ def test_small_directions_beside_a_one(dtype, bound, size):
     """Gemma's norms multiply by 1 + w: so far below the 1 a direction must not be rounded off."""
     model = make_model(kind := "gemma").to(dtype)
     v = {n: (size * x).to(dtype) for n, x in directions(model).items() if "norm" in n}
-    found = ghost.probe(model, batch(kind), v, 0.7)
+    found = ghost.probe(model, batch(kind), v, Likelihood(0.7))
     wide = {name: x.double() for name, x in v.items()}
     assert error(found, by_autograd(model.double(), wide, kind)) < bound
 
@@ -157,7 +158,7 @@ def test_a_module_left_out_is_seen(monkeypatch):
     expected = by_autograd(model, v)
     for dropped in ("transformer.wpe.weight", "transformer.h.0.mlp.c_fc.weight"):
         less = {name: x for name, x in v.items() if name != dropped}
-        assert error(ghost.probe(model, batch(), less, 0.7), expected) > 1e-3
+        assert error(ghost.probe(model, batch(), less, Likelihood(0.7)), expected) > 1e-3
 
 
 def test_a_filter_of_modules_and_its_coverage():
@@ -166,8 +167,8 @@ def test_a_filter_of_modules_and_its_coverage():
     kept = ghost.chosen(model, pattern)
     v = {name: x for name, x in directions(model).items() if name in kept}
     assert 0 < ghost.coverage(model, pattern) < 1 == ghost.coverage(model, None)
-    assert error(ghost.probe(model, batch(), v, 0.7), by_autograd(model, v)) < 1e-10
-    only = ghost.gradient(model, [batch()], [torch.ones(8)], 0.7, pattern)
+    assert error(ghost.probe(model, batch(), v, Likelihood(0.7)), by_autograd(model, v)) < 1e-10
+    only = ghost.gradient(model, [batch()], [torch.ones(8)], Likelihood(0.7), pattern)
     assert set(only) == set(kept)
 
 
@@ -177,7 +178,7 @@ def test_frozen_embeddings():
     for name, p in model.named_parameters():
         p.requires_grad_("layers.1.mlp" in name)
     v = {name: torch.randn_like(p) for name, p in ghost.chosen(model, None).items()}
-    assert error(ghost.probe(model, batch(), v, 0.7), by_autograd(model, v)) < 1e-10
+    assert error(ghost.probe(model, batch(), v, Likelihood(0.7)), by_autograd(model, v)) < 1e-10
 
 
 def add_in_place(layer, inputs):
@@ -194,11 +195,11 @@ def test_outputs_that_the_model_changes_in_place(frozen):
     embedding.requires_grad_(not frozen)
     v = {name: x for name, x in directions(model).items() if "extra" in name}
     assert len(v) == 2
-    assert error(ghost.probe(model, batch(), v, 0.7), by_autograd(model, v)) < 1e-10
+    assert error(ghost.probe(model, batch(), v, Likelihood(0.7)), by_autograd(model, v)) < 1e-10
     v = directions(model)
     if frozen:
         del v["model.embed_tokens.weight"]
-    assert error(ghost.probe(model, batch(), v, 0.7), by_autograd(model, v)) < 1e-10
+    assert error(ghost.probe(model, batch(), v, Likelihood(0.7)), by_autograd(model, v)) < 1e-10
 
 
 class Router(torch.nn.Module):
@@ -241,5 +242,5 @@ class Bent(torch.nn.Module):
 def test_unsupported_layers_are_named(replace, message):
     model = make_model("llama")
     replace(model.model.layers[1])
-    with pytest.raises(ghost.Unsupported, match=message):
-        ghost.probe(model, batch(), directions(model), 0.7)
+    with pytest.raises(Unsupported, match=message):
+        ghost.probe(model, batch(), directions(model), Likelihood(0.7))

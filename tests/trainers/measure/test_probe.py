@@ -60,8 +60,8 @@ def measurable(rollout, mine, a_k, a_1, correct=None, k=K):
 
 def a_batch(base, twin, step, budget=2**16):
     problems = twin.training(0, step, PROMPTS)
-    decoding = Decoding(4, token_budget=budget)
-    rollout = sample(base, [x.prompt for x in problems], N, decoding, step, features=True)
+    decoding = Decoding(4, token_budget=budget, features=True)
+    rollout = sample(base, [x.prompt for x in problems], N, decoding, step)
     golds = [x.gold for x in problems for _ in range(N)]
     correct = torch.tensor([a == b for a, b in zip(rollout.texts, golds, strict=True)]).view(-1, N)
     return rollout, correct.double()
@@ -75,7 +75,7 @@ def exact(twin, base_path):
     policy = load_policy(base_path)
     problems, share = twin.population, twin.shares
     batch = answer_batch(policy, [x.prompt for x in problems], [x.gold for x in problems])
-    with tapped(policy.model, features=True) as tap:
+    with tapped(policy, features=True) as tap:
         p = completion_logprobs(policy.model, batch).sum(1).exp()
         (u,) = torch.autograd.grad(p.log().sum(), tap.hidden, retain_graph=True)
     p_exact, u = p.detach().double(), u.double().sum(1)

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers as hf
 
-from eval.policy.logprobs import completion_logprobs, pad_batch
+from eval.policy.logprobs import Likelihood, completion_logprobs, pad_batch
 from eval.policy.policy import ModelError, Policy
 from eval.rollout.rollout import Decoding
 from eval.rollout.sample import sample
@@ -118,7 +118,7 @@ def test_a_micro_batch_holds_what_was_rehearsed(tmp_path, kind, dtype, checkpoin
     for tensor in vars(batch).values():
         ledger.known(tensor)
     with ledger, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        total = completion_logprobs(policy.model, batch, 0.7).sum()
+        total = completion_logprobs(policy.model, batch, Likelihood(0.7)).sum()
         total.backward()
     planned = cost.activations + cost.logits
     assert planned == pytest.approx(ledger.peak, rel=0.05)
@@ -147,9 +147,9 @@ def test_sampling_holds_what_was_planned(tmp_path, top_p):
     policy = build(shape, rehearsal.config)
     policy.tokenizer.eos_token = None
     policy.model.generation_config.eos_token_id = 10**6  # none ends before the last token
-    decoding = Decoding(40, 1.0, top_p, 10**6)
+    decoding = Decoding(40, 1.0, top_p, 10**6, features=top_p == 1)
     with ledger_of(policy) as ledger:
-        sample(policy, ["D3?4=" * 4] * 3, 8, decoding, 0, features=top_p == 1)
+        sample(policy, ["D3?4=" * 4] * 3, 8, decoding, 0)
     work = plan.Micro(24, 20, 40)
     held = plan.sampling(rehearsal, work, 3 if top_p == 1 else 0, 8, top_p)
     assert sum(held.values()) == pytest.approx(ledger.peak, rel=0.15)

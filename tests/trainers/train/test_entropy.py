@@ -10,7 +10,7 @@ from eval.rollout.rollout import Rollout
 from surgery.estimators import entropy
 from tests.conftest import ROOT, run
 from tests.eval.rollout.test_sampling import random_policy
-from trainers.engine.batches import micro_batches
+from trainers.engine.batches import Work, micro_batches
 
 TRAIN, CONFIG = str(ROOT / "launch" / "train.py"), str(ROOT / "configs" / "passk.yaml")
 SMALL = [
@@ -85,7 +85,8 @@ def test_equal_completions_are_merged_rightly(tiny):
     expected = gradient(policy, logp @ weights[0])
     nothing = torch.zeros(6)
     rollout = Rollout([prompt], answers, [""] * 6, nothing.bool(), logp, nothing, None, 6)
-    batches, sums = micro_batches(rollout, weights, 10**6, policy.pad_id, torch.device("cpu"))
+    work = Work(10**6, policy.pad_id, torch.device("cpu"))
+    batches, sums = micro_batches(rollout, weights, work)
     assert len(batches[0].input_ids) == 3
     found = gradient(
         policy, completion_logprobs(policy.model, batches[0]).sum(1) @ sums[0].double()
