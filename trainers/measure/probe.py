@@ -76,13 +76,13 @@ class Probe:
         """The geometry of the whole batch and its scalars; `mine` are this rank's prompts. One that
         is not finite is told by its products, and forgotten.
         """
-        gram = probes = None
+        probes = None
         if self.surgery.measure == "ghost":
             now, naive, agreement, probes = self._by_ghost(rollout, mine, a_k, a_1)
         else:
             g_k, g_1 = self._last_layer(rollout, mine, a_k, a_1)
             now, naive = (products(g_k, g_1, x) for x in (self.surgery.statistic, "naive"))
-            agreement, gram = agreements(g_1, self.surgery.statistic), g_1 @ g_1.T
+            agreement = agreements(g_1, self.surgery.statistic)
             if self.by_others:
                 assert rollout.features is not None
                 probes = self._whole(mine, probes_of(g_1, rollout.features.cpu(), mine))
@@ -93,7 +93,7 @@ class Probe:
         self.smooth = smoothed(used, self.smooth, self.surgery.ema, self.averaged)
         decisive = psd(self.smooth)
         others = by_others(correct, k, probes) if self.by_others and probes is not None else None
-        geometry = Geometry(correct.mean(1), decisive, agreement, gram, others)
+        geometry = Geometry(correct.mean(1), decisive, agreement, others)
         self.measured, self.averaged = self.measured + 1, self.averaged + 1
         self.degenerate += geometry.degenerate
         scalars = diagnostics.of_products(now, naive, decisive)
