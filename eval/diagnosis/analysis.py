@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from eval.scores.intervals import LEVEL, RESAMPLES, Interval, bca
-from eval.scores.passk import ladder
+from eval.scores.passk import Record, ladder
 from surgery.interference import (
     EASY,
     EVERYTHING,
@@ -36,9 +36,6 @@ from surgery.interference import (
 )
 from surgery.objectives import pass_at_k_weight, prompt_weight
 from surgery.theory import critical_k
-
-Record = Mapping[str, Any]
-
 
 PAIRS = [(delta_1, delta_2) for delta_1 in EASY for delta_2 in HARD]
 
