@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eval.records import Record
 from eval.scores.intervals import LEVEL, RESAMPLES, Interval, bca
-from eval.scores.passk import Record, ladder
+from eval.scores.passk import ladder
 from surgery.interference import (
     EASY,
     EVERYTHING,
@@ -265,7 +266,8 @@ def worst_pairs(
 
 def _who(record: Record) -> dict[str, Any]:
     names = ("id", "group", "prompt", "gold")
-    return {x: record[x] for x in names if x in record} | {"rate": record["c"] / record["n"]}
+    known = {name: x for name, x in record.items() if name in names}
+    return known | {"rate": record["c"] / record["n"]}
 
 
 def per_prompt(

@@ -6,8 +6,8 @@ from typing import Any
 
 from eval.diagnosis.analysis import analyse, per_prompt
 from eval.files import replace_text, write_json, write_lines
+from eval.records import Record
 from eval.report.tables import NONE, markdown_table, number, spread
-from eval.scores.passk import Record
 from surgery.interference import Measured
 
 Row = Mapping[str, Any]  # one of the lists of diagnosis.json

@@ -14,6 +14,7 @@ from eval.files import write_json, write_lines
 from eval.policy.logprobs import check_chunks, pad_batch
 from eval.policy.policy import Policy, load_policy
 from eval.policy.streams import derive_seed
+from eval.records import Record
 from eval.rollout.continuous import check_paged
 from eval.rollout.rollout import Rollout
 from eval.rollout.sample import check_cache, sample
@@ -337,9 +338,7 @@ class Trainer:
         model = self.config.model
         return load_policy(self.base_path, model.dtype, model.attention)
 
-    def _evaluate(
-        self, name: str | None, known: list[dict[str, Any]] | None = None
-    ) -> dict[str, float]:
+    def _evaluate(self, name: str | None, known: list[Record] | None = None) -> dict[str, float]:
         records, scalars = self.evaluation(known)
         if name and self.folder:
             write_lines(self.folder.path / "eval" / f"{name}.jsonl", records)
