@@ -58,7 +58,6 @@ class Geometry:
     rate: Tensor  # [N] share of correct answers
     products: Products | None = None  # by the chosen statistic, smoothed, made PSD
     agreement: Tensor | None = None  # [N] a_i = <g_i, J_1>
-    gram: Tensor | None = None  # [N, N] <g_i, g_j> of the pass@1 gradients
     others: Others | None = None  # by what is decided where prompts are told apart
 
     @property

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eval.records import Record
 from eval.scores.intervals import LEVEL, RESAMPLES, Interval, bca
 from eval.scores.passk import ladder
 from surgery.interference import (
@@ -36,9 +37,6 @@ from surgery.interference import (
 )
 from surgery.objectives import pass_at_k_weight, prompt_weight
 from surgery.theory import critical_k
-
-Record = Mapping[str, Any]
-
 
 PAIRS = [(delta_1, delta_2) for delta_1 in EASY for delta_2 in HARD]
 
@@ -268,7 +266,8 @@ def worst_pairs(
 
 def _who(record: Record) -> dict[str, Any]:
     names = ("id", "group", "prompt", "gold")
-    return {x: record[x] for x in names if x in record} | {"rate": record["c"] / record["n"]}
+    known = {name: x for name, x in record.items() if name in names}
+    return known | {"rate": record["c"] / record["n"]}
 
 
 def per_prompt(

@@ -1,14 +1,15 @@
 """Pictures of a diagnosis. Easy prompts are blue circles, hard ones red triangles, throughout."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from eval.report import plots
+from eval.report.plots import BLUE, GREEN, LEVEL_MARKERS, RATES, VERMILLION, Look
 from surgery.interference import (
     MIDDLE,
     PASS_1,
@@ -21,13 +22,7 @@ from surgery.interference import (
 )
 from surgery.objectives import pass_at_k_weight
 
-# Okabe and Ito's palette, told apart by the colour-blind
-STYLE: dict[str, dict[str, Any]] = {
-    "easy": {"color": "#0072B2", "marker": "o"},
-    "hard": {"color": "#D55E00", "marker": "^"},
-}
-
-
+COLOURS = {"easy": BLUE, "hard": VERMILLION}
 KERNEL_PROMPTS = {"easy": 120, "hard": 80}  # as figure 2 of arXiv 2602.21189
 
 
@@ -71,10 +66,10 @@ def agreement(x: Measured, measure: str, k: int) -> Figure:
     a = cross(x, PASS_1, PASS_1, WIDEST)
     w = pass_at_k_weight(rate, k)
     shifted = w * a / w.mean()
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    figure = plots.figure(13, 4.2)
     left, middle, right = figure.subplots(1, 3)
     before, after = float(a.mean()), float(shifted.mean())
-    _spread(left, a, groups, rate)
+    _over_rate(left, a, groups, rate)
     left.axvline(before, color="0.1", linewidth=1.6, label=f"mean {before:+.2g}")
     left.set_xlabel(f"agreement $a_i$ with $\\nabla J_1$ ({_named(measure)})")
     for name, part in groups.items():
@@ -88,66 +83,62 @@ def agreement(x: Measured, measure: str, k: int) -> Figure:
     middle.set_ylim(float(w[w > 0].min()) / 100, 100 * k)
     middle.set_xlabel("sampled success rate $\\hat p$ (weight 0 at 1 not shown)")
     middle.set_ylabel(f"pass@{k} weight")
-    _spread(right, shifted, groups, rate)
+    _over_rate(right, shifted, groups, rate)
     right.axvline(
         before, color="0.1", linewidth=1.2, linestyle=":", label=f"mean of $a$ {before:+.2g}"
     )
     right.axvline(after, color="0.1", linewidth=1.6, label=f"weighted mean {after:+.2g}")
     right.set_xlabel("contribution $w_i\\, a_i\\, /\\, E[w]$")
     for axes in (left, middle, right):
-        _plain(axes)
-        _below(axes)
+        plots.plain(axes)
+        plots.legend_above(axes)
     return figure
 
 
-def _spread(axes: Axes, values: Tensor, groups: Mapping[str, Tensor], rate: Tensor) -> None:
+def _over_rate(axes: Axes, values: Tensor, groups: Mapping[str, Tensor], rate: Tensor) -> None:
     """Each prompt as a mark over its success rate, which tells overlapping ones apart."""
     axes.axvline(0, color="0.8", linewidth=0.8)
     for name, part in groups.items():
         share = float((values[part] < 0).double().mean()) if part.any() else 0.0
         label = f"{name} ({100 * share:.0f} % below 0)"
         axes.scatter(values[part], rate[part], s=24, alpha=0.55, **_marks(name), label=label)
-    largest = float(values.abs().max()) or 1.0
-    axes.set_xscale("symlog", linthresh=largest / 100)
+    _symmetric(axes, "x", values)
     axes.set_ylabel("sampled success rate $\\hat p$")
-    _few_ticks(axes.xaxis, largest)
 
 
 def weight_against_agreement(x: Measured, measure: str, k: int) -> Figure:
     """What lies left of 0 and high up is the interference."""
     rate, groups = _groups(x)
     a, w = cross(x, PASS_1, PASS_1, WIDEST), pass_at_k_weight(rate, k)
-    figure = Figure(figsize=(7.6, 5), layout="constrained")
+    figure = plots.figure(7.6, 5)
     axes = figure.subplots()
     axes.axvline(0, color="0.6", linewidth=1)
     for name, part in groups.items():
         dots = axes.scatter(
-            a[part], w[part], c=rate[part], cmap="viridis", vmin=0, vmax=1, s=34,
-            marker=STYLE[name]["marker"], edgecolor="0.25", linewidth=0.4,
+            a[part], w[part], c=rate[part], **RATES, s=34, marker=LEVEL_MARKERS[name],
+            edgecolor="0.25", linewidth=0.4,
         )  # fmt: skip
-        axes.scatter([], [], marker=STYLE[name]["marker"], color="0.5", label=name)
+        axes.scatter([], [], marker=LEVEL_MARKERS[name], color="0.5", label=name)
     figure.colorbar(dots, label="sampled success rate $\\hat p$")
     axes.set_yscale("symlog", linthresh=1e-2)
     axes.set_ylim(-2e-3, None)
-    largest = float(a.abs().max()) or 1.0
-    axes.set_xscale("symlog", linthresh=largest / 100)
-    _few_ticks(axes.xaxis, largest)
+    _symmetric(axes, "x", a)
     axes.set_xlabel(f"agreement $a_i$ with $\\nabla J_1$ ({_named(measure)})")
     axes.set_ylabel(f"pass@{k} weight")
-    _plain(axes)
-    _below(axes)
+    plots.plain(axes)
+    plots.legend_above(axes)
     return figure
 
 
 def thresholds(rows: Sequence[Mapping[str, Any]], measure: str, k: int) -> Figure:
     """<J_k, J_1> of each filter by both estimators, with intervals."""
     rows = [row for row in rows if row["measured"]]
-    figure = Figure(figsize=(8.2, 5), layout="constrained")
+    figure = plots.figure(8.2, 5)
     axes = figure.subplots()
     axes.axvline(0, color="0.4", linewidth=1)
     kinds = {
-        "plugin": ("plug-in", "#0072B2", "o", 0.14),
-        "loo": ("unbiased (loo)", "#D55E00", "s", -0.14),
+        "plugin": ("plug-in", BLUE, "o", 0.14),
+        "loo": ("unbiased (loo)", VERMILLION, "s", -0.14),
     }
     for name, (label, colour, marker, shift) in kinds.items():
         for i, row in enumerate(rows):
@@ -163,8 +154,8 @@ def thresholds(rows: Sequence[Mapping[str, Any]], measure: str, k: int) -> Figur
     axes.set_yticks(range(len(rows)), [_filter_name(row) for row in reversed(rows)], fontsize=8)
     axes.set_xlabel(f"$\\langle\\nabla J_{{{k}}}, \\nabla J_1\\rangle$ ({_named(measure)})")
     axes.set_ylabel("filter, with its number of easy and hard prompts")
-    _plain(axes)
-    _below(axes)
+    plots.plain(axes)
+    plots.legend_above(axes)
     return figure
 
 
@@ -187,7 +178,7 @@ def kernel(features: FeatureSums) -> Figure:
         picked.append(places[features.counts[places].argsort(descending=True, stable=True)])
     order, easy = torch.cat(picked), len(picked[0])
     unit = torch.nn.functional.normalize(g[order], dim=1)
-    figure = Figure(figsize=(6.4, 5.4), layout="constrained")
+    figure = plots.figure(6.4, 5.4)
     axes = figure.subplots()
     image = axes.imshow(
         (unit @ unit.T).tolist(), cmap="PuOr_r", vmin=-1, vmax=1, interpolation="nearest"
@@ -208,7 +199,7 @@ def cosine_map(found: Mapping[str, Any], measure: str) -> Figure:
     """cos(J_k, J_m), each with its value."""
     ks = [int(k) for k in found["k"]]
     values = torch.tensor([[float("nan") if c is None else c for c in r] for r in found["value"]])
-    figure = Figure(figsize=(6.2, 5), layout="constrained")
+    figure = plots.figure(6.2, 5)
     axes = figure.subplots()
     image = axes.imshow(values.tolist(), cmap="PuOr_r", vmin=-1, vmax=1)
     for i, row in enumerate(values.tolist()):
@@ -230,19 +221,19 @@ def against_k(result: Mapping[str, Any], measure: str) -> Figure:
     """
     found = result["against_k"]
     widest = next(r for r in result["groups"] if (r["delta_1"], r["delta_2"]) == (0.80, 0.15))
-    figure = Figure(figsize=(7.6, 5), layout="constrained")
+    figure = plots.figure(7.6, 5)
     axes = figure.subplots()
     axes.axhline(0, color="0.4", linewidth=1)
-    axes.plot(found["grid"], found["curve"], color="#0072B2", linewidth=1.4)
+    axes.plot(found["grid"], found["curve"], color=BLUE, linewidth=1.4)
     values = [p["value"] for p in found["plugin"]]
     bars = [
         [p["value"] - (p["value"] if p["low"] is None else p["low"]) for p in found["plugin"]],
         [(p["value"] if p["high"] is None else p["high"]) - p["value"] for p in found["plugin"]],
     ]
     axes.errorbar(
-        found["k"], values, yerr=bars, fmt="o", color="#0072B2", capsize=3, label="plug-in, 95 %"
+        found["k"], values, yerr=bars, fmt="o", color=BLUE, capsize=3, label="plug-in, 95 %"
     )
-    axes.plot(found["k"], found["loo"], "s", color="#D55E00", mfc="none", label="unbiased (loo)")
+    axes.plot(found["k"], found["loo"], "s", color=VERMILLION, mfc="none", label="unbiased (loo)")
     change = found["sign_change"]["value"]
     if change is not None:
         label = f"measured sign change {change:.2f}"
@@ -250,13 +241,13 @@ def against_k(result: Mapping[str, Any], measure: str) -> Figure:
     star = widest["k_star"]
     if star <= found["k"][-1]:
         label = f"theory: negative from k* = {star:.2f}"
-        axes.axvline(star, color="#009E73", linestyle="-.", linewidth=1.6, label=label)
+        axes.axvline(star, color=GREEN, linestyle="-.", linewidth=1.6, label=label)
     axes.set_xscale("log", base=2)
     axes.set_xticks(found["k"], [str(k) for k in found["k"]])
     axes.set_xlabel("k")
     axes.set_ylabel(f"$\\langle\\nabla J_k, \\nabla J_1\\rangle$ ({_named(measure)})")
-    _plain(axes)
-    _below(axes)
+    plots.plain(axes)
+    plots.legend_above(axes)
     return figure
 
 
@@ -264,48 +255,39 @@ def proxy(features: FeatureSums, ghost: Measured, found: Mapping[str, Any]) -> F
     """Each prompt's agreement by the last layer against the exact one."""
     _, groups = _groups(features)
     a, b = (cross(x, PASS_1, PASS_1, WIDEST) for x in (features, ghost))
-    figure = Figure(figsize=(6.4, 5), layout="constrained")
+    figure = plots.figure(6.4, 5)
     axes = figure.subplots()
     axes.axhline(0, color="0.7", linewidth=0.8)
     axes.axvline(0, color="0.7", linewidth=0.8)
     for name, part in groups.items():
         axes.scatter(a[part], b[part], s=26, alpha=0.6, **_marks(name), label=name)
-    for axis, values in ((axes.xaxis, a), (axes.yaxis, b)):
-        largest = float(values.abs().max()) or 1.0
-        scale = axes.set_xscale if axis is axes.xaxis else axes.set_yscale
-        scale("symlog", linthresh=largest / 100)
-        _few_ticks(axis, largest)
+    _symmetric(axes, "x", a)
+    _symmetric(axes, "y", b)
     whole = found["proxy"][0] if found["proxy"] else {"spearman": None}
     if whole["spearman"] is not None:
         axes.plot([], [], " ", label=f"Spearman {whole['spearman']:.2f} over all prompts")
     axes.set(xlabel="agreement by the last layer", ylabel="agreement over all parameters (ghost)")
-    _plain(axes)
-    _below(axes)
+    plots.plain(axes)
+    plots.legend_above(axes)
     return figure
 
 
-def _marks(name: str) -> dict[str, Any]:
-    return {**STYLE[name], "edgecolor": "white", "linewidth": 0.3}
+def _marks(name: str) -> Look:
+    """A prompt's mark by its group, the same in all pictures."""
+    shape = {"color": COLOURS[name], "marker": LEVEL_MARKERS[name]}
+    return {**shape, "edgecolor": "white", "linewidth": 0.3}
 
 
 def _named(measure: str) -> str:
     return {"ghost": "all parameters", "last_layer": "last layer"}[measure]
 
 
-def _few_ticks(axis: Axis, largest: float) -> None:
-    """A symmetric logarithmic axis labels every decade, of which there is no room."""
+def _symmetric(axes: Axes, way: Literal["x", "y"], values: Tensor) -> None:
+    """A logarithmic scale on either side of 0. It would label every decade: there is no room."""
+    largest = float(values.abs().max()) or 1.0
+    scale, axis = (axes.set_xscale, axes.xaxis) if way == "x" else (axes.set_yscale, axes.yaxis)
+    scale("symlog", linthresh=largest / 100)
     step = 10.0 ** float(torch.tensor(largest).log10().floor())
     axis.set_ticks([-step, -step / 10, 0, step / 10, step])
     axis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_minor_formatter(lambda value, _: "")
-
-
-def _plain(axes: Axes) -> None:
-    axes.grid(color="0.92", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _below(axes: Axes) -> None:
-    """The legend above the axes: no data can lie under it."""
-    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)

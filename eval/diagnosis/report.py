@@ -6,9 +6,11 @@ from typing import Any
 
 from eval.diagnosis.analysis import analyse, per_prompt
 from eval.files import replace_text, write_json, write_lines
+from eval.records import Record
+from eval.report.tables import NONE, markdown_table, number, spread
 from surgery.interference import Measured
 
-Record = Mapping[str, Any]
+Row = Mapping[str, Any]  # one of the lists of diagnosis.json
 
 
 NAMES = {"ghost": "all parameters (ghost)", "last_layer": "last layer"}
@@ -58,27 +60,19 @@ def markdown(found: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     for name, result in reversed(found["measures"].items()):
         only = settings["surgery.modules"] if name == "ghost" else None
         title = f"parameters that match {only} (ghost)" if only else NAMES[name]
-        lines += ["", f"## {title}", "", *_groups(result["groups"], k)]
+        lines += ["", f"## {title}", "", _filter_table(result["groups"], k)]
         if "cosines" in result:
-            lines += ["", *_cosines(result["cosines"]), "", _sign_change(result)]
+            lines += ["", _cosine_table(result["cosines"]), "", _sign_change(result)]
     if found["proxy"]:
-        lines += ["", "## The last layer as a proxy", "", *_proxy(found["proxy"])]
+        lines += ["", "## The last layer as a proxy", "", _proxy_table(found["proxy"])]
     if found["pairs"]:
-        lines += ["", "## Which prompts interfere", "", *_pairs(found["pairs"], k)]
+        lines += ["", "## Which prompts interfere", "", _pair_table(found["pairs"], k)]
     for name, caption in pictures.items():
         lines += ["", f"## {caption}", "", f"![{caption}]({name}.png)"]
     return "\n".join(lines) + "\n"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A markdown table whose columns are as wide as their widest cell."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    padded = [[x.ljust(w) for x, w in zip(r, widths, strict=True)] for r in [header, *rows]]
-    rule = ["-" * w for w in widths]
-    return [f"| {' | '.join(row)} |" for row in [padded[0], rule, *padded[1:]]]
-
-
-def _groups(rows: Sequence[Record], k: int) -> list[str]:
+def _filter_table(rows: Sequence[Row], k: int) -> str:
     product = f"⟨J_{k},J_1⟩"
     header = ["easy, hard", "prompts", f"{product} plug-in", "unbiased", "cosine", "‖J_1‖²"]
     naive = rows[0].get("naive") is not None
@@ -90,28 +84,23 @@ def _groups(rows: Sequence[Record], k: int) -> list[str]:
         )
         line = [name, f"{row['easy']}, {row['hard']}"]
         if not row["measured"]:
-            cells.append([*line, *["–"] * (len(header) - 2)])
+            cells.append([*line, *[NONE] * (len(header) - 2)])
             continue
-        line += [_number(row[x]) for x in ("plugin", "loo")]
-        line += [_number(row["cosine"], ".2f"), _number(row["norm_1"])]
+        line += [spread(row[x], form=".3g") for x in ("plugin", "loo")]
+        cosine = row["cosine"]
+        line.append(NONE if cosine["value"] is None else spread(cosine, form=".2f"))
+        line.append(spread(row["norm_1"], form=".3g"))
         cells.append([*line, f"{row['naive']:.3g}"] if naive else line)
-    return _table(header, cells)
+    return markdown_table(header, cells)
 
 
-def _number(x: Mapping[str, float | None], form: str = ".3g") -> str:
-    if x["value"] is None:
-        return "–"
-    ends = "" if x["low"] is None else f" [{x['low']:{form}}, {x['high']:{form}}]"
-    return f"{x['value']:{form}}{ends}"
-
-
-def _cosines(found: Mapping[str, Any]) -> list[str]:
+def _cosine_table(found: Mapping[str, Any]) -> str:
     header = ["cos(J_k,J_m)", *(f"m = {k:g}" for k in found["k"])]
     rows = [
-        [f"k = {k:g}", *("–" if c is None else f"{c:.2f}" for c in row)]
+        [f"k = {k:g}", *(number(c, ".2f") for c in row)]
         for k, row in zip(found["k"], found["value"], strict=True)
     ]
-    return _table(header, rows)
+    return markdown_table(header, rows)
 
 
 def _sign_change(result: Mapping[str, Any]) -> str:
@@ -134,21 +123,21 @@ def _end(x: float | None) -> str:
     return "never" if x is None else f"{x:.2f}"
 
 
-def _proxy(rows: Sequence[Record]) -> list[str]:
+def _proxy_table(rows: Sequence[Row]) -> str:
     header = ["prompts", "count", "Pearson", "Spearman", "same sign"]
     cells = [
         [
             row["prompts"],
             str(row["count"]),
-            *("–" if row[x] is None else f"{row[x]:.2f}" for x in ("pearson", "spearman")),
+            *(number(row[x], ".2f") for x in ("pearson", "spearman")),
             f"{100 * row['same_sign']:.0f} %",
         ]
         for row in rows
     ]
-    return _table(header, cells)
+    return markdown_table(header, cells)
 
 
-def _pairs(rows: Sequence[Record], k: int) -> list[str]:
+def _pair_table(rows: Sequence[Row], k: int) -> str:
     header = [f"raising pass@{k} of", "rate", "lowers pass@1 of", "rate", "product", "cosine"]
     cells = [
         [
@@ -161,10 +150,10 @@ def _pairs(rows: Sequence[Record], k: int) -> list[str]:
         ]
         for row in rows
     ]
-    return _table(header, cells)
+    return markdown_table(header, cells)
 
 
-def _text(who: Record) -> str:
+def _text(who: Row) -> str:
     """One line of a cell; diagnosis.json has the whole."""
     text = " ".join(f"{who['prompt']} → {who['gold']}".split()).replace("|", "\\|")
     return text if len(text) <= 60 else f"{text[:28]} … {text[-29:]}"

@@ -2,8 +2,8 @@
 
 import csv
 import io
-import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ import torch
 from eval.files import leaves
 from eval.report.curve import above, curves
 from eval.report.runs import Run, grouped
-from eval.report.tables import STAR, TOO_FEW, spread, table
+from eval.report.tables import NONE, STAR, TOO_FEW, markdown_table, number, spread, table
 from eval.scores.difficulty import by_difficulty
 from eval.scores.intervals import LEVEL, Estimate, holm, seeds_and_problems, student
 from eval.scores.passk import change, problem_scores
@@ -43,12 +43,12 @@ def compare(runs: Sequence[Run], margin: float = 0.0) -> list[Row]:
                 value for run in members for _, value in run.path("pass@1", exact)
             ),
             "above_mix": distance and distance.interval,
-            "seconds": _mean([run.summary["seconds"] for run in members]),
+            "seconds": fmean([run.summary["seconds"] for run in members]),
             "difficulty": _difficulty(members),
         }
         if exact:
             shares = [run.summary["exact"]["frontier_share"] for run in members]
-            row["frontier_share"] = None if None in shares else _mean(shares)
+            row["frontier_share"] = None if None in shares else fmean(shares)
         rows.append(row)
     for metric in dict.fromkeys(name for x in estimates for name in x):
         _judge(rows, estimates, metric, margin)
@@ -111,14 +111,10 @@ def _difficulty(runs: Sequence[Run]) -> list[dict[str, Any]]:
     for level in dict.fromkeys(x["difficulty"] for part in tables for x in part):
         same = [x for part in tables for x in part if x["difficulty"] == level]
         numbers = ("problems", "before", "after", "gained", "lost")
-        means = {name: _mean([x[name] for x in same]) for name in numbers}
+        means = {name: fmean([x[name] for x in same]) for name in numbers}
         p = same[0]["p"] if len(runs) == 1 else None
         rows.append({"difficulty": level, **means, "p": p})
     return rows
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 def header(k: int) -> list[str]:
@@ -135,8 +131,8 @@ def cells(row: Row) -> list[str]:
         found.append(f"{x['before']:.3f} → {x['after']['value']:.3f}")
         found += [spread(x["change"], "+", x["too_few"]), x["verdict"]]
     distance, share = row["above_mix"], row.get("frontier_share")
-    found.append("–" if distance is None else spread(distance, "+"))
-    found += [f"{row['lowest_pass@1']:.3f}", "–" if share is None else f"{share:.2f}"]
+    found.append(NONE if distance is None else spread(distance, "+"))
+    found += [f"{row['lowest_pass@1']:.3f}", number(share, ".2f")]
     return [*found, f"{row['seconds']:.0f}"]
 
 
@@ -146,8 +142,7 @@ def render(rows: Sequence[Row], markdown: bool = False) -> str:
     for k in dict.fromkeys(row["k"] for row in rows):
         lines = [cells(row) for row in rows if row["k"] == k]
         if markdown:
-            whole = [header(k), ["---"] * len(header(k)), *lines]
-            tables.append("\n".join("| " + " | ".join(line) + " |" for line in whole))
+            tables.append(markdown_table(header(k), lines, aligned=False))
         else:
             tables.append(table(header(k), lines))
     return "\n\n".join(tables)

@@ -1,14 +1,17 @@
 """Everything that a comparison of runs leaves behind: tables, pictures, one HTML page."""
 
 import difflib
-import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
 
 from eval.files import replace_text, write_json
-from eval.report import html
+from eval.report import html, pictures
 from eval.report.compare import Row, as_csv, cells, compare, header, notes, render
 from eval.report.curve import curves
+from eval.report.plots import png
 from eval.report.runs import BadRuns, Run, grouped
 from eval.report.tables import difficulty_cells
 
@@ -27,13 +30,12 @@ def write(runs: Sequence[Run], out: Path, margin: float, scalars: Sequence[str] 
     write_json(out / "compare.json", rows)
     parts = [html.grid(header(k), [cells(r) for r in rows if r["k"] == k]) for k in _ks(rows)]
     parts += [html.paragraph(note) for note in notes(rows, margin)]
-    for name, title, caption, png in [*_pictures(rows, runs), *_curves(scalars, runs)]:
-        (out / f"{name}.png").write_bytes(png)
-        parts += [html.heading(title), html.picture(png, caption)]
-    parts += [html.heading("Problems gained and lost")]
-    parts += [html.paragraph(GAINED)]
-    parts += [html.grid(*difficulty_cells(rows))]
-    parts += [html.heading("Settings")]
+    for picture in [*_pictures(rows, runs), *_curves(scalars, runs)]:
+        image = png(picture.figure, dpi=130)
+        (out / f"{picture.name}.png").write_bytes(image)
+        parts += [html.heading(picture.title), html.picture(image, picture.caption)]
+    parts += [html.heading("Problems gained and lost"), html.paragraph(GAINED)]
+    parts += [html.grid(*difficulty_cells(rows)), html.heading("Settings")]
     for name, members in grouped(runs).items():
         settings = [[key, str(x)] for key, x in members[0].config.items()]
         parts.append(html.details(name, html.grid(["key", "value"], settings)))
@@ -53,35 +55,42 @@ def _ks(rows: Sequence[Row]) -> list[int]:
     return list(dict.fromkeys(row["k"] for row in rows))
 
 
-def _pictures(rows: Sequence[Row], runs: Sequence[Run]) -> list[tuple[str, str, str, bytes]]:
-    """(file, title, caption, PNG) of every picture, the planes for each k."""
-    from eval.report import pictures
+class Picture(NamedTuple):
+    name: str  # of its file
+    title: str
+    caption: str
+    figure: Figure
 
-    found = []
-    for k in _ks(rows):
+
+def _pictures(rows: Sequence[Row], runs: Sequence[Run]) -> Iterator[Picture]:
+    """All pictures of the rows: those of one k, then those of the next."""
+    ks = _ks(rows)
+    for k in ks:
         part = [row for row in rows if row["k"] == k]
         groups = {name: x for name, x in grouped(runs).items() if name in {r["run"] for r in part}}
-        end = "" if len(_ks(rows)) == 1 else f"_k{k}"
-        mixed = curves(list(groups.values()), rows[0]["exact"])
-        if k > 1:
-            caption = (
-                "Thin lines: the path of every run. Bars: 95 % Student-t over seeds. Numbers on the"
-                " curve of fixed mixtures: their lambda."
-            )
-            figure = pictures.pareto(part, groups, mixed, k)
-            found.append((f"pareto{end}", f"pass@{k} against pass@1", caption, _png(figure)))
-        steps = pictures.over_steps(part, groups, k)
-        caption = "Means over seeds, with the range of the seeds; dotted: the base."
-        found.append((f"steps{end}", "Over training", caption, _png(steps)))
-        caption = "Before and after training; means over seeds."
-        found.append((f"passk{end}", "pass@k against k", caption, _png(pictures.against_k(part))))
+        for picture in _pictures_of(part, groups, k):
+            yield picture if len(ks) == 1 else picture._replace(name=f"{picture.name}_k{k}")
+
+
+def _pictures_of(rows: Sequence[Row], groups: Mapping[str, list[Run]], k: int) -> Iterator[Picture]:
+    if k > 1:
         caption = (
-            "Problems by success rate before (left) and after (right): easy above 0.80, hard below"
-            " 0.15; by true rates where they are known, else by sampled ones, which move a little"
-            " by chance alone."
+            "Thin lines: the path of every run. Bars: 95 % Student-t over seeds. Numbers on the"
+            " curve of fixed mixtures: their lambda."
         )
-        found.append((f"flows{end}", "Where problems went", caption, _png(pictures.flows(groups))))
-    return found
+        mixed = curves(list(groups.values()), rows[0]["exact"])
+        figure = pictures.pareto(rows, groups, mixed, k)
+        yield Picture("pareto", f"pass@{k} against pass@1", caption, figure)
+    caption = "Means over seeds, with the range of the seeds; dotted: the base."
+    yield Picture("steps", "Over training", caption, pictures.over_steps(rows, groups, k))
+    caption = "Before and after training; means over seeds."
+    yield Picture("passk", "pass@k against k", caption, pictures.against_k(rows))
+    caption = (
+        "Problems by success rate before (left) and after (right): easy above 0.80, hard below"
+        " 0.15; by true rates where they are known, else by sampled ones, which move a little"
+        " by chance alone."
+    )
+    yield Picture("flows", "Where problems went", caption, pictures.flows(groups))
 
 
 def _check(scalars: Sequence[str], runs: Sequence[Run]) -> None:
@@ -92,17 +101,8 @@ def _check(scalars: Sequence[str], runs: Sequence[Run]) -> None:
             raise BadRuns(f"--curves = {name}: in no run's metrics.jsonl; the nearest is {near[0]}")
 
 
-def _curves(scalars: Sequence[str], runs: Sequence[Run]) -> list[tuple[str, str, str, bytes]]:
-    from eval.report import pictures
-
-    if not scalars:
-        return []
-    caption = "Means over seeds, with the range of the seeds."
-    figure = pictures.of_scalars(scalars, grouped(runs))
-    return [("curves", ", ".join(scalars), caption, _png(figure))]
-
-
-def _png(figure) -> bytes:
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=130)
-    return out.getvalue()
+def _curves(scalars: Sequence[str], runs: Sequence[Run]) -> Iterator[Picture]:
+    if scalars:
+        figure = pictures.of_scalars(scalars, grouped(runs))
+        caption = "Means over seeds, with the range of the seeds."
+        yield Picture("curves", ", ".join(scalars), caption, figure)

@@ -1,49 +1,35 @@
-"""Pictures of runs side by side. Each function returns a figure, or None where it has no data."""
+"""Pictures of runs side by side."""
 
-import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from eval.report import plots
 from eval.report.compare import Row
 from eval.report.curve import Curve
+from eval.report.plots import FRONTIER, OF_LEVEL, START, marker, style
 from eval.report.runs import Run
 from eval.scores.difficulty import LEVELS, moves
+from eval.scores.intervals import Interval
 from eval.tasks.registry import build_task
-
-# Okabe and Ito's palette, told apart by the colour-blind; a second round changes marker and line
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-
-
-MARKERS, LINES = ("o", "^", "s", "D", "v", "P", "X"), ("-", "--", ":", "-.")
-
-
-OF_LEVEL = {"easy": "#56B4E9", "medium": "#BBBBBB", "hard": "#D55E00"}
-
-
-def style(i: int) -> dict[str, Any]:
-    turn = i // len(COLOURS)
-    return {"color": COLOURS[i % len(COLOURS)], "linestyle": LINES[turn % len(LINES)]}
-
-
-def marker(i: int) -> str:
-    return MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
 
 
 def pareto(
-    rows: Sequence[Row], groups: dict[str, list[Run]], curves: Sequence[Curve], k: int
+    rows: Sequence[Row], groups: Mapping[str, list[Run]], curves: Sequence[Curve], k: int
 ) -> Figure:
     """pass@k against pass@1: the base, the path of every run, ends with their intervals over seeds,
     the fixed mixtures' curve, and the best that is reachable where the task knows it.
     """
-    figure, axes = _figure(9.5, 6)
+    figure = plots.figure(9.5, 6)
+    axes = figure.subplots()
+    plots.plain(axes)
     first = next(iter(groups.values()))[0]
     reachable = frontier(first, k)
     if reachable:
-        axes.plot(*zip(*reachable, strict=True), color="0.35", linestyle=(0, (6, 2)), linewidth=1.2)
-        axes.plot([], [], color="0.35", linestyle=(0, (6, 2)), label="best reachable")
+        axes.plot(*zip(*reachable, strict=True), **FRONTIER, label="best reachable")
     for n, curve in enumerate(curves):
         points = curve.points(range(len(curve.seeds)))
         label = "fixed mixtures" if n == 0 else None
@@ -74,15 +60,15 @@ def pareto(
         )
     bases = {(row["pass@1"]["before"], row[f"pass@{k}"]["before"]) for row in rows}
     xs, ys = zip(*bases, strict=True)
-    axes.plot(xs, ys, marker="*", markersize=15, color="0.2", linestyle="none", label="base")
+    axes.plot(xs, ys, **START, linestyle="none", label="base")
     kind = "true" if rows[0]["exact"] else "sampled"
     axes.set(xlabel=f"pass@1 ({kind})", ylabel=f"pass@{k} ({kind})")
-    _legend(axes)
+    plots.legend_beside(axes)
     return figure
 
 
-def _bars(x: dict[str, Any]) -> list[list[float]] | None:
-    if x["low"] is None:
+def _bars(x: Interval) -> list[list[float]] | None:
+    if x["low"] is None or x["high"] is None:
         return None
     return [[x["value"] - max(x["low"], 0.0)], [min(x["high"], 1.0) - x["value"]]]
 
@@ -97,7 +83,9 @@ def frontier(run: Run, k: int) -> list[tuple[float, float]] | None:
 
 def against_k(rows: Sequence[Row]) -> Figure:
     """pass@k against k, before and after."""
-    figure, axes = _figure(8.5, 5)
+    figure = plots.figure(8.5, 5)
+    axes = figure.subplots()
+    plots.plain(axes)
     for i, row in enumerate(rows):
         names = [name for name in row if name.startswith("pass@")]
         ks = [int(name.removeprefix("pass@")) for name in names]
@@ -109,13 +97,13 @@ def against_k(rows: Sequence[Row]) -> Figure:
     axes.set_xscale("log", base=2)
     axes.set_xticks(ks, [str(k) for k in ks])
     axes.set(xlabel="k", ylabel="pass@k after training")
-    _legend(axes)
+    plots.legend_beside(axes)
     return figure
 
 
-def over_steps(rows: Sequence[Row], groups: dict[str, list[Run]], k: int) -> Figure:
+def over_steps(rows: Sequence[Row], groups: Mapping[str, list[Run]], k: int) -> Figure:
     """pass@1 and pass@k over training: mean over seeds, with the range of the seeds."""
-    figure = Figure(figsize=(12, 5), layout="constrained")
+    figure = plots.figure(12, 5)
     panels = figure.subplots(1, 2, sharex=True)
     for axes, metric in zip(panels, ("pass@1", f"pass@{k}"), strict=True):
         for i, row in enumerate(rows):
@@ -123,8 +111,8 @@ def over_steps(rows: Sequence[Row], groups: dict[str, list[Run]], k: int) -> Fig
             _over_seeds(axes, i, row["run"], paths)
         axes.axhline(rows[0][metric]["before"], color="0.2", linewidth=1, linestyle=(0, (2, 2)))
         axes.set(xlabel="step", ylabel=metric)
-        _plain(axes)
-    _legend(panels[-1])
+        plots.plain(axes)
+    plots.legend_beside(panels[-1])
     return figure
 
 
@@ -133,30 +121,25 @@ def _over_seeds(axes: Axes, i: int, label: str, paths: Sequence[dict[int, float]
     steps = sorted(set(paths[0]).intersection(*paths))
     values = [[path[step] for path in paths] for step in steps]
     low, high = [min(x) for x in values], [max(x) for x in values]
-    mean = [math.fsum(x) / len(x) for x in values]
+    mean = [fmean(x) for x in values]
     axes.fill_between(steps, low, high, color=style(i)["color"], alpha=0.12, linewidth=0)
     every = max(1, len(steps) // 8)
     axes.plot(steps, mean, **style(i), marker=marker(i), markevery=every, markersize=4, label=label)
 
 
-def of_scalars(names: Sequence[str], groups: dict[str, list[Run]]) -> Figure:
+def of_scalars(names: Sequence[str], groups: Mapping[str, list[Run]]) -> Figure:
     """Any scalars of metrics.jsonl over training, a panel each, of the runs that have them."""
-    columns = min(3, len(names))
-    lines = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(3.6 * columns, 2.9 * lines + 0.5), layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False).flatten()
-    for axes in panels[len(names) :]:
-        axes.set_visible(False)
-    known: dict[str, Any] = {}
-    for axes, name in zip(panels, names, strict=False):
+    figure, panels = plots.panels(len(names), 3, (3.6, 2.9), 0.5)
+    known: dict[str, Artist] = {}
+    for axes, name in zip(panels, names, strict=True):
         for i, (group, runs) in enumerate(groups.items()):
             paths = [dict(run.scalar(name)) for run in runs]
             if all(paths):
                 _over_seeds(axes, i, group, paths)
         axes.set_title(name.replace("-", "\n− "), fontsize=9)
         axes.set_xlabel("step")
-        _plain(axes)
-        known |= {line.get_label(): line for line in axes.lines}
+        plots.plain(axes)
+        known |= {str(line.get_label()): line for line in axes.lines}
     order = [group for group in groups if group in known]
     figure.legend(
         [known[x] for x in order], order, loc="outside lower center", ncols=3, fontsize=8,
@@ -165,15 +148,10 @@ def of_scalars(names: Sequence[str], groups: dict[str, list[Run]]) -> Figure:
     return figure
 
 
-def flows(groups: dict[str, list[Run]]) -> Figure:
+def flows(groups: Mapping[str, list[Run]]) -> Figure:
     """How many problems moved between easy, medium and hard; each seed's problems count."""
-    columns = min(4, len(groups))
-    lines = math.ceil(len(groups) / columns)
-    figure = Figure(figsize=(3.1 * columns, 2.7 * lines + 0.4), layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False).flatten()
-    for axes in panels[len(groups) :]:
-        axes.set_visible(False)
-    for axes, (name, runs) in zip(panels, groups.items(), strict=False):
+    figure, panels = plots.panels(len(groups), 4, (3.1, 2.7), 0.4)
+    for axes, (name, runs) in zip(panels, groups.items(), strict=True):
         tables = [moves(run.records("before"), run.records("after")) for run in runs]
         _alluvial(axes, [[sum(t[i][j] for t in tables) for j in range(3)] for i in range(3)])
         axes.set_title(name, fontsize=9)
@@ -220,19 +198,3 @@ def _alluvial(axes: Axes, table: Sequence[Sequence[int]]) -> None:
             tops[1][j] -= share
     axes.set_xlim(-0.55, 1.55)
     axes.axis("off")
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    _plain(axes)
-    return figure, axes
-
-
-def _plain(axes: Axes) -> None:
-    axes.grid(color="0.9", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _legend(axes: Axes) -> None:
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)

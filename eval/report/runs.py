@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from eval.files import leaves, read_json, read_lines
-from eval.scores.passk import RECORD
+from eval.records import Record, read_records
 
 FREE = ("seed", "run.", "logging.", "diagnose.", "eval.every")  # no part of what a run is
 
@@ -59,9 +59,9 @@ class Run:
     def history(self) -> list[dict[str, Any]]:
         return read_lines(self.folder / "metrics.jsonl", {"step": int}, OTHERS)
 
-    def records(self, when: str) -> list[dict[str, Any]]:
+    def records(self, when: str) -> list[Record]:
         """One record a problem, `before` or `after`."""
-        return read_lines(self.folder / "eval" / f"{when}.jsonl", RECORD, OTHERS)
+        return read_records(self.folder / "eval" / f"{when}.jsonl", OTHERS)
 
     @property
     def k(self) -> str:

@@ -1,8 +1,9 @@
-"""Tables for the terminal."""
+"""Tables for the terminal and as markdown, their numbers, and the texts of a run and of scores."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from eval.scores.intervals import Interval
 from eval.scores.passk import verdict
 
 
@@ -11,7 +12,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     may be names out of data: each stays in its line, and what cannot be printed is a space.
     """
     header, *rows = ([_printable(cell) for cell in row] for row in [header, *rows])
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    widths = _widths([header, *rows])
 
     def line(cells: Sequence[str]) -> str:
         first, *rest = (
@@ -23,20 +24,41 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, rows)])
 
 
+def markdown_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], aligned: bool = True
+) -> str:
+    """A table as markdown; `aligned`, all cells of a column are as wide as the widest one."""
+    widths = _widths([header, *rows]) if aligned else [0] * len(header)
+    rule = ["-" * (width if aligned else 3) for width in widths]
+    padded = [
+        [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        for row in [header, rule, *rows]
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in padded)
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+
 def _printable(text: str) -> str:
     return "".join(x if x.isprintable() else " " for x in text)
 
 
+NONE = "–"  # a number that there is not
 STAR = "*"
-
-
 TOO_FEW = "* Too few solved: fewer than five problems bear what was solved, or failed."
 
 
-def spread(x: Mapping[str, Any], sign: str = "", too_few: bool = False) -> str:
+def number(x: float | None, form: str) -> str:
+    return NONE if x is None else f"{x:{form}}"
+
+
+def spread(x: Interval, sign: str = "", too_few: bool = False, form: str = ".3f") -> str:
     """The value with its interval, where it has one; a star where too few problems bear it."""
-    ends = "" if x["low"] is None else f" [{x['low']:{sign}.3f}, {x['high']:{sign}.3f}]"
-    return f"{x['value']:{sign}.3f}{ends}{STAR if too_few else ''}"
+    form = f"{sign}{form}"
+    ends = "" if x["low"] is None else f" [{x['low']:{form}}, {x['high']:{form}}]"
+    return f"{x['value']:{form}}{ends}{STAR if too_few else ''}"
 
 
 def run_table(summary: Mapping[str, Any]) -> str:
@@ -151,7 +173,7 @@ def sweep_report(summaries: Sequence[Mapping[str, Any]]) -> str:
             *(
                 spread(x["scores"][name], too_few=name in x["too_few"])
                 if name in x["scores"]
-                else "–"
+                else NONE
                 for name in names
             ),
             spread(list(x["majority"].values())[-1]),
@@ -170,6 +192,6 @@ def difficulty_cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list
         for x in row["difficulty"]:
             counts = [f"{x[name]:.4g}" for name in ("problems", "gained", "lost")]
             rates = f"{x['before']:.3f} → {x['after']:.3f}"
-            p = "–" if x["p"] is None else f"{x['p']:.2g}"
+            p = number(x["p"], ".2g")
             lines.append([row["run"], x["difficulty"], counts[0], rates, *counts[1:], p])
     return ["run", "difficulty", "problems", "success rate", "gained", "lost", "p"], lines

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
+from eval.records import Record
 from eval.scores.intervals import mcnemar
-from eval.scores.passk import Record
 
 LEVELS = ("easy", "medium", "hard")
 

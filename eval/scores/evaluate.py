@@ -2,34 +2,41 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from eval.policy.policy import Policy
+from eval.records import SLICES, Record, Slices
 from eval.rollout.rollout import Decoding
 from eval.rollout.sample import sample
 from eval.tasks.task import Population, Problem
 from eval.verify.verifier import Judged, Verifier
 
-SLICES = ("group", "level", "subject")
+
+@dataclass(frozen=True)
+class Draws:
+    """How an evaluation draws its answers: n to each problem, from the random streams of a seed."""
+
+    n: int
+    decoding: Decoding
+    seed: int
 
 
 def evaluate(
     policy: Policy,
     verifier: Verifier,
     problems: Sequence[Problem],
-    n: int,
-    decoding: Decoding,
-    seed: int,
+    draws: Draws,
     positions: Sequence[int] | None = None,
     population: Population | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """One `record` a problem, in the given order.
 
     `positions` are the problems' places in the whole evaluation, when this is a share of it.
     """
     if not problems:  # a rank's share of fewer problems than ranks
         return []
-    rollout = sample(policy, [x.prompt for x in problems], n, decoding, seed, positions)
+    n, prompts = draws.n, [x.prompt for x in problems]
+    rollout = sample(policy, prompts, n, draws.decoding, draws.seed, positions)
     judged = verifier.judge(rollout.texts, [x.gold for x in problems for _ in range(n)])
     lengths, truncated = rollout.lengths.tolist(), rollout.truncated.tolist()
     records = []
@@ -48,17 +55,20 @@ def record(
     judged: Sequence[Judged],
     lengths: Sequence[int],
     truncated: Sequence[bool] | None,
-) -> dict[str, Any]:
-    """What is kept of a problem: enough to score it again.
+) -> Record:
+    """The record of a problem, enough to score it again.
 
-    {id, the slices it is of, prompt, gold, n, c, undecided, truncated (None where unknown), length,
-    verdicts, wrong, responses}; `wrong` counts each wrong answer that was found. `evaluate` adds
-    p, the true success probability, where the task knows it.
+    `wrong` counts each wrong answer that could be read. `evaluate` adds p, the true success
+    probability, where the task knows it.
     """
     wrong = Counter(answer for verdict, answer in judged if verdict is not True and answer)
+    slices: Slices = {}
+    for name in SLICES:
+        if getattr(problem, name):
+            slices[name] = getattr(problem, name)
     return {
         "id": problem.id,
-        **{name: getattr(problem, name) for name in SLICES if getattr(problem, name)},
+        **slices,
         "prompt": problem.prompt,
         "gold": problem.gold,
         "n": len(responses),

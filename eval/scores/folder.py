@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from tqdm import tqdm
 
@@ -25,10 +25,7 @@ from eval.files import (
     whole_lines,
     write_json,
 )
-from eval.scores.passk import (
-    RECORD,
-    Record,
-)
+from eval.records import RECORD, Record
 
 
 class BadFolder(Exception):
@@ -42,12 +39,12 @@ class Scoring:
     label: str
     settings: Mapping[str, Any]
     total: int | None
-    produce: Callable[[int], Iterator[list[dict[str, Any]]]]
+    produce: Callable[[int], Iterator[list[Record]]]
 
 
-def without_texts(record: Record) -> dict[str, Any]:
-    """What scores are made of: prompts and responses are as large as their file."""
-    return {key: x for key, x in record.items() if key not in ("prompt", "responses")}
+def without_texts(record: Mapping[str, Any]) -> Record:
+    """The part of a record that scores read: prompts and responses are as large as their file."""
+    return cast(Record, {k: x for k, x in record.items() if k not in ("prompt", "responses")})
 
 
 COUNTS = {"n": int, "c": int}
@@ -126,7 +123,7 @@ def recorded(path: Path, option: str) -> dict[str, Record]:
             if not all(r.keys() >= RECORD.keys() for r in records):
                 remedy = "generations are no records; score them first, with --out"
                 raise BadFolder(f"{option} = {place}: {remedy}")
-            return {r["id"]: r for r in records}
+            return {r["id"]: cast(Record, r) for r in records}
     raise BadFolder(f"{option} = {path}: no records; {RECORDS}")
 
 
@@ -150,7 +147,7 @@ def check_sweep(out: Path) -> None:
         raise BadFolder(f"--out = {out}: holds files already; name a new folder")
 
 
-def run(scoring: Scoring, folder: ScoreFolder | None) -> list[dict[str, Any]]:
+def run(scoring: Scoring, folder: ScoreFolder | None) -> list[Record]:
     """All records without their texts, those that the folder holds already not made again."""
     records = list(folder.records) if folder else []
     if folder and folder.finished:

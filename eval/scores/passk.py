@@ -1,26 +1,19 @@
 """Unbiased pass@k and majority votes over problems, and the paired change between two evaluations.
 
-A record has at least {id, n, c}: n answers to one problem, c of them right. What else records hold
-is said in `eval.scores.evaluate`.
+They need of a record its n and c; majority votes also need the count of every `wrong` answer.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import conv1d
 
+from eval.records import Record
 from eval.scores.intervals import Estimate, Interval, bca
 from surgery.objectives import rho
-
-Record = Mapping[str, Any]
-
-
-RECORD = {"id": str | int, "n": int, "c": int, "verdicts": list}  # what each must have
-
 
 FEW = 5
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.files import value_at
-from eval.scores.evaluate import SLICES, record
+from eval.records import SLICES, Record
+from eval.scores.evaluate import record
 from eval.tasks.task import Problem
 from eval.verify.verifier import Verifier
 
@@ -93,7 +94,7 @@ def _generation(found: Mapping[str, Any], fields: Mapping[str, str], place: str)
 
 def score_responses(
     generations: Iterator[Generation], verifier: Verifier, answer_after: str | None = None
-) -> Iterator[list[dict[str, Any]]]:
+) -> Iterator[list[Record]]:
     """Records as `eval.scores.evaluate` makes them, in the order of the file, some at a time.
 
     With `answer_after` only what follows its last occurrence is judged; a response without it has

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
+from eval.records import SLICES, Record
 from eval.scores.difficulty import LEVELS, difficulty
-from eval.scores.evaluate import SLICES
-from eval.scores.passk import Record, ladder, majority_scores, scores, standard_error, which_too_few
+from eval.scores.passk import ladder, majority_scores, scores, standard_error, which_too_few
 from surgery.objectives import pass_at_k
 
 

@@ -11,20 +11,25 @@ from matplotlib.patches import Patch
 from PIL import Image
 from torch import Tensor
 
-from eval.report.pictures import COLOURS, OF_LEVEL, _legend, _plain, marker, style
+from eval.report import plots
+from eval.report.plots import (
+    BLUE,
+    FRONTIER,
+    LEVEL_MARKERS,
+    OF_LEVEL,
+    PURPLE,
+    START,
+    YELLOW,
+    marker,
+    style,
+)
 from eval.toy.study import Study, agreements
 from surgery.toy import Bandit, cosine_kernel, objective, population, slope, success
 
-EASY, HARD, ALL = OF_LEVEL["easy"], OF_LEVEL["hard"], "0.2"
-
-
-MARKS = {"population": "s", "easy": "o", "hard": "^"}
-
-
-ON_1, ON_K = COLOURS[0], COLOURS[3]  # pass@1 and pass@k
-
-
-SHADE = "#F0E442"
+COLOURS = OF_LEVEL | {"population": "0.2"}
+MARKERS = LEVEL_MARKERS | {"population": "s"}
+ON_1, ON_K = BLUE, PURPLE  # pass@1 and pass@k
+SHADE = YELLOW
 
 
 def _j(k: int) -> str:
@@ -36,17 +41,17 @@ def kernel(found: Study) -> Figure:
     """Figure 2: the cosine of each pair of gradients, of 120 easy and 80 hard prompts."""
     toy = population(found.setting.delta, 0.4, 200)
     cosines = cosine_kernel(found.setting.theta, toy)
-    figure = Figure(figsize=(6.6, 5.4), layout="constrained")
+    figure = plots.figure(6.6, 5.4)
     axes = figure.subplots()
     image = axes.imshow(cosines, cmap="RdBu", vmin=-1, vmax=1, interpolation="nearest")
     figure.colorbar(image, label="cosine of ∇p(x) and ∇p(x′)", shrink=0.9)
     axes.axhline(119.5, color="0.1", linewidth=1)
     axes.axvline(119.5, color="0.1", linewidth=1)
-    for at, name, colour in ((60, "easy", EASY), (160, "hard", HARD)):
+    for at, name in ((60, "easy"), (160, "hard")):
         for place in ((at, -8), (-8, at)):
             axes.plot(
-                *place, marker=MARKS[name], markersize=9, color=colour, markeredgecolor="0.2",
-                clip_on=False,
+                *place, marker=MARKERS[name], markersize=9, color=COLOURS[name],
+                markeredgecolor="0.2", clip_on=False,
             )  # fmt: skip
     axes.set_xlim(-0.5, 199.5)
     axes.set_ylim(199.5, -0.5)
@@ -91,7 +96,7 @@ def plane(found: Study) -> Figure:
     toy, k = _fewer(found), found.setting.k
     one, two, theta = _grid(found)
     few = _grid(found, 10)[2][1:-1, 1:-1]
-    figure = Figure(figsize=(11.5, 5.4), layout="constrained")
+    figure = plots.figure(11.5, 5.4)
     for axes, m in zip(figure.subplots(1, 2, sharey=True), (1, k), strict=True):
         values = torch.stack([objective(row, toy, m) for row in theta])
         _conflict(axes, found)
@@ -104,33 +109,29 @@ def plane(found: Study) -> Figure:
                 *few.unbind(-1), *arrow.unbind(-1), color=colour, width=0.0035,
                 scale=22, headwidth=4, zorder=3,
             )  # fmt: skip
-        axes.plot(*found.setting.start, marker="*", markersize=14, color=ALL, zorder=4)
+        axes.plot(*found.setting.start, **START, zorder=4)
         axes.set_title(f"contours of pass@{m}", fontsize=10)
     handles = [
         Patch(color=ON_1, label="∇J₁"),
         Patch(color=ON_K, label=f"∇{_j(k)}"),
         Patch(facecolor=SHADE, alpha=0.35, edgecolor="0.45", linestyle="--", label="conflict"),
-        *axes.plot([], [], marker="*", markersize=12, color=ALL, linestyle="none", label="start"),
+        *axes.plot([], [], **START, linestyle="none", label="start"),
     ]
-    axes.legend(
-        handles=handles, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False
-    )
+    plots.legend_beside(axes, handles=handles)
     return figure
 
 
 def agreement(found: Study) -> Figure:
     """Figure 4: agreements a_i of easy and hard prompts, at the start and after pass@k."""
     toy, setting = found.toy, found.setting
-    figure = Figure(figsize=(11.5, 4.4), layout="constrained")
+    figure = plots.figure(11.5, 4.4)
     cases = {"at the start": setting.theta, f"after pass@{setting.k}": found.paths["none"][-1]}
     panels = figure.subplots(1, 2)
     for axes, (when, theta) in zip(panels, cases.items(), strict=True):
         a = agreements(found, theta)
         edges = torch.linspace(float(a.min()), float(a.max()), 50).tolist()
-        for name, group, colour, hatch in (
-            ("easy", ~toy.hard, EASY, None),
-            ("hard", toy.hard, HARD, "////"),
-        ):
+        for name, group, hatch in (("easy", ~toy.hard, None), ("hard", toy.hard, "////")):
+            colour = COLOURS[name]
             weight = torch.full_like(a[group], 1 / len(a))
             label = f"{name} ({100 * float((a[group] < 0).double().mean()):.0f} % below 0)"
             axes.hist(
@@ -138,7 +139,7 @@ def agreement(found: Study) -> Figure:
                 alpha=0.45, edgecolor=colour, linewidth=1.2, hatch=hatch, label=label,
             )  # fmt: skip
             axes.plot(
-                float(a[group].mean()), 0, marker=MARKS[name], markersize=9, color=colour,
+                float(a[group].mean()), 0, marker=MARKERS[name], markersize=9, color=colour,
                 markeredgecolor="0.1", clip_on=False, zorder=5, linestyle="none",
                 label=f"mean, {name}",
             )  # fmt: skip
@@ -146,9 +147,8 @@ def agreement(found: Study) -> Figure:
         axes.set(xlabel="agreement a(x) = ⟨∇p(x), ∇J₁⟩", ylabel="share of all prompts")
         axes.set_title(when, fontsize=10)
         axes.set_ylim(bottom=0)
-        axes.set_axisbelow(True)
-        _plain(axes)
-        axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2)
+        plots.plain(axes)
+        plots.legend_under(axes)
     return figure
 
 
@@ -156,35 +156,31 @@ def training(found: Study, steps: int = 120) -> Figure:
     """Figure 5: pass@k and pass@1 under pass@k, of the population, of easy and of hard prompts."""
     toy, k = found.toy, found.setting.k
     p = success(found.paths["none"][: steps + 1], toy)
-    figure = Figure(figsize=(11.5, 4.4), layout="constrained")
+    figure = plots.figure(11.5, 4.4)
     everyone = torch.ones_like(toy.hard)
     groups = {"population": everyone, "easy": ~toy.hard, "hard": toy.hard}
-    colours = {"population": ALL, "easy": EASY, "hard": HARD}
     panels = figure.subplots(1, 2, sharey=True)
     for axes, m in zip(panels, (k, 1), strict=True):
         for name, group in groups.items():
             value = (1 - (1 - p[:, group]) ** m).mean(1)
             axes.plot(
-                value, color=colours[name], marker=MARKS[name], markevery=15, markersize=6,
+                value, color=COLOURS[name], marker=MARKERS[name], markevery=15, markersize=6,
                 markeredgecolor="white", linewidth=2.2 if name == "population" else 1.5, label=name,
             )  # fmt: skip
         axes.set(xlabel=f"steps of pass@{k} ascent", ylabel=f"pass@{m}", ylim=(0, 1.03))
-        _plain(axes)
-    _legend(panels[-1])
+        plots.plain(axes)
+    plots.legend_beside(panels[-1])
     return figure
 
 
 def paths(found: Study) -> Figure:
     """Every rule's path: in the plane of theta, and in that of (J_1, J_k) with the frontier."""
     k = found.setting.k
-    figure = Figure(figsize=(13, 5.6), layout="constrained")
+    figure = plots.figure(13, 5.6)
     left, right = figure.subplots(1, 2)
     _conflict(left, found)
-    right.plot(
-        *found.plane(found.frontier), color="0.35", linestyle=(0, (6, 2)), linewidth=1.2,
-        label="Pareto frontier",
-    )  # fmt: skip
-    left.plot(*found.frontier.T, color="0.35", linestyle=(0, (6, 2)), linewidth=1.2)
+    right.plot(*found.plane(found.frontier), **FRONTIER, label="Pareto frontier")
+    left.plot(*found.frontier.T, **FRONTIER)
     for i, (name, path) in enumerate(found.paths.items()):
         for axes, (xs, ys) in ((left, path.T.tolist()), (right, found.planes[name])):
             axes.plot(xs, ys, **style(i), linewidth=1.3, alpha=0.8)
@@ -193,17 +189,14 @@ def paths(found: Study) -> Figure:
                 markersize=13 - 0.45 * i, zorder=4, label=name,
             )  # fmt: skip
     start = found.setting.theta
-    left.plot(*start, marker="*", markersize=15, color=ALL, zorder=5)
-    right.plot(
-        *found.plane(start[None]), marker="*", markersize=15, color=ALL, zorder=5,
-        linestyle="none", label="start",
-    )  # fmt: skip
+    left.plot(*start, **START, zorder=5)
+    right.plot(*found.plane(start[None]), **START, zorder=5, linestyle="none", label="start")
     low, high = _window(found)
     left.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     left.set_title(f"shaded: ∇J₁ and ∇{_j(k)} conflict", fontsize=10)
     right.set(xlabel="pass@1", ylabel=f"pass@{k}")
-    _plain(right)
-    _legend(right)
+    plots.plain(right)
+    plots.legend_beside(right)
     return figure
 
 
@@ -218,6 +211,5 @@ PICTURES: dict[str, Callable[[Study], Figure]] = {
 
 def save(figure: Figure, path: Path) -> None:
     """A PNG of 256 colours, by matplotlib's own Pillow: a third of the size, the same to see."""
-    whole = io.BytesIO()
-    figure.savefig(whole, format="png", dpi=100)
+    whole = io.BytesIO(plots.png(figure, 100))
     Image.open(whole).convert("RGB").quantize(256).save(path)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from eval.report.curve import height
-from eval.report.tables import table
+from eval.report.tables import number, table
 from surgery import theory
 from surgery.rules import RULES
 from surgery.toy import (
@@ -189,7 +189,7 @@ def report(content: dict[str, Any]) -> str:
     ]
     pair, all_prompts = content["two prompts"], content["population"]
     names = [name for name in pair if name != "cosine of J_k and J_1 by k"]
-    numbers = [[name, *(_number(x[name]) for x in (pair, all_prompts))] for name in names]
+    numbers = [[name, *(number(x[name], ".3g") for x in (pair, all_prompts))] for name in names]
     pass_k = f"pass@{all_prompts['k']}"
     keys = ["pass@1", pass_k, "lowest_pass@1", "below_frontier"]
     rules = [[x["rule"], *(_places(x[key]) for key in keys)] for x in content["rules"]]
@@ -204,7 +204,3 @@ def report(content: dict[str, Any]) -> str:
 
 def _places(x: float) -> str:
     return f"{round(x, 3) + 0.0:.3f}"  # no -0.000
-
-
-def _number(x: float | None) -> str:
-    return "–" if x is None else f"{x:.3g}"

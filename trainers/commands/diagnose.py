@@ -12,7 +12,6 @@ baseline rests on, and only so does g_i estimate the gradient of the success rat
 
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from eval.policy.logprobs import Likelihood, check_chunks
 from eval.policy.policy import Policy, load_policy
 from eval.policy.streams import derive_seed
+from eval.records import Record
 from eval.rollout.rollout import Rollout
 from eval.rollout.sample import sample
 from eval.scores.evaluate import record
@@ -105,11 +105,11 @@ class Diagnosis:
             return {"last_layer": features}
         return {"last_layer": features, "ghost": self._probe_all(features)}
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[Record]:
         """One a prompt, in order, on all ranks."""
         return [r for start in self.parts for r in self._records(start)]
 
-    def _records(self, start: int) -> list[dict[str, Any]]:
+    def _records(self, start: int) -> list[Record]:
         return share(self.folder and self.folder.records(start))
 
     def _mine(self, start: int) -> list[int]:
@@ -156,7 +156,7 @@ class Diagnosis:
 
     def _sample(
         self, policy: Policy, mine: Sequence[int], verifier: Verifier
-    ) -> list[tuple[int, dict[str, Any], Tensor]]:
+    ) -> list[tuple[int, Record, Tensor]]:
         """(position, record, [2, width] sums) of each of these prompts."""
         options, n = self.options, self.options.samples
         problems = [self.problems[i] for i in mine]
@@ -177,7 +177,7 @@ class Diagnosis:
             kept = record(
                 problem, rollout.texts[rows], judged[rows], lengths[rows], truncated[rows]
             )
-            kept |= {"tokens": [rollout.prompts[place], rollout.completions[rows]]}
+            kept["tokens"] = (rollout.prompts[place], rollout.completions[rows])
             right = torch.tensor([verdict is True for verdict, _ in judged[rows]])
             u = rollout.features[rows].cpu()
             found.append((i, kept, torch.stack([u[right].sum(0), u[~right].sum(0)])))
@@ -258,7 +258,7 @@ class Diagnosis:
         """(prompts, their rollout, [prompts, n] verdicts) of this rank, as many prompts at a time
         as fill a micro-batch with distinct completions.
         """
-        mine, records, size = list[int](), list[dict[str, Any]](), 0
+        mine, records, size = list[int](), list[Record](), 0
         for start in self.parts:
             if not chosen[start : start + PART].any():
                 continue
@@ -274,12 +274,12 @@ class Diagnosis:
             yield mine, *_rollout(records)
 
 
-def _distinct_tokens(record: dict[str, Any]) -> int:
+def _distinct_tokens(record: Record) -> int:
     prompt, completions = record["tokens"]
     return sum(len(prompt) + len(x) for x in set(map(tuple, completions)))
 
 
-def _rollout(records: Sequence[dict[str, Any]]) -> tuple[Rollout, Tensor]:
+def _rollout(records: Sequence[Record]) -> tuple[Rollout, Tensor]:
     n = records[0]["n"]
     prompts, completions = zip(*(r["tokens"] for r in records), strict=True)
     flat = [x for part in completions for x in part]

@@ -1,5 +1,6 @@
 """What a diagnosis has measured, on disk: parts of the prompts, and one file a direction."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from eval.files import read_json, usual_permissions, write_json
+from eval.records import RECORD, Record
 from eval.scores.folder import claim, fingerprint
-from eval.scores.passk import RECORD
 from surgery.interference import Group, Level
 from trainers.config.schema import Config
 from trainers.job import Job
@@ -45,12 +46,12 @@ class Folder:
     def has_part(self, start: int) -> bool:
         return self._place("parts", start, "json").exists()
 
-    def write_part(self, start: int, records: list[dict[str, Any]], sums: Tensor) -> None:
+    def write_part(self, start: int, records: Sequence[Record], sums: Tensor) -> None:
         """The features first: the records say that the part is whole."""
         self._save({"sums": sums}, self._place("parts", start, "safetensors"))
         write_json(self._place("parts", start, "json"), records)
 
-    def records(self, start: int) -> list[dict[str, Any]]:
+    def records(self, start: int) -> list[Record]:
         return read_json(self._place("parts", start, "json"), [PART], REMEDY)
 
     def sums(self, start: int) -> Tensor:

@@ -13,8 +13,9 @@ from torch import cuda
 from eval.files import BadFile
 from eval.policy.policy import ModelError, Policy, interpolate, load_policy
 from eval.policy.streams import derive_seed
+from eval.records import Record
 from eval.rollout.rollout import SamplingFailed
-from eval.scores.evaluate import evaluate
+from eval.scores.evaluate import Draws, evaluate
 from eval.scores.folder import (
     BadFolder,
     ScoreFolder,
@@ -152,7 +153,7 @@ def _of_file(arguments: argparse.Namespace) -> list[Scoring]:
         "verifier": verifier.version,
     }
 
-    def produce(start: int) -> Iterator[list[dict[str, Any]]]:
+    def produce(start: int) -> Iterator[list[Record]]:
         generations = itertools.islice(read_responses(path, fields), start, None)
         with verifier:
             yield from score_responses(generations, verifier, arguments.answer_after)
@@ -209,7 +210,7 @@ def _of_model(arguments: argparse.Namespace) -> list[Scoring]:
             "verifier": verifier.version,
         }
 
-        def produce(begin: int) -> Iterator[list[dict[str, Any]]]:
+        def produce(begin: int) -> Iterator[list[Record]]:
             policy = load("model.path", path)
             if by is not None:
                 if not start:
@@ -217,12 +218,12 @@ def _of_model(arguments: argparse.Namespace) -> list[Scoring]:
                 interpolate(policy, start, load("--toward", toward), by)
             uncut = chosen > 0 and options.top_p == 1
             population = job.task.success(policy, chosen) if uncut else None
-            seed = derive_seed("eval", options.seed)
+            draws = Draws(n, drawing, derive_seed("eval", options.seed))
             with verifier:
                 for first in range(begin, len(problems), CHUNK):
                     part = problems[first : first + CHUNK]
                     places = range(first, first + len(part))
-                    yield evaluate(policy, verifier, part, n, drawing, seed, places, population)
+                    yield evaluate(policy, verifier, part, draws, places, population)
 
         label = ", ".join(parts) or str(arguments.model or config.model.path)
         return Scoring(label, settings, len(problems), produce)

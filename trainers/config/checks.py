@@ -263,7 +263,6 @@ def _made_up(config: Config) -> Iterator[tuple[Tensor, Geometry]]:
             rate,
             measured,
             agreements(g_1, surgery.statistic),
-            g_1 @ g_1.T if surgery.measure == "last_layer" else None,
             by_others(correct, k, probes_of(g_1, features))
             if surgery.statistic == "loo" and train.samples > 2
             else None,

@@ -72,14 +72,13 @@ class Probe:
 
         A geometry that is not finite holds its products alone, and is forgotten.
         """
-        correct = batch.correct
-        gram = probes = None
+        correct, probes = batch.correct, None
         if self.surgery.measure == "ghost":
             now, naive, agreement, probes = self._by_ghost(batch)
         else:
             g_k, g_1 = self._last_layer(batch)
             now, naive = (products(g_k, g_1, x) for x in (self.surgery.statistic, "naive"))
-            agreement, gram = agreements(g_1, self.surgery.statistic), g_1 @ g_1.T
+            agreement = agreements(g_1, self.surgery.statistic)
             if self.by_others:
                 assert batch.rollout.features is not None
                 local = probes_of(g_1, batch.rollout.features.cpu(), batch.mine)
@@ -93,7 +92,7 @@ class Probe:
         others = None
         if self.by_others and probes is not None:
             others = by_others(correct, batch.weight_k, probes)
-        geometry = Geometry(correct.mean(1), decisive, agreement, gram, others)
+        geometry = Geometry(correct.mean(1), decisive, agreement, others)
         self.measured, self.averaged = self.measured + 1, self.averaged + 1
         self.degenerate += geometry.degenerate
         scalars = diagnostics.of_products(now, naive, decisive)

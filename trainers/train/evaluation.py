@@ -6,8 +6,9 @@ from typing import Any
 
 from eval.files import read_lines
 from eval.policy.streams import derive_seed
+from eval.records import Record, read_records
 from eval.scores.difficulty import by_difficulty
-from eval.scores.evaluate import evaluate
+from eval.scores.evaluate import Draws, evaluate
 from eval.scores.passk import changes, ladder, problem_scores, scores, which_too_few
 from eval.tasks.task import Population, Problem
 from eval.verify.verifier import Verifier
@@ -25,9 +26,7 @@ class Evaluation:
         self.ks = ladder(job.config.eval.k)
         self._knows = True  # until the task says that it has no true success probabilities
 
-    def __call__(
-        self, known: list[dict[str, Any]] | None = None
-    ) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    def __call__(self, known: list[Record] | None = None) -> tuple[list[Record], dict[str, float]]:
         """(one record a problem, the scalars). Records that are `known` are not made again."""
         population = self._population()
         records = known or self.records(self.task.evaluation(self.config.eval.problems), population)
@@ -36,18 +35,18 @@ class Evaluation:
 
     def records(
         self, problems: Sequence[Problem], population: Population | None = None
-    ) -> list[dict[str, Any]]:
+    ) -> list[Record]:
         """One record a problem, in order, on every rank."""
         options = self.config.eval
+        how = self.job.decoding(options.temperature, options.top_p)
+        draws = Draws(options.samples, how, derive_seed("eval", options.seed))
         mine = range(self.engine.rank, len(problems), self.engine.world)
         with self.engine.policy() as policy:
             records = evaluate(
                 policy,
                 self.verifier,
                 [problems[i] for i in mine],
-                options.samples,
-                self.job.decoding(options.temperature, options.top_p),
-                derive_seed("eval", options.seed),
+                draws,
                 mine,
                 population,
             )
@@ -75,7 +74,7 @@ class Evaluation:
         """The contents of summary.json, from what the run has written."""
         config = self.config
         before, after = (
-            read_lines(folder / "eval" / f"{name}.jsonl") for name in ("before", "after")
+            read_records(folder / "eval" / f"{name}.jsonl") for name in ("before", "after")
         )
         history = read_lines(folder / "metrics.jsonl")
         names = [f"pass@{k}" for k in self.ks]

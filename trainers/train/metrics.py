@@ -5,7 +5,7 @@ the rollouts.
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -14,6 +14,9 @@ from trainers.config.schema import Config
 from trainers.config.values import flatten
 from trainers.train.schedules import due
 from trainers.train.step_log import StepLog
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LOGS = ("metrics.jsonl", "rollouts.jsonl")
 
@@ -89,16 +92,16 @@ class Metrics:
         self._writer.close()
 
 
-def scatter(weights: Tensor, agreements: Tensor, rate: Tensor) -> Any:
+def scatter(weights: Tensor, agreements: Tensor, rate: Tensor) -> "Figure":
     """Weight against agreement, coloured by the rate of correct answers; what lies left of 0
     disagrees.
     """
-    from matplotlib.figure import Figure
+    from eval.report import plots
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = plots.figure(6, 4)
     axes = figure.subplots()
     axes.axvline(0, color="0.6", linewidth=1)
-    dots = axes.scatter(agreements, weights, c=rate, cmap="viridis", vmin=0, vmax=1, s=18)
+    dots = axes.scatter(agreements, weights, c=rate, s=18, **plots.RATES)
     figure.colorbar(dots, label="share of correct answers")
     axes.set_xlabel("agreement with the pass@1 gradient")
     axes.set_ylabel("pass@k weight")

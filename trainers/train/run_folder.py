@@ -5,9 +5,8 @@ import fcntl
 from pathlib import Path
 from typing import Any
 
-from eval.files import read_lines
+from eval.records import Record, read_records
 from eval.report.runs import read_summary
-from eval.scores.passk import RECORD
 from trainers.config.load import OF_BASE, differences, save_config
 from trainers.config.schema import Config
 from trainers.config.values import ConfigError
@@ -93,7 +92,7 @@ class RunFolder:
             for _ in steps_of(self.path / name):
                 pass
         for name in ("before", "reference"):
-            read_lines(self.path / "eval" / f"{name}.jsonl", RECORD, RESTORE)
+            read_records(self.path / "eval" / f"{name}.jsonl", RESTORE)
 
     def outlook(self) -> str:
         """What the same command would do with what is on the disk: all of it is whole."""
@@ -114,7 +113,7 @@ class RunFolder:
                     path.rename(path.with_name(name))
 
 
-def _base_records(config: Config, name: str) -> list[dict[str, Any]] | None:
+def _base_records(config: Config, name: str) -> list[Record] | None:
     """An evaluation before training of another run from the same base, where run.base names it."""
     if config.run.base is None:
         return None
@@ -125,4 +124,4 @@ def _base_records(config: Config, name: str) -> list[dict[str, Any]] | None:
     for line in differences(config, saved, OF_BASE):
         raise ConfigError(f"{line}: run.base = {run} has another base; leave run.base out")
     remedy = "restore it from a copy, or leave run.base out"
-    return read_lines(run / "eval" / f"{name}.jsonl", RECORD, remedy)
+    return read_records(run / "eval" / f"{name}.jsonl", remedy)

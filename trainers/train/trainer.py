@@ -11,6 +11,7 @@ from tqdm import tqdm
 from eval.files import write_json, write_lines
 from eval.policy.logprobs import check_chunks
 from eval.policy.policy import Policy, load_policy
+from eval.records import Record
 from eval.rollout.sample import SAMPLERS
 from eval.scores.passk import problem_scores
 from eval.tasks.task import digest
@@ -130,9 +131,7 @@ class Trainer:
             scalars = self.evaluation.exact()
         return scalars | {"time/evaluate": time.monotonic() - start}
 
-    def _evaluate(
-        self, name: str | None, known: list[dict[str, Any]] | None = None
-    ) -> dict[str, float]:
+    def _evaluate(self, name: str | None, known: list[Record] | None = None) -> dict[str, float]:
         records, scalars = self.evaluation(known)
         if name and self.folder:
             write_lines(self.folder.path / "eval" / f"{name}.jsonl", records)

@@ -8,7 +8,7 @@ import torch
 from eval.files import read_lines
 from eval.policy.policy import load_policy
 from eval.policy.streams import derive_seed
-from eval.scores.evaluate import evaluate
+from eval.scores.evaluate import Draws, evaluate
 from eval.verify.verifier import Verifier
 from tests.conftest import ROOT, run
 from trainers.config.load import load_config
@@ -130,8 +130,8 @@ def test_checkpointing_draws_and_reads_what_the_model_says(tmp_path, base, twin,
     ):
         population, problems = twin.success(policy), twin.evaluation(config.eval.problems)
         how, seed = Job(config).decoding(1.0, 1.0), derive_seed("eval", config.eval.seed)
-        n = config.eval.samples
-        expected = evaluate(policy, Verifier("exact"), problems, n, how, seed, None, population)
+        draws = Draws(config.eval.samples, how, seed)
+        expected = evaluate(policy, Verifier("exact"), problems, draws, None, population)
         found = read_lines(tmp_path / "run" / "eval" / f"{name}.jsonl")
         assert [x["responses"] for x in found] == [x["responses"] for x in expected]
         assert [x["p"] for x in found] == pytest.approx([x["p"] for x in expected], abs=1e-5)
