@@ -42,7 +42,7 @@ def compare(runs: Sequence[Run], margin: float = 0.0) -> list[Row]:
             "lowest_pass@1": min(
                 value for run in members for _, value in run.path("pass@1", exact)
             ),
-            "above_mix": distance and distance.interval,
+            "above_mix": distance,
             "seconds": fmean([run.summary["seconds"] for run in members]),
             "difficulty": _difficulty(members),
         }
@@ -71,7 +71,7 @@ def _estimate(runs: Sequence[Run], metric: str, exact: bool) -> Estimate:
         problem_scores(run.records("after"), k) - problem_scores(run.records("before"), k)
         for run in runs
     ]
-    return seeds_and_problems(changes, torch.stack(by_problem).mean(0))
+    return seeds_and_problems(torch.stack(by_problem))
 
 
 def _scores(runs: Sequence[Run], metric: str, exact: bool) -> dict[str, Any]:
@@ -169,7 +169,8 @@ def notes(rows: Sequence[Row], margin: float) -> list[str]:
     if any(row["above_mix"] for row in rows):
         lines.append(
             "Above mix: pass@k minus that of the fixed mixtures' curve at the same pass@1"
-            " (level beyond its ends), 95 % jackknife over seeds."
+            " (level beyond its ends), 95 % intervals over seeds (true values: jackknife; sampled:"
+            " bootstrap over seeds and problems; one seed: over problems)."
         )
     if STAR in render(rows):
         lines.append(TOO_FEW)

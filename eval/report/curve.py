@@ -1,11 +1,24 @@
 """The curve that fixed mixtures trace over lambda, and how far above it another rule ends."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+
+import torch
+from torch import Tensor
 
 from eval.report.runs import FREE, Run
-from eval.scores.intervals import Estimate, jackknife
+from eval.scores.intervals import (
+    LEVEL,
+    RESAMPLES,
+    Interval,
+    jackknife,
+    normal_quantile,
+    spread,
+    t_quantile,
+    unknown,
+)
+from eval.scores.passk import problem_scores
 
 Point = tuple[float, float]  # (pass@1, pass@k)
 
@@ -20,21 +33,29 @@ PROTOCOL = (
 
 @dataclass(frozen=True)
 class Curve:
-    """Ends of runs [lambda][seed] of one setting, lambdas ascending; lambda = 0 is pass@k alone."""
+    """Ends of runs [lambda, seed, metric, problem] of one setting; lambdas ascend from 0, which is
+    pass@k alone.
+    """
 
     protocol: str
     setting: str
     lambdas: list[float]
     seeds: list[int]
-    ends: list[list[Point]]
+    ends: Tensor
 
-    def points(self, places: Sequence[int]) -> list[Point]:
-        """The mean ends over some of the seeds."""
-        return [_mean([ends[i] for i in places]) for ends in self.ends]
+    @property
+    def points(self) -> list[Point]:
+        """The mean end of each lambda, over seeds and problems."""
+        return [(x, y) for x, y in self.ends.mean((1, 3)).tolist()]
 
 
-def end(run: Run, exact: bool) -> Point:
-    return run.value("after", "pass@1", exact), run.value("after", run.k, exact)
+def end(run: Run, exact: bool) -> Tensor:
+    """pass@1 and pass@k of each problem [metric, problem]; exact values are of one column."""
+    if exact:
+        values = [[run.value("after", metric, exact)] for metric in ("pass@1", run.k)]
+        return torch.tensor(values, dtype=torch.float64)
+    records = run.records("after")
+    return torch.stack([problem_scores(records, k) for k in (1, run.summary["k"])])
 
 
 def curves(groups: Sequence[Sequence[Run]], exact: bool) -> list[Curve]:
@@ -53,10 +74,11 @@ def curves(groups: Sequence[Sequence[Run]], exact: bool) -> list[Curve]:
             continue
         lambdas = sorted(by_lambda)
         ends = [
-            [end(x, exact) for x in by_lambda[mix] if x.summary["seed"] in seeds] for mix in lambdas
+            torch.stack([end(x, exact) for x in by_lambda[mix] if x.summary["seed"] in seeds])
+            for mix in lambdas
         ]
         protocol = _protocol(by_lambda[lambdas[0]][0])
-        found.append(Curve(protocol, setting, lambdas, sorted(seeds), ends))
+        found.append(Curve(protocol, setting, lambdas, sorted(seeds), torch.stack(ends)))
     return found
 
 
@@ -68,59 +90,106 @@ def mixture(run: Run) -> float | None:
     return {"mix": run.config["surgery.mix"], "none": 0.0}.get(rule)
 
 
-def above(runs: Sequence[Run], found: Sequence[Curve], exact: bool) -> Estimate | None:
+def above(runs: Sequence[Run], found: Sequence[Curve], exact: bool) -> Interval | None:
     """pass@k minus the curve's pass@k at the same pass@1, over the seeds that both have.
 
-    Mean end against mean curve, with a jackknife over seeds. Of several curves under the same
-    protocol (such as one for each learning rate) the highest counts. Beyond its ends the curve
-    goes on level. None where there is no curve, or the runs are on it.
+    None where there is no curve under the same protocol, or the runs are on it.
     """
     rivals = [curve for curve in found if curve.protocol == _protocol(runs[0])]
     if mixture(runs[0]) is not None and any(x.setting == _setting(runs[0]) for x in rivals):
         return None
-    by_seed = {run.summary["seed"]: end(run, exact) for run in runs}
+    by_seed = {run.summary["seed"]: run for run in runs}
     seeds = sorted(set(by_seed).intersection(*(curve.seeds for curve in rivals)))
     if not rivals or not seeds:
         return None
-
-    def distance(places: Sequence[int]) -> float:
-        chosen = [seeds[i] for i in places]
-        pass_1, pass_k = _mean([by_seed[seed] for seed in chosen])
-        heights = [
-            height(curve.points([curve.seeds.index(seed) for seed in chosen]), pass_1)
-            for curve in rivals
-        ]
-        return pass_k - max(heights)
-
-    return jackknife(distance, len(seeds))
+    ends = torch.stack([end(by_seed[seed], exact) for seed in seeds])
+    mixed = [curve.ends[:, [curve.seeds.index(seed) for seed in seeds]] for curve in rivals]
+    return distance(ends, mixed, exact)
 
 
-def height(points: Sequence[Point], pass_1: float) -> float:
-    """pass@k of the broken line through the points at a pass@1; the highest, where it passes twice,
-    and level beyond its ends.
+def distance(ends: Tensor, curves: Sequence[Tensor], exact: bool) -> Interval:
+    """How far the mean of ends [seed, metric, problem] lies above curves [lambda, seed, ...].
+
+    Of several curves (such as one for each learning rate) the highest counts. Exact values differ
+    between seeds alone: a jackknife over them.
     """
-    heights = []
-    for (x_0, y_0), (x_1, y_1) in pairwise(points):
-        if min(x_0, x_1) <= pass_1 <= max(x_0, x_1):
-            part = (pass_1 - x_0) / (x_1 - x_0) if x_1 != x_0 else 0.0
-            heights.append(y_0 + part * (y_1 - y_0))
-    if heights:
-        return max(heights)
-    nearest = min(abs(x - pass_1) for x, _ in points)
-    return max(y for x, y in points if abs(x - pass_1) == nearest)
+
+    def gaps(places: Sequence[int]) -> list[float]:
+        means = (torch.cat([x, ends[None]])[:, list(places)].mean((1, 3)) for x in curves)
+        return [float(gap(x)) for x in means]
+
+    if exact:
+        return jackknife(lambda places: min(gaps(places)), len(ends)).interval
+    found = gaps(range(len(ends)))
+    return sampled(torch.cat([curves[found.index(min(found))], ends[None]]))
+
+
+def sampled(runs: Tensor) -> Interval:
+    """The `gap` of runs [run, seed, metric, problem] that share their problems.
+
+    All mean ends are drawn anew with the covariance that seeds and problems give them, longer by
+    the ratio of Student's t to the normal quantile; the interval's ends are quantiles of the drawn
+    gaps. The error of the linearised gap (delta method) gives the degrees of freedom only: near a
+    bend of the curve it depends on the side on which the run happened to end.
+    """
+    mean = runs.mean((1, 3))
+    apart = runs - mean[:, None, :, None]
+    slopes = torch.autograd.functional.jacobian(gap, mean)
+    found = spread(torch.einsum("rm,rsmp->sp", slopes, apart))
+    if found.seeds + found.added == 0:
+        return unknown(float(gap(mean))).interval
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(deviations: Tensor) -> Tensor:
+        """Normal, with the covariance of a mean over the last dimension."""
+        size = deviations.shape[-1]
+        root = torch.linalg.qr(deviations.flatten(0, 1).T, mode="r").R
+        normal = torch.randn(RESAMPLES, len(root), generator=generator, dtype=mean.dtype)
+        return (normal @ root).unflatten(1, mean.shape) / math.sqrt(size * max(size - 1, 1))
+
+    share = math.sqrt(found.added / found.problems) if found.problems else 0.0
+    noise = share * drawn(apart.mean(1)) + drawn(apart.mean(3).transpose(1, 2))
+    level = (1 + LEVEL) / 2
+    longer = t_quantile(level, found.freedom) / normal_quantile(level)
+    ends = torch.tensor([1 - level, level], dtype=mean.dtype)
+    low, high = gap(mean + longer * noise).quantile(ends).tolist()
+    return {"value": float(gap(mean)), "low": low, "high": high}
+
+
+def gap(means: Tensor) -> Tensor:
+    """pass@k of the last of [..., run, metric] minus the height of the others' curve."""
+    last = means[..., -1, :]
+    return last[..., 1] - height(means[..., :-1, :], last[..., 0])
+
+
+def height(points: Tensor, pass_1: Tensor) -> Tensor:
+    """pass@k of the broken line through points [..., point, metric] at a pass@1; the highest, where
+    it passes twice, and level beyond its ends.
+    """
+    x, y = points.unbind(-1)
+    at = pass_1[..., None]
+    x_0, x_1, y_0, y_1 = x[..., :-1], x[..., 1:], y[..., :-1], y[..., 1:]
+    inside = (torch.minimum(x_0, x_1) <= at) & (at <= torch.maximum(x_0, x_1))
+    part = (at - x_0) / torch.where(x_0 == x_1, 1.0, x_1 - x_0)
+    away = (x - at).abs()
+    nearest = away == away.amin(-1, keepdim=True)
+    outside = ~inside.any(-1, keepdim=True)
+    heights = torch.cat([y_0 + part * (y_1 - y_0), y], -1)
+    counts = torch.cat([inside, nearest & outside], -1)
+    return heights.masked_fill(~counts, -math.inf).amax(-1)
 
 
 def _protocol(run: Run) -> str:
     """What it shares with all runs that did the same work, as one text."""
-    return repr(sorted((k, x) for k, x in run.config.items() if k.startswith(PROTOCOL)))
+    return _text(run, [k for k in run.config if k.startswith(PROTOCOL)])
 
 
 def _setting(run: Run) -> str:
     """All but the rule and the seed, as one text."""
-    free = ("surgery.", *FREE)
-    return repr(sorted((k, x) for k, x in run.config.items() if not k.startswith(free)))
+    return _text(run, [k for k in run.config if not k.startswith(("surgery.", *FREE))])
 
 
-def _mean(points: Sequence[Point]) -> Point:
-    xs, ys = zip(*points, strict=True)
-    return sum(xs) / len(xs), sum(ys) / len(ys)
+def _text(run: Run, keys: Sequence[str]) -> str:
+    """With the problems of its evaluation: data may have changed under its name."""
+    problems = [x["id"] for x in run.records("after")]
+    return repr(([(k, run.config[k]) for k in sorted(keys)], problems))

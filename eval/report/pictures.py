@@ -31,7 +31,7 @@ def pareto(
     if reachable:
         axes.plot(*zip(*reachable, strict=True), **FRONTIER, label="best reachable")
     for n, curve in enumerate(curves):
-        points = curve.points(range(len(curve.seeds)))
+        points = curve.points
         label = "fixed mixtures" if n == 0 else None
         axes.plot(*zip(*points, strict=True), color="0.1", linewidth=2.2, alpha=0.6, label=label)
         for mix, point in zip(curve.lambdas, points, strict=True):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypedDict
 
 import torch
@@ -58,14 +58,14 @@ def bca(sample: Tensor, resamples: int = RESAMPLES, drawn_means: Tensor | None =
         drawn_means = _resampled_means(values, counts, resamples)
     steps, mass = _rounded(drawn_means).unique(return_counts=True)
     middle = (mass.cumsum(0) - mass / 2) / len(drawn_means)
-    bias = _normal_quantile(_interpolate(mean, steps, middle))
+    bias = normal_quantile(_interpolate(mean, steps, middle))
 
     def endpoint(level: float) -> float:
-        z = bias + _normal_quantile(level)
+        z = bias + normal_quantile(level)
         return _interpolate(_normal(bias + z / (1 - skew * z)), middle, steps)
 
     def below(x: float) -> float:
-        z = _normal_quantile(_interpolate(x, steps, middle)) - bias
+        z = normal_quantile(_interpolate(x, steps, middle)) - bias
         return _normal(z / (1 + skew * z) - bias)
 
     ends = endpoint((1 - LEVEL) / 2), endpoint((1 + LEVEL) / 2)
@@ -107,7 +107,7 @@ def _normal(z: float) -> float:
     return math.erfc(-z / math.sqrt(2)) / 2
 
 
-def _normal_quantile(p: float) -> float:
+def normal_quantile(p: float) -> float:
     return float(torch.special.ndtri(torch.tensor(p, dtype=torch.float64)))
 
 
@@ -120,20 +120,48 @@ def student(values: Sequence[float]) -> Estimate:
     return _student(mean, math.fsum((x - mean) ** 2 for x in values) / (n - 1) / n, n - 1)
 
 
-def seeds_and_problems(values: Sequence[float], problems: Tensor) -> Estimate:
-    """Student's t where all seeds are held against one evaluation of one base.
+@dataclass(frozen=True)
+class Spread:
+    """Variances of a mean over seeds and problems, where both are drawn.
 
-    Its error, and the choice of the problems, are the same in the changes of all seeds, and their
-    spread does not show them. So the variance over `problems`, of each one's change averaged over
-    seeds, is added; the degrees of freedom are Welch and Satterthwaite's, rounded down.
+    All seeds share the problems (and, in a change, the base's evaluation), and their spread does
+    not show the choice of them. So what problems add is added to the variance over seeds. The noise
+    of single values is in both, and counts once (clustering in two ways: Cameron, Gelbach and
+    Miller 2011). The degrees of freedom are Welch and Satterthwaite's, rounded down.
     """
-    n, size = len(values), len(problems)
-    mean = math.fsum(values) / n
-    over_seeds = math.fsum((x - mean) ** 2 for x in values) / (n - 1) / n
-    over_problems = float(problems.var()) / size
-    total = over_seeds + over_problems
-    spread = over_seeds**2 / (n - 1) + over_problems**2 / (size - 1)
-    return _student(mean, total, int(total**2 / spread) if spread > 0 else n - 1)
+
+    seeds: float
+    problems: float  # of means over seeds
+    single: float
+    freedom: int
+
+    @property
+    def added(self) -> float:
+        return max(0.0, self.problems - self.single)
+
+
+def spread(values: Tensor) -> Spread:
+    """Of the mean of values [seed, problem]; a single seed says nothing of other seeds."""
+    n, size = values.shape
+    by_problem = values.mean(0)
+    problems = float(by_problem.var()) / size
+    if n == 1:
+        return Spread(0.0, problems, 0.0, size - 1)
+    by_seed = values.mean(1)
+    rest = values - by_seed[:, None] - by_problem + values.mean()
+    seeds, cells = float(by_seed.var()) / n, (n - 1) * (size - 1)
+    single = float(rest.square().sum()) / (cells * n * size)
+    found = Spread(seeds, problems, single, n - 1)
+    squares = seeds**2 / (n - 1) + problems**2 / (size - 1) + single**2 / cells
+    if squares == 0:
+        return found
+    return replace(found, freedom=max(n - 1, int((seeds + found.added) ** 2 / squares)))
+
+
+def seeds_and_problems(values: Tensor) -> Estimate:
+    """Student's t of the mean of values [seed, problem], where both are drawn."""
+    found = spread(values)
+    return _student(float(values.mean()), found.seeds + found.added, found.freedom)
 
 
 def _student(mean: float, variance: float, freedom: int) -> Estimate:

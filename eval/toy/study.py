@@ -91,7 +91,7 @@ def study(setting: Setting, progress: Progress = iter) -> Study:
 
 def ends(found: Study) -> list[dict[str, Any]]:
     """Where each rule ends, its lowest J_1 on the way, and how far below the frontier that is."""
-    best = list(zip(*found.plane(found.frontier), strict=True))
+    best = torch.tensor(found.plane(found.frontier), dtype=torch.float64).T
     rows = []
     for name, path in found.paths.items():
         pass_1, pass_k = found.planes[name]
@@ -102,7 +102,8 @@ def ends(found: Study) -> list[dict[str, Any]]:
                 "pass@1": pass_1[-1],
                 f"pass@{found.setting.k}": pass_k[-1],
                 "lowest_pass@1": min(pass_1),
-                "below_frontier": height(best, pass_1[-1]) - pass_k[-1],
+                "below_frontier": float(height(best, torch.tensor(pass_1[-1], dtype=best.dtype)))
+                - pass_k[-1],
                 "last_step": float((path[-1] - path[-2]).norm()),
             }
         )

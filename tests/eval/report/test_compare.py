@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from eval.files import write_lines
 from eval.report import page, pictures
 from eval.report.compare import as_csv, compare, render
-from eval.report.curve import above, curves, height
+from eval.report.curve import above, curves
 from eval.report.runs import BadRuns, find_runs, grouped
 from eval.scores.intervals import bca
 from eval.scores.passk import problem_scores
@@ -142,13 +142,6 @@ def test_true_and_sampled_values_are_not_mixed(tmp_path):
     assert not rows["x"]["exact"] and rows["x"]["lowest_pass@1"] == 0.59
 
 
-def test_height_by_hand():
-    line = [(0.5, 1.0), (0.7, 0.9), (0.8, 0.5)]
-    assert height(line, 0.6) == pytest.approx(0.95) and height(line, 0.75) == pytest.approx(0.7)
-    assert height(line, 0.4) == 1.0 and height(line, 0.9) == 0.5  # level beyond the ends
-    assert height([(0.5, 0.9), (0.7, 0.9), (0.5, 0.7)], 0.6) == pytest.approx(0.9)  # the higher
-
-
 def test_distance_to_the_curve(tmp_path):
     """Two mixtures and pass@k alone make a curve; a rule at .65 is .02 above it on both seeds."""
     for seed in (0, 1):
@@ -181,7 +174,39 @@ def test_distance_to_the_curve(tmp_path):
     assert rows["other"] is None  # other work: more steps
     assert rows["mix,1"] is None and rows["passk"] is None  # on the curve
     one = above([grouped(runs)["mine"][1]], [curve], exact=True)
-    assert one is not None and one.interval["low"] is None
+    assert one is not None and one["low"] is None
+
+
+def test_distance_of_sampled_values(tmp_path):
+    """Two seeds with the same answers: the spread over seeds is 0, that over problems is not."""
+    rules = {
+        "passk": ([2] * 40, (0.25, 1.0), {}),
+        "mix": ([8] * 20 + [0] * 20, (0.5, 0.5), {"surgery.rule": "mix", "surgery.mix": 1.0}),
+        "mine": ([4, 4, 4, 4, 0] * 8, (0.4, 0.8), {"surgery.rule": "pcgrad"}),  # the curve: .7
+    }
+    for name, (counts, after, config) in rules.items():
+        for seed in (0, 1):
+            make(tmp_path / name / f"seed{seed}", after, seed, exact=False, **config)
+            write_lines(
+                tmp_path / name / f"seed{seed}" / "eval" / "after.jsonl",
+                [
+                    {"id": str(i), "n": 8, "c": c, "verdicts": [j < c for j in range(8)]}
+                    for i, c in enumerate(counts)
+                ],
+            )
+    runs = find_runs([tmp_path])
+    row = {x["run"]: x for x in compare(runs)}["mine"]
+    assert row["above_mix"]["value"] == pytest.approx(0.1)
+    low, high = row["above_mix"]["low"], row["above_mix"]["high"]
+    assert low is not None and low < -0.05 and high > 0.2
+    alone = [run for run in runs if run.summary["seed"] == 0]
+    (one,) = (x["above_mix"] for x in compare(alone) if x["run"] == "mine")
+    assert one == pytest.approx(row["above_mix"], rel=0.01)
+    for when in ("before", "after"):
+        place = tmp_path / "mine" / "seed0" / "eval" / f"{when}.jsonl"
+        place.write_text(place.read_text().replace('"id": "0"', '"id": "another"'))
+    (other,) = (x["above_mix"] for x in compare(alone) if x["run"] == "mine")
+    assert other is None  # evaluated on other problems, it is not held against the curve
 
 
 def test_the_page_holds_everything_and_asks_for_nothing(tmp_path):

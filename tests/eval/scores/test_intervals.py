@@ -11,6 +11,7 @@ from eval.scores.intervals import (
     jackknife,
     mcnemar,
     seeds_and_problems,
+    spread,
     student,
     t_cdf,
     t_quantile,
@@ -133,8 +134,21 @@ def test_a_shared_base_is_no_change(seeds):
         after = torch.stack([torch.binomial(size, p, generator) / 8 for _ in range(seeds)])
         changes = (after - base).mean(1).tolist()
         plain += student(changes).p_value() < 0.05
-        both += seeds_and_problems(changes, (after - base).mean(0)).p_value() < 0.05
+        both += seeds_and_problems(after - base).p_value() < 0.05
     assert plain / repeats > 0.1 and both / repeats <= 0.055
+
+
+def test_the_noise_of_single_values_counts_once():
+    """It is in the spread of seeds and in that of problems; their sum would be twice the truth."""
+    generator = torch.Generator().manual_seed(0)
+    truth, found = 0.02**2 / 5 + 0.1**2 / 40 + 1 / 200, 0.0
+    for _ in range(1_000):
+        seeds, problems, single = (
+            torch.randn(*shape, generator=generator) for shape in ((5, 1), (1, 40), (5, 40))
+        )
+        parts = spread(0.02 * seeds + 0.1 * problems + single)
+        found += (parts.seeds + parts.added) / 1_000
+    assert found == pytest.approx(truth, rel=0.1)
 
 
 def test_pairing_detects_what_unpaired_intervals_miss():
