@@ -12,14 +12,11 @@ PACKAGES = ["surgery", "eval", "trainers", "launch"]  # each imports itself and 
 
 TORCH = "a command is refused, or prints its help, before torch is loaded"
 MATPLOTLIB = "only what draws pictures loads matplotlib"
-CONTINUOUS = "only a run that draws by it loads it"
 WORKER = "each worker loads the user's file, which may hold his task too, without torch"
 # all imports that stand in a function, but those of launch/: (module, what it imports) -> why
 LATE = {
     ("trainers.config.load", "trainers.config.checks"): TORCH,
-    ("eval.report.page", "eval.report.pictures"): MATPLOTLIB,
     ("eval.diagnosis.report", "eval.diagnosis.pictures"): MATPLOTLIB,
-    ("eval.rollout.sample", "eval.rollout.continuous"): CONTINUOUS,
     ("eval.tasks.task", "surgery.objectives"): WORKER,
 }
 
