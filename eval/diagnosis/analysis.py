@@ -1,4 +1,4 @@
-"""What measured prompts say about interference: products, cosines, sign changes, with intervals.
+"""Numbers of a diagnosis: products, cosines and sign changes, with intervals.
 
 Intervals are over prompts, BCa, of each prompt's influence on a product (`surgery.interference`).
 Functions of several products, such as cosines, are percentiles over common resamples.
@@ -116,8 +116,9 @@ def _theory(
 
 
 def interval(phi: Tensor) -> Interval:
-    """The product whose influences are `phi`, with its interval: that of their mean, which is twice
-    the product, moved back by the product.
+    """The product whose influences are `phi`, with its interval.
+
+    The mean of the influences is twice the product: its interval is moved back by the product.
     """
     value, scale = float(phi.mean()) / 2, float(phi.std())
     if not scale > 0:
@@ -146,8 +147,9 @@ def resampled(phi: Tensor) -> Tensor:
 
 
 def cosines(x: Measured, levels: Sequence[Level], group: Group) -> dict[str, Any]:
-    """cos(J_a, J_b) of all levels, with percentile intervals; None where a square is not positive,
-    which an unbiased estimate can be.
+    """cos(J_a, J_b) of all levels, with percentile intervals.
+
+    None where a square is not positive, as an unbiased estimate of one can be.
     """
     phi = torch.stack(
         [torch.stack([influence(x, a, b, group) for b in levels], 1) for a in levels], 1
@@ -210,7 +212,7 @@ def sign_change(ks: Sequence[float], values: Sequence[float]) -> float | None:
 
 
 def proxy(features: FeatureSums, ghost: Measured) -> list[dict[str, Any]]:
-    """How well agreements of the last layer predict the exact ones, where there is a gradient."""
+    """Correlations of the last layer's agreements with the exact ones."""
     kind = shells(features.counts, features.n)
     a, b = (cross(x, PASS_1, PASS_1, EVERYTHING) for x in (features, ghost))
     known = (features.counts > 0) & (features.counts < features.n)
@@ -241,8 +243,9 @@ def _ranks(x: Tensor) -> Tensor:
 def worst_pairs(
     features: FeatureSums, records: Sequence[Record], k: int, count: int = 10
 ) -> list[dict[str, Any]]:
-    """Where ascending one prompt's pass@k costs another's pass@1 most, <g_k,i, g_1,j>, by the last
-    layer. The worst pair first, then the worst of those in which both texts play their part anew.
+    """The most negative <g_k,i, g_1,j> by the last layer: one's pass@k costs the other's pass@1.
+
+    The worst pair first, then the worst of those in which both texts play their part anew.
     """
     chosen = members(features, WIDEST).nonzero().squeeze(1)
     g_k, g_1 = (features.gradients(x)[chosen] for x in (("plugin", k), PASS_1))

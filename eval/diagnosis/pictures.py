@@ -59,8 +59,9 @@ def _groups(x: Measured) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def agreement(x: Measured, measure: str, k: int) -> Figure:
-    """Three panels: a_i by group with its mean; w_k over the success rate; the contributions w_i
-    a_i / E[w], whose mean is what pass@k makes of it.
+    """Three panels: a_i by group, w_k over the success rate, the contributions w_i a_i / E[w].
+
+    The mean of the contributions is the agreement under pass@k.
     """
     rate, groups = _groups(x)
     a = cross(x, PASS_1, PASS_1, WIDEST)
@@ -107,7 +108,7 @@ def _over_rate(axes: Axes, values: Tensor, groups: Mapping[str, Tensor], rate: T
 
 
 def weight_against_agreement(x: Measured, measure: str, k: int) -> Figure:
-    """What lies left of 0 and high up is the interference."""
+    """Each prompt's weight over its agreement: the interference lies left of 0 and high up."""
     rate, groups = _groups(x)
     a, w = cross(x, PASS_1, PASS_1, WIDEST), pass_at_k_weight(rate, k)
     figure = plots.figure(7.6, 5)
@@ -166,9 +167,7 @@ def _filter_name(row: Mapping[str, Any]) -> str:
 
 
 def kernel(features: FeatureSums) -> Figure:
-    """Cosines of the prompts' pass@1 gradients, sorted by difficulty; prompts without any are left
-    out.
-    """
+    """Cosines of the prompts' pass@1 gradients, sorted by difficulty, where there is a gradient."""
     kind = shells(features.counts, features.n)
     g = features.gradients(PASS_1)
     has = g.norm(dim=1) > 0
@@ -216,9 +215,7 @@ def cosine_map(found: Mapping[str, Any], measure: str) -> Figure:
 
 
 def against_k(result: Mapping[str, Any], measure: str) -> Figure:
-    """<J_k, J_1> against k, where it changes sign, and from where the theory says that it is
-    negative.
-    """
+    """<J_k, J_1> against k, its measured change of sign, and the theory's."""
     found = result["against_k"]
     widest = next(r for r in result["groups"] if (r["delta_1"], r["delta_2"]) == (0.80, 0.15))
     figure = plots.figure(7.6, 5)

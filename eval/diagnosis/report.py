@@ -23,9 +23,7 @@ def write(
     k: int,
     settings: Mapping[str, Any],
 ) -> str:
-    """diagnosis.md and .json, prompts.jsonl, the pictures, and all of it in TensorBoard. Returns
-    the markdown.
-    """
+    """Write diagnosis.md and .json, prompts.jsonl, pictures, TensorBoard; return the markdown."""
     from torch.utils.tensorboard import SummaryWriter
 
     from eval.diagnosis.pictures import pictures

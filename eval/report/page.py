@@ -17,8 +17,9 @@ from eval.report.tables import difficulty_cells
 
 
 def write(runs: Sequence[Run], out: Path, margin: float, scalars: Sequence[str] = ()) -> list[Row]:
-    """compare.md, .csv, .json, .html and the pictures, in `out`, with one of the `scalars` over
-    training. Returns the rows.
+    """Write compare.md, .csv, .json, .html and all pictures into `out`; return the rows.
+
+    `scalars` are drawn over training, in a picture of their own.
     """
     rows = compare(runs, margin)
     _check(scalars, runs)

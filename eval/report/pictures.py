@@ -20,8 +20,9 @@ from eval.tasks.registry import build_task
 def pareto(
     rows: Sequence[Row], groups: Mapping[str, list[Run]], curves: Sequence[Curve], k: int
 ) -> Figure:
-    """pass@k against pass@1: the base, the path of every run, ends with their intervals over seeds,
-    the fixed mixtures' curve, and the best that is reachable where the task knows it.
+    """pass@k against pass@1: the base, every run's path, ends with intervals over seeds.
+
+    Beside them the fixed mixtures' curve, and the best that is reachable where the task knows it.
     """
     figure = plots.figure(9.5, 6)
     axes = figure.subplots()
@@ -149,7 +150,7 @@ def of_scalars(names: Sequence[str], groups: Mapping[str, list[Run]]) -> Figure:
 
 
 def flows(groups: Mapping[str, list[Run]]) -> Figure:
-    """How many problems moved between easy, medium and hard; each seed's problems count."""
+    """Moves of problems between easy, medium and hard, as shares; each seed's problems count."""
     figure, panels = plots.panels(len(groups), 4, (3.1, 2.7), 0.4)
     for axes, (name, runs) in zip(panels, groups.items(), strict=True):
         tables = [moves(run.records("before"), run.records("after")) for run in runs]

@@ -8,8 +8,9 @@ from eval.scores.passk import verdict
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns padded to their widest cell; the first is flush left, the others flush right. Cells
-    may be names out of data: each stays in its line, and what cannot be printed is a space.
+    """A table for the terminal: the first column is flush left, the others flush right.
+
+    Cells may be names out of data: each stays in its line, and what cannot be printed is a space.
     """
     header, *rows = ([_printable(cell) for cell in row] for row in [header, *rows])
     widths = _widths([header, *rows])
@@ -62,8 +63,9 @@ def spread(x: Interval, sign: str = "", too_few: bool = False, form: str = ".3f"
 
 
 def run_table(summary: Mapping[str, Any]) -> str:
-    """What the run did: before, after and change of each pass@k, the exact values where known, and
-    a verdict.
+    """A run's results: each pass@k before and after, its change, and a verdict.
+
+    Exact values follow where they are known.
     """
     exact = summary.get("exact")
     header = ["", "before", "after", "change"]
@@ -128,7 +130,7 @@ def _explained(text: str) -> str:
 
 
 def _how(summary: Mapping[str, Any], swept: bool = False) -> str:
-    """How the answers were had; of a sweep without what its lines say."""
+    """Model, problems and decoding; for a sweep without the settings that its lines show."""
     settings = summary["settings"]
     name = settings["model"] if swept else summary["label"]
     parts = [f"{name}: {summary['problems']} problems", f"n = {summary['n']}"]

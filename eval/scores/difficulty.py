@@ -41,9 +41,9 @@ def counted(record: Record, by_halves: bool) -> float:
 
 
 def by_difficulty(before: Sequence[Record], after: Sequence[Record]) -> list[dict[str, Any]]:
-    """For all problems, and for the easy, medium and hard ones of before: how many, the success
-    rate before and after, and how many were gained and lost, with McNemar's exact p.
+    """Success rates and problems gained and lost, of all and of those easy, medium, hard before.
 
+    p is McNemar's exact one, of as many gains as losses.
     A problem counts as solved if more than half of its answers are right: of equally many answers
     before and after, or chance alone would tip more problems one way.
     """

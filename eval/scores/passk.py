@@ -49,8 +49,10 @@ def which_too_few(records: Sequence[Record], ks: Sequence[int]) -> list[str]:
 
 
 def interval(scores: Tensor) -> Interval:
-    """BCa over problems. Scores that are all 0 or all 1 say how far the truth can be from there:
-    with N problems, 1 - 0.025^(1/N) at most (Clopper and Pearson 1934).
+    """The mean with its BCa interval over problems.
+
+    Scores that are all 0 or all 1 say how far the truth can be from there: with N problems,
+    1 - 0.025^(1/N) at most (Clopper and Pearson 1934).
     """
     found = bca(scores).interval
     room = 1 - 0.025 ** (1 / len(scores))
@@ -66,16 +68,14 @@ def scores(records: Sequence[Record], ks: Sequence[int]) -> dict[str, Interval]:
 
 
 def standard_error(records: Sequence[Record]) -> float | None:
-    """Of pass@1, over problems: the answers to one problem are not independent."""
+    """The error of pass@1 over problems: the answers to one problem are not independent."""
     if len(records) < 2:
         return None
     return float(problem_scores(records, 1).std() / math.sqrt(len(records)))
 
 
 def change(before: Sequence[Record], after: Sequence[Record], k: int) -> Estimate:
-    """after - before on the same problems: pairing removes the spread between problems from the
-    interval.
-    """
+    """after - before, paired: the spread between problems is no part of the interval."""
     if [r["id"] for r in before] != [r["id"] for r in after]:
         raise ValueError("a paired change needs the same problems in the same order")
     return bca(problem_scores(after, k) - problem_scores(before, k))

@@ -117,7 +117,7 @@ def score_responses(
 
 
 def judged_gold(generation: Generation, answer_after: str | None) -> str:
-    """What the responses are judged by: of a gold with that mark too, what follows it."""
+    """The gold that responses are judged by; where it has the mark, the part behind the mark."""
     gold = generation.problem.gold
     return _answer(gold, answer_after, gold)
 

@@ -40,7 +40,7 @@ Progress = Callable[[Sequence[str]], Iterable[str]]
 
 @dataclass(frozen=True)
 class Setting:
-    """Of the population. The paper does not print its own: these are ours, but for `prompts`.
+    """Settings of the population: ours but for `prompts`, as the paper does not print its own.
 
     The start gives answer 1 with probability 0.12 whatever the prompt, so that easy prompts are
     solved in 88 % of the cases and hard ones in 12 %.
@@ -90,7 +90,7 @@ def study(setting: Setting, progress: Progress = iter) -> Study:
 
 
 def ends(found: Study) -> list[dict[str, Any]]:
-    """Where each rule ends, its lowest J_1 on the way, and how far below the frontier that is."""
+    """Each rule's end, its lowest J_1 on the way, and its distance below the frontier."""
     best = torch.tensor(found.plane(found.frontier), dtype=torch.float64).T
     rows = []
     for name, path in found.paths.items():
@@ -111,7 +111,7 @@ def ends(found: Study) -> list[dict[str, Any]]:
 
 
 def against_theory(toy: Bandit, theta: Tensor, k: int) -> dict[str, Any]:
-    """What the paper's statements say at theta, beside what is the case."""
+    """Numbers of the paper's statements at theta, beside the measured ones."""
     share = torch.full((len(toy.hard),), 1 / len(toy.hard), dtype=torch.float64)
     weights, _, seen = geometry(theta, toy, k)
     assert seen.products is not None and seen.agreement is not None
