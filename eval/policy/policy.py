@@ -10,8 +10,10 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
+from eval.errors import Refusal
 
-class ModelError(Exception):
+
+class ModelError(Refusal):
     """A model that cannot be used, in one line."""
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from eval.errors import Refusal
 from eval.files import leaves, read_json, read_lines
 from eval.scores.passk import RECORD
 
@@ -111,7 +112,7 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
     ]
 
 
-class BadRuns(Exception):
+class BadRuns(Refusal):
     """Runs that cannot be compared, in one line."""
 
 

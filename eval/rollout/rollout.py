@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from eval.errors import Failure
 
-class SamplingFailed(Exception):
+
+class SamplingFailed(Failure):
     """A policy of which nothing can be drawn, in one line."""
 
 

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from eval.errors import Refusal
 from eval.files import (
     BadFile,
     append_lines,
@@ -31,7 +32,7 @@ from eval.scores.passk import (
 )
 
 
-class BadFolder(Exception):
+class BadFolder(Refusal):
     """A folder that holds something else, in one line."""
 
 

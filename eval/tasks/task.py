@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from eval.errors import Refusal
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from eval.policy.policy import Policy
 
 
-class TaskError(Exception):
+class TaskError(Refusal):
     """A task that cannot be had as configured, in one line."""
 
 

@@ -3,10 +3,11 @@
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from eval.errors import Refusal
 from trainers.config.schema import Config
 
 
-class ConfigError(Exception):
+class ConfigError(Refusal):
     """One line a mistake."""
 
 

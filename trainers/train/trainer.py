@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from eval.errors import Failure
 from eval.files import write_json, write_lines
 from eval.policy.logprobs import check_chunks, pad_batch
 from eval.policy.policy import Policy, load_policy
@@ -46,12 +47,14 @@ from trainers.train.schedules import due, k_at, learning_rate
 BASE_PASS_1 = ("exact/pass@1", "eval/reference_pass@1", "eval/pass@1")
 
 
-class TrainingFailed(Exception):
+class TrainingFailed(Failure):
     """The run cannot go on; its folder can be resumed."""
 
 
-class Interrupted(Exception):
+class Interrupted(Failure):
     """The run was asked to stop, and has saved the step that this says."""
+
+    code = 130
 
 
 class Trainer:
@@ -127,7 +130,9 @@ class Trainer:
                         metrics.flush()
                     self._save(step)
                 if stopping:
-                    raise Interrupted(step)
+                    raise Interrupted(
+                        f"interrupted; step {step} is saved, and the same command goes on"
+                    )
                 shown = {name: f"{scalars[f'train/{name}']:.3f}" for name in self._shown()}
                 bar.set_postfix(shown, refresh=False)
                 bar.update()
