@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from eval.report.runs import FREE, Run
+from eval.report.runs import NOT_COMPARED, Run
 from eval.scores.intervals import Estimate, jackknife
 
 Point = tuple[float, float]  # (pass@1, pass@k)
@@ -117,7 +117,7 @@ def _protocol(run: Run) -> str:
 
 def _setting(run: Run) -> str:
     """All but the rule and the seed, as one text."""
-    free = ("surgery.", *FREE)
+    free = ("surgery.", *NOT_COMPARED)
     return repr(sorted((k, x) for k, x in run.config.items() if not k.startswith(free)))
 
 

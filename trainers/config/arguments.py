@@ -6,6 +6,8 @@ import argparse
 import os
 from collections.abc import Iterable
 
+from trainers.config.values import described
+
 
 def command_line(description: str | None) -> argparse.ArgumentParser:
     """A parser whose --help begins with the text of the command."""
@@ -13,10 +15,25 @@ def command_line(description: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=description, formatter_class=raw)
 
 
+LEGEND = """key = default (values): meaning
+
+A meaning that begins with names and a colon belongs to the rules, estimators or tasks of these
+names; `data:` stands for the tasks gsm8k, math and data."""
+
+
+class HelpConfig(argparse.Action):
+    """Print every key, and end."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"{LEGEND}\n\n{described()}")
+        parser.exit()
+
+
 def add_options(parser: argparse.ArgumentParser, example: str) -> None:
     """Add what train.py and diagnose.py share."""
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     parser.add_argument("--config", required=True, help="a YAML file, see configs/")
+    parser.add_argument("--help-config", nargs=0, action=HelpConfig, help="print every key")
     parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
     parser.add_argument("--plan", action="store_true", help="only print the memory that it needs")
     parser.add_argument("--plan-ranks", type=int, default=ranks, help="over so many ranks")
