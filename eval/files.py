@@ -7,12 +7,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from eval.errors import Refusal
+
 COPY = "restore it from a copy"
 # what must be there: a type, the shapes of keys ("*": each; "x?": x where it is set), or [a shape]
 Shape = Any
 
 
-class BadFile(ValueError):
+class BadFile(Refusal, ValueError):
     """A file that is not as it was written, in one line that names file and remedy."""
 
 

@@ -9,19 +9,19 @@ base that runs share is evaluated once. In the end all finished runs in DIR are 
 says what would be done, and how long it may take.
 """
 
-import argparse
 import signal
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 # a clone works without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from trainers.config.arguments import apart, command_line
+
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--configs", nargs="+", required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
@@ -32,51 +32,34 @@ def main() -> int:
     parser.add_argument("sweeps", nargs="*", metavar="key=a,b", help="one run for each value")
     arguments = parser.parse_intermixed_args()
 
-    from eval.files import BadFile
-    from trainers.commands.ablate import Ablation, combinations, plan
-    from trainers.config.values import ConfigError
+    from trainers.commands.main import attempt
 
-    try:
-        if arguments.jobs < 1:
-            raise ConfigError(f"--jobs = {arguments.jobs}: must be at least 1")
-        runs = combinations(arguments)
-        for run in runs:  # a mistake in any of them is told before the first one runs
-            try:
-                assert run.settings
-            except ConfigError as error:
-                raise ConfigError(f"{run.config}: {error}") from None
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
-    if arguments.dry_run:
-        try:
-            print("\n".join(plan(runs, arguments.jobs)))
-        except (BadFile, ConfigError) as error:
-            print(error, file=sys.stderr)
-            return 2
-        return 0
+    interrupted = "interrupted; the same command goes on"
+    return attempt(lambda: ablate(arguments), interrupted=interrupted)
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        failed = Ablation(runs, arguments.jobs)()
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
 
+def ablate(arguments: Namespace) -> int:
+    """Run all combinations, then compare what is finished. Returns 1 if a run has failed."""
     from eval.report import page
     from eval.report.compare import render
-    from eval.report.runs import BadRuns, find_runs
+    from eval.report.runs import find_runs
+    from trainers.commands.ablate import Ablation, check, combinations, plan
 
-    try:
-        finished = find_runs([arguments.out])
-        if finished:
-            scalars = [x for x in arguments.curves.split(",") if x]
-            rows = page.write(finished, arguments.out, arguments.margin, scalars)
-            print(f"\n{render(rows)}")
-            print(f"\nPictures and more: {arguments.out / 'compare.html'}")
-    except (BadRuns, BadFile) as error:
-        print(error, file=sys.stderr)
-        return 2
+    out, jobs = arguments.out, arguments.jobs
+    configs, more = apart(arguments.configs)
+    runs = combinations(configs, arguments.seeds, [*arguments.sweeps, *more], out, jobs)
+    check(runs)
+    if arguments.dry_run:
+        print("\n".join(plan(runs, jobs)))
+        return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    failed = Ablation(runs, jobs)()
+    finished = find_runs([out])
+    if finished:
+        scalars = [x for x in arguments.curves.split(",") if x]
+        rows = page.write(finished, out, arguments.margin, scalars)
+        print(f"\n{render(rows)}")
+        print(f"\nPictures and more: {out / 'compare.html'}")
     return 1 if failed else 0
 
 

@@ -6,18 +6,18 @@ DIR gets compare.md, compare.csv, compare.json, the pictures, and compare.html w
 --curves also curves.png: any scalars of metrics.jsonl, or differences of two, over training.
 """
 
-import argparse
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 # a clone works without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from trainers.config.arguments import command_line
+
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or one above several"
     )
@@ -30,41 +30,37 @@ def main() -> int:
     )
     arguments = parser.parse_args()
 
-    from eval.files import BadFile
+    from trainers.commands.main import attempt
+
+    return attempt(lambda: show(arguments))
+
+
+def show(arguments: Namespace) -> None:
+    """Print the runs side by side; with --out also write tables, pictures and the page."""
+    from eval.errors import Refusal
     from eval.report.compare import compare, notes, render
-    from eval.report.runs import BadRuns, find_runs
+    from eval.report.runs import find_runs
 
-    try:
-        empty = [x for x in arguments.runs if not find_runs([x])]
-        runs = find_runs(arguments.runs)
-    except BadFile as error:
-        print(error, file=sys.stderr)
-        return 2
+    out, margin = arguments.out, arguments.margin
+    empty = [x for x in arguments.runs if not find_runs([x])]
+    runs = find_runs(arguments.runs)
     if empty:
-        print(f"RUN = {empty[0]}: holds no finished run; name a run's folder", file=sys.stderr)
-        return 2
-    if not arguments.margin >= 0:
-        print(f"--margin = {arguments.margin}: must be at least 0", file=sys.stderr)
-        return 2
-    if arguments.curves and not arguments.out:
-        print(f"--curves = {arguments.curves}: is a picture; add --out DIR", file=sys.stderr)
-        return 2
-    try:
-        if arguments.out:
-            from eval.report import page
+        raise Refusal(f"RUN = {empty[0]}: holds no finished run; name a run's folder")
+    if not margin >= 0:
+        raise Refusal(f"--margin = {margin}: must be at least 0")
+    if arguments.curves and not out:
+        raise Refusal(f"--curves = {arguments.curves}: is a picture; add --out DIR")
+    if out:
+        from eval.report import page
 
-            scalars = [x for x in arguments.curves.split(",") if x]
-            rows = page.write(runs, arguments.out, arguments.margin, scalars)
-        else:
-            rows = compare(runs, arguments.margin)
-    except (BadRuns, BadFile) as error:
-        print(error, file=sys.stderr)
-        return 2
+        scalars = [x for x in arguments.curves.split(",") if x]
+        rows = page.write(runs, out, margin, scalars)
+    else:
+        rows = compare(runs, margin)
     print(f"{render(rows)}\n")
-    print("\n".join(notes(rows, arguments.margin)))
-    if arguments.out:
-        print(f"\nPictures and all of this on one page: {arguments.out / 'compare.html'}")
-    return 0
+    print("\n".join(notes(rows, margin)))
+    if out:
+        print(f"\nPictures and all of this on one page: {out / 'compare.html'}")
 
 
 if __name__ == "__main__":

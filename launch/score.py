@@ -10,23 +10,25 @@ answers, and summary.json; the same command goes on where it was interrupted. Wi
 --by or --temperatures each gets a folder in DIR.
 """
 
-import argparse
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 # a clone works without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from trainers.config.arguments import apart, command_line
+
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--model", help="a model's folder or hub id")
-    parser.add_argument("--toward", metavar="MODEL", help="a second model, to interpolate weights")
+    parser.add_argument(
+        "--toward", default="", metavar="MODEL", help="a second model, to interpolate weights"
+    )
     parser.add_argument("--by", nargs="+", default=[], help="how far: 0 is --model, 1 is --toward")
     parser.add_argument("--temperatures", nargs="+", default=[], help="not eval.temperature alone")
-    parser.add_argument("--config", help="task and evaluation, as in training")
+    parser.add_argument("--config", default="", help="task and evaluation, as in training")
     parser.add_argument("--responses", type=Path, help='lines of {"id", "gold", "responses"}')
     parser.add_argument(
         "--fields", nargs="+", default=[], metavar="NAME=PATH", help="the file's own field names"
@@ -41,29 +43,31 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args()
 
+    from trainers.commands.main import attempt
+
+    interrupted = "interrupted; with --out the same command goes on"
+    return attempt(lambda: evaluate(arguments), arguments.out, interrupted)
+
+
+def evaluate(arguments: Namespace) -> None:
+    """Evaluate what the arguments ask for, and print the report."""
+    from eval.errors import Failure, Refusal
     from eval.files import write_json
     from eval.report.tables import score_report, sweep_report
-    from trainers.commands.score import REFUSALS, score
-    from trainers.train.run_folder import unwritable
+    from trainers.commands.score import Arguments, numbers, score
 
-    out = arguments.out
+    given = dict(vars(arguments))
+    for name in ("by", "temperatures"):
+        texts, overrides = apart(given[name])
+        given[name] = numbers(name, texts)
+        given["overrides"] += overrides
     try:
-        summaries = score(arguments)
-        if out and len(summaries) > 1:
-            write_json(out / "summary.json", {"sweep": summaries})
-    except REFUSALS as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; with --out the same command goes on", file=sys.stderr)
-        return 130
-    except OSError as error:
-        if not (out and unwritable(error, out)):
-            raise
-        print(f"{out}: {error}; once it can be written, the same command goes on", file=sys.stderr)
-        return 1
+        summaries = score(Arguments(**given))
+    except Failure as error:  # there is no run to go on with: 2, as for any other line
+        raise Refusal(str(error)) from None
+    if arguments.out and len(summaries) > 1:
+        write_json(arguments.out / "summary.json", {"sweep": summaries})
     print(score_report(summaries[0]) if len(summaries) == 1 else sweep_report(summaries))
-    return 0
 
 
 if __name__ == "__main__":

@@ -5,25 +5,35 @@ python launch/toy.py [--out DIR] [--delta X] [--hard SHARE] [--prompts N] [--k K
 Leaves toy.json and PNG pictures in DIR (runs/toy). The numbers are exact: nothing is sampled.
 """
 
-import argparse
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 # a clone works without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from trainers.config.arguments import command_line
+
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="a folder of its own")
     parser.add_argument("--delta", type=float, default=1.0, help="distance of easy and hard")
     parser.add_argument("--hard", type=float, default=0.3, help="share of hard prompts")
     parser.add_argument("--prompts", type=int, default=6000, help="of the population")
     parser.add_argument("--k", type=int, default=5, help="of the population's pass@k")
     arguments = parser.parse_args()
+
+    from trainers.commands.main import attempt
+
+    return attempt(lambda: study(arguments))
+
+
+def study(arguments: Namespace) -> None:
+    """Print the toy's numbers; write them and the pictures into --out."""
+    from eval.errors import Refusal
+
     for name, value, good, needs in (
         ("delta", arguments.delta, 0 <= arguments.delta <= 6, "must lie in 0..6"),
         ("hard", arguments.hard, 0.05 <= arguments.hard <= 0.95, "must lie in 0.05..0.95"),
@@ -31,8 +41,7 @@ def main() -> int:
         ("k", arguments.k, 2 <= arguments.k <= 1024, "must lie in 2..1024"),
     ):
         if not good:
-            print(f"--{name} = {value}: {needs}", file=sys.stderr)
-            return 2
+            raise Refusal(f"--{name} = {value}: {needs}")
 
     from tqdm import tqdm
 
@@ -41,8 +50,7 @@ def main() -> int:
 
     setting = toy.Setting(arguments.delta, arguments.hard, arguments.prompts, arguments.k)
     if not _free(arguments.out, toy.parameters(setting)):
-        print(f"--out = {arguments.out}: holds something else; name a new folder", file=sys.stderr)
-        return 2
+        raise Refusal(f"--out = {arguments.out}: holds something else; name a new folder")
     found = toy.study(setting, lambda names: tqdm(names, desc="rules", leave=False))
     content = toy.results(found)
     print(toy.report(content))
@@ -54,7 +62,6 @@ def main() -> int:
     for name, draw in tqdm(PICTURES.items(), desc="pictures", leave=False):
         save(draw(found), arguments.out / f"{name}.png")
     print(f"\n{len(PICTURES)} pictures and toy.json: {arguments.out}")
-    return 0
 
 
 def _free(out: Path, parameters: dict) -> bool:

@@ -9,8 +9,10 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor, nn
 
+from eval.errors import Refusal
 
-class ModelError(Exception):
+
+class ModelError(Refusal):
     """A model that cannot be used, in one line."""
 
 

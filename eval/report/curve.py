@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eval.report.runs import FREE, Run
+from eval.report.runs import NOT_COMPARED, Run
 from eval.scores.intervals import (
     LEVEL,
     RESAMPLES,
@@ -186,7 +186,7 @@ def _protocol(run: Run) -> str:
 
 def _setting(run: Run) -> str:
     """All but the rule and the seed, as one text."""
-    return _text(run, [k for k in run.config if not k.startswith(("surgery.", *FREE))])
+    return _text(run, [k for k in run.config if not k.startswith(("surgery.", *NOT_COMPARED))])
 
 
 def _text(run: Run, keys: Sequence[str]) -> str:

@@ -10,10 +10,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from eval.errors import Refusal
 from eval.files import leaves, read_json, read_lines
 from eval.records import Record, read_records
 
-FREE = ("seed", "run.", "logging.", "diagnose.", "eval.every")  # no part of what a run is
+# no part of what a run is; train.top_p could only be 1, and is no key any more
+NOT_COMPARED = ("seed", "run.", "logging.", "diagnose.", "eval.every", "train.top_p")
 
 
 OTHERS = "restore it from a copy, or leave the run out"
@@ -111,7 +113,7 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
     ]
 
 
-class BadRuns(Exception):
+class BadRuns(Refusal):
     """Runs that cannot be compared, in one line."""
 
 
@@ -124,7 +126,7 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
         for run in others:
             for key in first.config.keys() | run.config.keys():
                 values = first.config.get(key), run.config.get(key)
-                if values[0] != values[1] and not key.startswith(FREE):
+                if values[0] != values[1] and not key.startswith(NOT_COMPARED):
                     differs = f"{key} = {values[1]}, but {values[0]} in {first.folder}"
                     remedy = "runs side by side differ in the seed alone: move one of them"
                     raise BadRuns(f"{run.folder}: {differs}; {remedy}")

@@ -7,8 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from eval.errors import Failure
 
-class SamplingFailed(Exception):
+
+class SamplingFailed(Failure):
     """A policy of which nothing can be drawn, in one line."""
 
 

@@ -16,6 +16,7 @@ from typing import Any, TextIO, cast
 
 from tqdm import tqdm
 
+from eval.errors import Refusal
 from eval.files import (
     BadFile,
     append_lines,
@@ -28,7 +29,7 @@ from eval.files import (
 from eval.records import RECORD, Record
 
 
-class BadFolder(Exception):
+class BadFolder(Refusal):
     """A folder that holds something else, in one line."""
 
 

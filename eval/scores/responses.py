@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from eval.errors import Refusal
 from eval.files import value_at
 from eval.records import SLICES, Record
 from eval.scores.evaluate import record
@@ -27,7 +28,7 @@ REQUIRED = ("id", "gold", "responses")
 CHUNK = 64  # problems judged at a time, so that all workers have work
 
 
-class BadResponses(Exception):
+class BadResponses(Refusal):
     """A line that cannot be scored; the message names file, line and remedy."""
 
 

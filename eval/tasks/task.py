@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from eval.errors import Refusal
+
 if TYPE_CHECKING:  # a verifier's worker loads the user's file, and must not wait for torch
     from torch import Tensor
     from transformers import PretrainedConfig
@@ -13,7 +15,7 @@ if TYPE_CHECKING:  # a verifier's worker loads the user's file, and must not wai
     from eval.policy.policy import Policy
 
 
-class TaskError(Exception):
+class TaskError(Refusal):
     """A task that cannot be had as configured, in one line."""
 
 

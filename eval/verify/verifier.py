@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+from eval.errors import Failure
 from eval.verify import answers as reading
 from eval.verify.worker import UNDECIDED, Judged, Pair
 from surgery.user_code import UserCodeError
@@ -53,7 +54,7 @@ START_LIMIT = 60.0  # seconds for a worker to import what it needs
 AHEAD = 8  # pairs that a worker is sent at a time, less towards the end: none should wait in a row
 
 
-class VerifierFailed(Exception):
+class VerifierFailed(Failure):
     """The judge itself cannot start."""
 
 

@@ -7,9 +7,9 @@ from tests.conftest import ROOT, run
 
 HELP = """
 import runpy, sys
-at_start, scripts = set(sys.modules), sys.argv[1:]
+at_start, option, scripts = set(sys.modules), sys.argv[1], sys.argv[2:]
 for script in scripts:
-    sys.argv = [script, "--help"]
+    sys.argv = [script, option]
     try:
         runpy.run_path(script, run_name="__main__")
     except SystemExit as end:
@@ -21,7 +21,15 @@ print(*sorted(imported - sys.stdlib_module_names), file=sys.stderr)
 
 def test_help_needs_the_standard_library_only(tmp_path):
     scripts = [str(x) for x in sorted((ROOT / "launch").glob("*.py"))]
-    done = run("-c", HELP, *scripts, cwd=tmp_path)
+    done = run("-c", HELP, "--help", *scripts, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("usage: ") == len(scripts) == 6
-    assert done.stderr.split() == ["trainers"]
+    assert done.stderr.split() == ["eval", "trainers"]
+
+
+def test_so_does_the_help_of_every_key(tmp_path):
+    scripts = [str(ROOT / "launch" / f"{name}.py") for name in ("train", "diagnose")]
+    done = run("-c", HELP, "--help-config", *scripts, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\ntrain.steps = 150 (a whole number, at least 1): ") == 2
+    assert done.stderr.split() == ["eval", "trainers"]

@@ -1,6 +1,5 @@
 """Many runs: every configuration, every seed, every value of a sweep, some of them at a time."""
 
-import argparse
 import itertools
 import json
 import os
@@ -10,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from eval.errors import Refusal
 from eval.report.runs import read_summary
 from trainers.config.load import OF_BASE, differences, is_root, load_config
 from trainers.config.schema import Config
@@ -100,15 +100,18 @@ class Run:
         return {"step": 0}  # the run itself tells of damage
 
 
-def _pairs(overrides: tuple[str, ...]) -> list[tuple[str, str]]:
+def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
     return [(key, value) for key, _, value in (x.partition("=") for x in overrides)]
 
 
-def combinations(arguments: argparse.Namespace) -> list[Run]:
-    """Seeds vary slowest, so that a table over all configurations exists early."""
-    # the overrides that follow --configs or --seeds are taken for theirs
-    sweeps = [*arguments.sweeps, *(x for x in arguments.configs if "=" in x)]
-    configs = [x for x in arguments.configs if "=" not in x]
+def combinations(
+    configs: Sequence[str], seeds: Sequence[int], sweeps: Sequence[str], out: Path, jobs: int
+) -> list[Run]:
+    """Every configuration on every seed with every value of the sweeps. Seeds vary slowest, so that
+    a table over all configurations exists early.
+    """
+    if jobs < 1:
+        raise ConfigError(f"--jobs = {jobs}: must be at least 1")
     if len(configs) > 1:  # configs/*.yaml holds the roots that the others extend
         configs = [x for x in configs if not is_root(Path(x))]
     stems = [Path(x).stem for x in configs]
@@ -117,14 +120,23 @@ def combinations(arguments: argparse.Namespace) -> list[Run]:
             raise ConfigError(f"--configs = {stem}: named twice; runs are told by file name")
     axes: list[list[str]] = []
     fixed: list[list[str]] = []
-    for key, value in _pairs(tuple(sweeps)):
+    for key, value in _pairs(sweeps):
         whole = value[:1] in "'\"[{" or not value  # a quoted value or a list is one value
         values = [value] if whole else value.split(",")
         (axes if len(values) > 1 else fixed).append([f"{key}={x}" for x in values])
     same = tuple(x for (x,) in fixed)
-    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
-    grid = itertools.product(arguments.seeds, configs, itertools.product(*axes))
-    return [Run(config, same, swept, seed, arguments.out, threads) for seed, config, swept in grid]
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    grid = itertools.product(seeds, configs, itertools.product(*axes))
+    return [Run(config, same, swept, seed, out, threads) for seed, config, swept in grid]
+
+
+def check(runs: Sequence[Run]) -> None:
+    """Refuse a mistake in any configuration before the first one runs."""
+    for run in runs:
+        try:
+            assert run.settings
+        except ConfigError as error:
+            raise ConfigError(f"{run.config}: {error}") from None
 
 
 def _command(run: Run, base: Run | None) -> list[str]:
@@ -173,7 +185,7 @@ class Ablation:
         """Run it to its end, its output in a log beside its folder. Returns what became of it."""
         try:
             return self._run(run)
-        except (OSError, ValueError, ConfigError) as error:  # it, not the others
+        except (OSError, ValueError, Refusal) as error:  # it, not the others
             return f"FAILED: {error}"
 
     def _run(self, run: Run) -> str:

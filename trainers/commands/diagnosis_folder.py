@@ -15,7 +15,7 @@ from trainers.config.schema import Config
 from trainers.job import Job
 from trainers.train.checkpoint import system_errors
 
-FREE = ("k", "measure")
+AFTER_SAMPLING = ("k", "measure")
 
 
 PART = RECORD | {"prompt": str, "gold": str, "tokens": list}
@@ -87,7 +87,7 @@ def _settings(config: Config) -> dict[str, Any]:
     """
     job = Job(config)
     return {
-        **{f"diagnose.{x}": y for x, y in vars(config.diagnose).items() if x not in FREE},
+        **{f"diagnose.{x}": y for x, y in vars(config.diagnose).items() if x not in AFTER_SAMPLING},
         "model.path": config.model.path,
         "model.dtype": config.model.dtype,
         **{f"model.{x}": y for x, y in vars(config.model).items() if x.startswith("lora_")},

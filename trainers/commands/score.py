@@ -1,23 +1,20 @@
 """What launch/score.py evaluates: a model, mixtures of two, or generations made elsewhere."""
 
-import argparse
 import hashlib
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import cuda
 
-from eval.files import BadFile
-from eval.policy.policy import ModelError, Policy, interpolate, load_policy
+from eval.policy.policy import Policy, interpolate, load_policy
 from eval.policy.streams import derive_seed
 from eval.records import Record
-from eval.rollout.rollout import SamplingFailed
 from eval.scores.evaluate import Draws, evaluate
 from eval.scores.folder import (
-    BadFolder,
     ScoreFolder,
     Scoring,
     check_sweep,
@@ -26,16 +23,15 @@ from eval.scores.folder import (
     run,
 )
 from eval.scores.responses import (
-    BadResponses,
     judged_gold,
     parse_fields,
     read_responses,
     score_responses,
 )
 from eval.scores.summary import summarise
-from eval.tasks.task import TaskError, digest
-from eval.verify.verifier import Verifier, VerifierFailed
-from surgery.user_code import UserCodeError, load_function
+from eval.tasks.task import digest
+from eval.verify.verifier import Verifier
+from surgery.user_code import load_function
 from trainers.config.load import load_config
 from trainers.config.values import ConfigError
 from trainers.job import Job
@@ -43,25 +39,47 @@ from trainers.job import Job
 CHUNK = 32  # problems between two writes
 
 
-REFUSALS = (
-    BadFile,
-    ConfigError,
-    TaskError,
-    BadFolder,
-    BadResponses,
-    ModelError,
-    SamplingFailed,
-    VerifierFailed,
-    UserCodeError,
-)
+@dataclass(frozen=True)
+class Arguments:
+    """The options of launch/score.py; one that is not given is empty."""
+
+    model: str | None
+    toward: str
+    by: Sequence[float]
+    temperatures: Sequence[float]
+    config: str
+    responses: Path | None
+    fields: Sequence[str]
+    answer_after: str | None
+    verifier: str | None
+    base: Path | None
+    k: int | None
+    out: Path | None
+    overrides: Sequence[str]
 
 
-def score(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def numbers(name: str, texts: Sequence[str]) -> list[float]:
+    """The values of the option --by or --temperatures, each once."""
+    return list(dict.fromkeys(_number(name, text) for text in texts))
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number) or (name == "temperatures" and number < 0):
+        raise ConfigError(f"--{name} = {text}: must be a number" + " from 0 on" * (name != "by"))
+    return number
+
+
+def score(arguments: Arguments) -> list[dict[str, Any]]:
     """A summary of each evaluation that the arguments ask for."""
-    _sort_out(arguments)
     base = recorded(arguments.base, "--base") if arguments.base else None
     _check_mode(arguments)
-    scorings = _of_file(arguments) if arguments.responses else _of_model(arguments)
+    scorings = (
+        _of_file(arguments, arguments.responses) if arguments.responses else _of_model(arguments)
+    )
     outs: list[Path | None] = [arguments.out] * len(scorings)
     if arguments.out and len(scorings) > 1:
         check_sweep(arguments.out)
@@ -84,18 +102,7 @@ def score(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return summaries
 
 
-def _sort_out(arguments: argparse.Namespace) -> None:
-    """Numbers as numbers; the overrides that follow an option of several values are taken for its
-    own.
-    """
-    for name in ("by", "temperatures"):
-        given = getattr(arguments, name)
-        arguments.overrides += [x for x in given if "=" in x]
-        numbers = (_number(name, x) for x in given if "=" not in x)
-        setattr(arguments, name, list(dict.fromkeys(numbers)))
-
-
-def _check_mode(arguments: argparse.Namespace) -> None:
+def _check_mode(arguments: Arguments) -> None:
     """What is given must be of the one kind of evaluation or of the other."""
     if bool(arguments.responses) == bool(arguments.config):
         raise ConfigError("give either --responses, or --config with or without --model")
@@ -109,24 +116,13 @@ def _check_mode(arguments: argparse.Namespace) -> None:
             raise ConfigError(f"{option} = {getattr(arguments, name)}: goes with {other}")
 
 
-def _number(name: str, text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number) or (name == "temperatures" and number < 0):
-        raise ConfigError(f"--{name} = {text}: must be a number" + " from 0 on" * (name != "by"))
-    return number
-
-
 def _check_k(k: int | None, n: int) -> None:
     if k is not None and not 1 <= k <= n:
         remedy = "pass@k needs k answers to each problem"
         raise ConfigError(f"--k = {k}: must be from 1 to n = {n}; {remedy}")
 
 
-def _of_file(arguments: argparse.Namespace) -> list[Scoring]:
-    path = arguments.responses
+def _of_file(arguments: Arguments, path: Path) -> list[Scoring]:
     if not path.is_file():
         raise ConfigError(f"--responses = {path}: no such file")
     mode = arguments.verifier or "math"
@@ -161,7 +157,7 @@ def _of_file(arguments: argparse.Namespace) -> list[Scoring]:
     return [Scoring(path.name, settings, None, produce)]
 
 
-def _of_model(arguments: argparse.Namespace) -> list[Scoring]:
+def _of_model(arguments: Arguments) -> list[Scoring]:
     if bool(arguments.toward) != bool(arguments.by):
         raise ConfigError("--toward and --by belong together: the other model, and how far to it")
     model = [f"model.path={arguments.model}"] if arguments.model else []
@@ -228,5 +224,8 @@ def _of_model(arguments: argparse.Namespace) -> list[Scoring]:
         label = ", ".join(parts) or str(arguments.model or config.model.path)
         return Scoring(label, settings, len(problems), produce)
 
-    variants = itertools.product(arguments.by or [None], arguments.temperatures or [None])
-    return [scoring(by, temperature) for by, temperature in variants]
+    return [
+        scoring(by, temperature)
+        for by in arguments.by or (None,)
+        for temperature in arguments.temperatures or (None,)
+    ]

@@ -107,9 +107,6 @@ def _of_training(config: Config) -> Mistakes:
         yield "train.offload", "only ZeRO-3 parts with the weights; set train.zero_stage=3"
     elif train.offload != "none" and train.zero_stage == 0:
         yield "train.offload", "needs the optimiser that ZeRO splits; set train.zero_stage=1"
-    if train.top_p != 1:
-        why = "must be 1, or the samples would not come from the policy that is trained"
-        yield "train.top_p", f"{why}; eval.top_p is free"
     installed = metadata.version("transformers")
     if train.rollouts == "continuous" and [*map(int, installed.split(".")[:2])] < CONTINUOUS:
         least = ".".join(map(str, CONTINUOUS))

@@ -4,29 +4,26 @@ A mistake is a `ConfigError` whose lines each name key, value and remedy. Nothin
 model.
 """
 
-import difflib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from eval.files import leaves, replace_text
-from trainers.config.reading import _overrides, _read, _set
+from trainers.config.reading import RETIRED, overridden, read, set_key
 from trainers.config.schema import Config
-from trainers.config.values import ConfigError, flatten, shown
+from trainers.config.values import KEYS, OPTIONS, ConfigError, flatten, misfit, shown
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a file and its overrides, complete and checked."""
     node = OmegaConf.structured(Config)
     mistakes = []
-    given = [*leaves(_read(Path(path))), *_overrides(overrides)]
+    given = [*leaves(read(Path(path))), *overridden(overrides)]
     for key, value in given:
-        mistake = _set(node, key, value)
+        mistake = set_key(node, key, value)
         if mistake:
             mistakes.append(f"{key} = {shown(value)}: {mistake}")
     try:
@@ -47,7 +44,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     from trainers.config.checks import contradictions, mistakes_of_own_rule
 
-    outside = [*_out_of_range(config)]
+    flat = flatten(config)
+    found = {key: misfit(key, flat[key]) for key in KEYS if key not in OPTIONS}
+    outside = [f"{key} = {shown(flat[key])}: {why}" for key, why in found.items() if why]
     told = {line.partition(" = ")[0] for line in outside}  # such a value contradicts by itself
     mistakes += outside
     mistakes += [line for line in contradictions(config) if line.partition(" = ")[0] not in told]
@@ -73,7 +72,7 @@ def save_config(config: Config, path: Path) -> None:
     replace_text(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
-FREE = ("train.steps", "run.", "logging.", "diagnose.")  # what a resumed run may change
+MAY_CHANGE = ("train.steps", "run.", "logging.", "diagnose.")  # in a run that is resumed
 
 
 OF_BASE = (  # all that the evaluation before training depends on
@@ -86,37 +85,15 @@ def differences(config: Config, path: Path, among: Sequence[str] = ("",)) -> lis
     """The keys in which the saved configuration differs, of those that begin as `among` says. A key
     that is newer than the folder has its default there.
     """
-    saved = flatten(Config()) | dict(leaves(_read(path)))
+    saved = flatten(Config()) | dict(leaves(read(path)))
     now = flatten(config)
     return [
         f"{key} = {shown(now.get(key))} (was {shown(saved.get(key))})"
         for key in now | saved
         if saved.get(key) != now.get(key)
-        and not key.startswith(FREE)
+        and not key.startswith((*MAY_CHANGE, *RETIRED))
         and key.startswith(tuple(among))
     ]
-
-
-def _out_of_range(section: Any, prefix: str = "") -> Iterator[str]:
-    for f in fields(section):
-        value = getattr(section, f.name)
-        if is_dataclass(value):
-            yield from _out_of_range(value, f"{prefix}{f.name}.")
-            continue
-        bounds = f.metadata
-        if value is None:
-            continue
-        line = f"{prefix}{f.name} = {shown(value)}: must be"
-        if "one of" in bounds and value not in bounds["one of"]:
-            near = difflib.get_close_matches(value, bounds["one of"], 1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            yield f"{line} one of {', '.join(bounds['one of'])}{hint}"
-        if "at least" in bounds and not value >= bounds["at least"]:
-            yield f"{line} at least {bounds['at least']}"
-        if "above" in bounds and not value > bounds["above"]:
-            yield f"{line} above {bounds['above']}"
-        if "at most" in bounds and not value <= bounds["at most"]:
-            yield f"{line} at most {bounds['at most']}"
 
 
 def check_ranks(config: Config, ranks: int) -> None:

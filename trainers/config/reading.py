@@ -3,20 +3,25 @@
 import difflib
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainers.config.schema import Config
-from trainers.config.values import ConfigError, first_line, flatten, shown
+from trainers.config.values import KEYS, OPTIONS, ConfigError, first_line, kind, shown
 
-OPTIONS = ("task.options", "task.fields", "surgery.options")  # the user's own names: any key
+# keys of former versions: the one value that they may still have, and why
+RETIRED = {
+    "train.top_p": (
+        1,
+        "must be 1, or the samples would not come from the policy that is trained; "
+        "eval.top_p is free",
+    )
+}
 
 
-def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The file's mapping, laid over the one that it extends."""
     path = path.resolve()
     if path in seen:
@@ -44,7 +49,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(
             f"extends = {shown(parent)}: must be the name of one file, relative to {path}"
         )
-    return _merged(_read(path.parent / parent, (*seen, path)), content)
+    return _merged(read(path.parent / parent, (*seen, path)), content)
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +60,7 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _overrides(overrides: Iterable[str]) -> Iterator[tuple[str, Any]]:
+def overridden(overrides: Iterable[str]) -> Iterator[tuple[str, Any]]:
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
@@ -71,8 +76,8 @@ def _overrides(overrides: Iterable[str]) -> Iterator[tuple[str, Any]]:
             ) from None
 
 
-def _set(node: Any, key: str, value: Any) -> str | None:
-    """Set one leaf; returns what is wrong with it."""
+def set_key(node: Any, key: str, value: Any) -> str | None:
+    """Set one leaf. Returns what is wrong with it, if anything is."""
     if key in OPTIONS and not isinstance(value, dict):
         return f"holds names of your own; give them as {key}.name=value"
     if key in OPTIONS or key.rpartition(".")[0] in OPTIONS:
@@ -84,20 +89,13 @@ def _set(node: Any, key: str, value: Any) -> str | None:
         except OmegaConfBaseException as error:
             return f"{first_line(error)}; give a single value"
         return None
-    known = flatten(Config())
-    sections = {name.rpartition(".")[0] for name in known} - {""}
-    if key in sections:
-        example = next(name for name in known if name.startswith(f"{key}."))
-        return f"is a section; give its keys, such as {example}"
-    if key not in known:
-        near = difflib.get_close_matches(key, known, 1, 0.5) or [
-            k for k in known if k.endswith("." + key)
-        ]
-        remedy = f"the nearest is {near[0]}" if near else "remove it"
-        return f"unknown key; {remedy}"
-    default = known[key]
-    if isinstance(value, bool) and not isinstance(default, bool):
-        return f"must be {_kind(key)}, not a truth value"
+    if key in RETIRED:
+        only, why = RETIRED[key]
+        return None if value == only and not isinstance(value, bool) else why
+    if key not in KEYS:
+        return _unknown(key)
+    if isinstance(value, bool) and KEYS[key].type is not bool:
+        return f"must be {kind(key)}, not a truth value"
     if isinstance(value, float) and not math.isfinite(value):
         return "must be a finite number"
     if isinstance(value, str) and "\0" in value:
@@ -105,23 +103,18 @@ def _set(node: Any, key: str, value: Any) -> str | None:
     try:
         OmegaConf.update(node, key, value, merge=False)
     except OmegaConfBaseException:
-        return f"must be {_kind(key)}"
+        return f"must be {kind(key)}"
     return None
 
 
-def _kind(key: str) -> str:
-    owner: Any = Config
-    *path, name = key.split(".")
-    for part in path:
-        owner = next(f.type for f in fields(owner) if f.name == part)
-    kind = next(f.type for f in fields(owner) if f.name == name)
-    names: dict[Any, str] = {
-        int: "a whole number",
-        float: "a number",
-        str: "a text",
-        bool: "true or false",
-    }
-    if kind == list[str]:
-        return "a list, such as [4, 5]"
-    options = getattr(kind, "__args__", (kind,))
-    return " or ".join(names.get(option, "null") for option in options)
+def _unknown(key: str) -> str:
+    """Say what a key that does not exist may have meant."""
+    known = [x for x in KEYS if x not in OPTIONS]
+    inside = [x for x in known if x.startswith(f"{key}.")]
+    if inside:
+        return f"is a section; give its keys, such as {inside[0]}"
+    near = difflib.get_close_matches(key, known, 1, 0.5) or [
+        x for x in known if x.endswith("." + key)
+    ]
+    remedy = f"the nearest is {near[0]}" if near else "remove it"
+    return f"unknown key; {remedy}"

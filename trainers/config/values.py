@@ -1,13 +1,69 @@
-"""Values of a configuration: flat by key, parsed, and shown in a message."""
+"""Values of a configuration: flat by key, parsed, in their range, and shown in a message."""
 
-from dataclasses import fields, is_dataclass
+import difflib
+import operator
+from collections.abc import Iterator
+from dataclasses import Field, fields, is_dataclass
 from typing import Any
 
+from eval.errors import Refusal
 from trainers.config.schema import Config
 
 
-class ConfigError(Exception):
+class ConfigError(Refusal):
     """One line a mistake."""
+
+
+def _keys(section: type, prefix: str = "") -> Iterator[tuple[str, Field]]:
+    for f in fields(section):
+        if isinstance(f.type, type) and is_dataclass(f.type):
+            yield from _keys(f.type, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", f
+
+
+KEYS = dict(_keys(Config))  # by their dotted names
+OPTIONS = tuple(x for x, f in KEYS.items() if f.default_factory is dict)  # hold names of your own
+KINDS: dict[Any, str] = {
+    **{int: "a whole number", float: "a number", str: "a text", bool: "true or false"},
+    **{type(None): "null", list[str]: "a list, such as [4, 5]"},
+    **{dict[str, str]: "names of your own", dict[str, Any]: "names of your own"},
+}
+BOUNDS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le}
+
+
+def kind(key: str) -> str:
+    """The type of a key in words."""
+    options = getattr(KEYS[key].type, "__args__", ()) if KEYS[key].type not in KINDS else ()
+    return " or ".join(KINDS[x] for x in options or [KEYS[key].type])
+
+
+def misfit(key: str, value: Any) -> str | None:
+    """Say how a value lies outside the range of its key, if it does."""
+    known = KEYS[key].metadata
+    if value is None:
+        return None
+    if "one of" in known and value not in known["one of"]:
+        near = difflib.get_close_matches(value, known["one of"], 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        return f"must be one of {', '.join(known['one of'])}{hint}"
+    for name, holds in BOUNDS.items():
+        if name in known and not holds(value, known[name]):
+            return f"must be {name} {known[name]}"
+    return None
+
+
+def described() -> str:
+    """Every key in a line: default, type and range, help."""
+    lines = []
+    for key, f in KEYS.items():
+        default = f.default_factory() if callable(f.default_factory) else f.default
+        bounds = [f"{name} {f.metadata[name]}" for name in BOUNDS if name in f.metadata]
+        choices = f.metadata.get("one of")
+        values = f"one of {', '.join(choices)}" if choices else ", ".join([kind(key), *bounds])
+        text = str(default).lower() if isinstance(default, bool) else shown(default)
+        lines.append(f"{key} = {text} ({values}): {f.metadata['help']}")
+    return "\n".join(lines)
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from eval.errors import Refusal
+
 Direction = Mapping[str, Tensor]  # by parameter name; what is missing is 0
 
 
-class Unsupported(Exception):
+class Unsupported(Refusal):
     """A layer that cannot be measured exactly; the message names it."""
 
 

@@ -18,7 +18,6 @@ completions of the full length. Buckets and the step's own copies are upper boun
 under offload is by DeepSpeed's description; saving takes fp32 parameters, moments and the model.
 """
 
-import argparse
 import math
 import os
 from collections.abc import Mapping
@@ -317,11 +316,10 @@ def _device() -> int | None:
     return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
 
-def show(config: Config, arguments: argparse.Namespace, diagnosing: bool = False) -> int:
-    """Print the plan, on one rank; the exit code."""
-    for option in ("plan_ranks", "plan_prompt"):
-        if (value := getattr(arguments, option)) < 1:
-            raise ConfigError(f"--{option.replace('_', '-')} = {value}: must be at least 1")
+def show(config: Config, ranks: int, prompt: int, diagnosing: bool = False) -> None:
+    """Print the plan, on one rank."""
+    for option, value in (("--plan-ranks", ranks), ("--plan-prompt", prompt)):
+        if value < 1:
+            raise ConfigError(f"{option} = {value}: must be at least 1")
     if int(os.environ.get("RANK", "0")) == 0:
-        print(plan(config, arguments.plan_ranks, arguments.plan_prompt, diagnosing))
-    return 0
+        print(plan(config, ranks, prompt, diagnosing))

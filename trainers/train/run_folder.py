@@ -1,6 +1,5 @@
 """The run folder: whose it is, whether a run begins, goes on or is done, and its results."""
 
-import errno
 import fcntl
 from pathlib import Path
 from typing import Any
@@ -12,22 +11,7 @@ from trainers.config.schema import Config
 from trainers.config.values import ConfigError
 from trainers.train.metrics import LOGS, steps_of
 
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
-
-
-DENIED = {errno.EACCES, errno.EPERM}
-
-
 RESTORE = "restore it from a copy, or choose another run.dir"
-
-
-def unwritable(error: OSError, folder: Path) -> bool:
-    """Whether a disk is full or does not take what is written, or the folder is no longer ours.
-    What we may not read elsewhere is another matter.
-    """
-    if error.errno in DENIED and isinstance(error.filename, str):
-        return Path(error.filename).absolute().is_relative_to(folder.absolute())
-    return error.errno in UNWRITABLE
 
 
 class RunFolder:

@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 
+from eval.errors import Failure
 from eval.policy.logprobs import pad_batch
 from eval.policy.streams import derive_seed
 from eval.rollout.rollout import Rollout
@@ -26,7 +27,7 @@ from trainers.train.reference import Reference
 from trainers.train.schedules import due, k_at, learning_rate
 
 
-class TrainingFailed(Exception):
+class TrainingFailed(Failure):
     """The run cannot go on; its folder can be resumed."""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from eval.errors import Failure
 from eval.files import write_json, write_lines
 from eval.policy.logprobs import check_chunks
 from eval.policy.policy import Policy, load_policy
@@ -36,8 +37,10 @@ from trainers.train.step_log import log_of
 BASE_PASS_1 = ("exact/pass@1", "eval/reference_pass@1", "eval/pass@1")
 
 
-class Interrupted(Exception):
+class Interrupted(Failure):
     """The run was asked to stop, and has saved the step that this says."""
+
+    code = 130
 
 
 class Trainer:
@@ -93,7 +96,8 @@ class Trainer:
                         metrics.flush()
                     self._save(step)
                 if stopping:
-                    raise Interrupted(step)
+                    why = f"interrupted; step {step} is saved, and the same command goes on"
+                    raise Interrupted(why)
                 rates = {f"pass@{k}": log.scalars[f"train/pass@{k}"] for k in self.shown}
                 bar.set_postfix({name: f"{x:.3f}" for name, x in rates.items()}, refresh=False)
                 bar.update()

@@ -9,9 +9,8 @@ import pytest
 
 from tests.conftest import ROOT, run
 from trainers.config.load import load_config
-from trainers.config.reading import OPTIONS
 from trainers.config.schema import Config
-from trainers.config.values import ConfigError
+from trainers.config.values import OPTIONS, ConfigError
 from trainers.train.run_folder import RunFolder
 
 PASSK = ROOT / "configs" / "passk.yaml"

@@ -7,7 +7,7 @@ import yaml
 from tests.conftest import ROOT
 from trainers.config.load import check_ranks, differences, load_config, save_config
 from trainers.config.schema import Config
-from trainers.config.values import ConfigError, flatten
+from trainers.config.values import BOUNDS, KEYS, ConfigError, described, flatten
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
@@ -139,8 +139,34 @@ def test_every_number_has_a_range():
             elif isinstance(value, int | float) and not isinstance(value, bool):
                 yield f
 
-    free = {"top_p"}  # train.top_p must be 1
-    assert [f.name for f in numbers(Config()) if not f.metadata and f.name not in free] == []
+    assert [f.name for f in numbers(Config()) if not BOUNDS.keys() & f.metadata] == []
+
+
+def test_every_key_has_a_help():
+    """In one line, of its own, that fits under the others."""
+    for key, f in KEYS.items():
+        text = f.metadata["help"]
+        assert 0 < len(text) <= 88 and text.isprintable() and text[-1] != ".", key
+    lines = described().splitlines()
+    assert len(lines) == len(KEYS)
+    assert "train.lr = 0.0006 (a number, above 0): learning rate after the warm-up" in lines
+    assert (
+        "eval.k = null (a whole number or null, at least 1): largest k; null: objective.k" in lines
+    )
+    assert any(x.startswith("model.dtype = float32 (one of float32, bfloat16): ") for x in lines)
+
+
+def test_a_folder_of_version_0_1_holds_a_key_that_is_gone(tmp_path):
+    """train.top_p could only be 1: such a folder is read, resumed and compared."""
+    path = tmp_path / "config.yaml"
+    save_config(load_config(ROOT / "configs" / "pcgrad.yaml"), path)
+    assert "top_p" not in yaml.safe_load(path.read_text())["train"]
+    path.write_text(path.read_text().replace("train:\n", "train:\n  top_p: 1.0\n"))
+    config = load_config(path)
+    assert differences(config, path) == []
+    for value in ("0.9", "true", "many"):
+        (line,) = refusal(f"train.top_p={value}")
+        assert line.endswith("the policy that is trained; eval.top_p is free")
 
 
 def test_extends(tmp_path):

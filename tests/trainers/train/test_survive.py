@@ -14,12 +14,12 @@ import psutil
 import pytest
 import torch
 
+from eval.errors import unwritable
 from eval.policy.policy import Policy
 from tests.conftest import ROOT, free_port, no_file_beyond, run
 from tests.launched.ranks import fresh_policy
 from trainers.engine import stop
 from trainers.train import checkpoint
-from trainers.train.run_folder import unwritable
 
 CHAOS = str(ROOT / "tests" / "chaos.py")
 # each a life of one run: (where and what happens, exit code)

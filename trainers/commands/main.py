@@ -1,0 +1,35 @@
+"""The frame of every command: a line and an exit code for all that its user can mend."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from eval.errors import Refusal, unwritable
+from surgery.user_code import UserCodeError
+from trainers.engine.watch import leave
+
+
+def attempt(
+    work: Callable[[], int | None],
+    place: Path | None = None,
+    interrupted: str = "interrupted",
+    outlook: Callable[[], str] = lambda: "goes on",
+) -> int:
+    """Do the work of a command and return its exit code.
+
+    `place` is the folder that the work writes, if there is one; `interrupted` is the line for
+    Ctrl-C; `outlook` says what the same command does once the folder can be written again.
+    """
+    try:
+        return work() or 0
+    except UserCodeError as error:
+        return leave(Refusal.code, error)
+    except Refusal as error:
+        is_wrong = error.code == Refusal.code or place is None
+        return leave(error.code, error if is_wrong else f"{place}: {error}")
+    except KeyboardInterrupt:
+        return leave(130, interrupted)
+    except OSError as error:
+        if place is None or not unwritable(error, place):
+            raise
+        remedy = f"once it can be written, the same command {outlook()}"
+        return leave(1, f"{place}: {error}; {remedy}")
