@@ -73,23 +73,29 @@ def wall(event: str, args: tuple[Any, ...]) -> None:
         raise PermissionError(event)
 
 
-def math_judge() -> Callable[[str, str], Judged]:
-    """math-verify; its own alarms are off, for the parent keeps the time. What is short and
-    no prose is read as if it were boxed, that is whole.
-    """
+def enclose() -> None:
+    """Bound this process for good: its memory, its logs, and what it may write or start."""
     import logging
     import resource
 
-    from latex2sympy2_extended.antlr_parser import PSParser
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-    from sympy import Equality, Interval, Tuple
-
-    PSParser.math = in_two_stages(PSParser.math)
     logging.disable()
     resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30))
     sys.set_int_max_str_digits(10_000)
     sys.dont_write_bytecode = True
     sys.addaudithook(wall)
+
+
+def math_judge() -> Callable[[str, str], Judged]:
+    """math-verify behind the wall; its own alarms are off, for the parent keeps the time.
+
+    Text that is short and no prose is read as if it were boxed, from end to end.
+    """
+    from latex2sympy2_extended.antlr_parser import PSParser
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+    from sympy import Equality, Interval, Tuple
+
+    PSParser.math = in_two_stages(PSParser.math)
+    enclose()
 
     def read(text: str, of_list: bool) -> list[Any]:
         if len(text) < BARE and not reading.boxes(text) and not reading.is_prose(text):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import cuda
+from torch import Tensor, cuda
 
 from eval.policy.policy import Policy, interpolate, load_policy
 from eval.policy.streams import derive_seed
@@ -33,6 +33,7 @@ from eval.tasks.task import digest
 from eval.verify.verifier import Verifier
 from surgery.user_code import load_function
 from trainers.config.load import load_config
+from trainers.config.schema import Config
 from trainers.config.values import ConfigError
 from trainers.job import Job
 
@@ -158,6 +159,7 @@ def _of_file(arguments: Arguments, path: Path) -> list[Scoring]:
 
 
 def _of_model(arguments: Arguments) -> list[Scoring]:
+    """One evaluation of the model for each weight and temperature that was asked for."""
     if bool(arguments.toward) != bool(arguments.by):
         raise ConfigError("--toward and --by belong together: the other model, and how far to it")
     model = [f"model.path={arguments.model}"] if arguments.model else []
@@ -168,64 +170,88 @@ def _of_model(arguments: Arguments) -> list[Scoring]:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    job, options = Job(config), config.eval
-    problems, verifier = job.task.evaluation(options.problems), job.verifier()
-    verifier.try_out(problems[0].gold)
-    path = job.base_path()
-    toward = arguments.toward and job.path_of(arguments.toward)
-    loaded: dict[str, Policy] = {}
-    start: dict[str, Any] = {}
-
-    def load(option: str, name: str) -> Policy:
-        if name not in loaded:
-            loaded[name] = load_policy(name, config.model.dtype, config.model.attention, option)
-            loaded[name].model.to("cuda" if cuda.is_available() else "cpu")
-        return loaded[name]
-
-    def scoring(by: float | None, temperature: float | None) -> Scoring:
-        chosen = options.temperature if temperature is None else temperature
-        drawing = job.decoding(chosen, options.top_p)
-        n = options.samples if chosen > 0 else 1  # greedy answers are all the same
-        parts = [f"by {by:g}"] if by is not None else []
-        parts += [f"T {chosen:g}"] if temperature is not None else []
-        settings = {
-            "model": config.model.path,
-            "weights": fingerprint(path),
-            **({} if by is None else {"toward": arguments.toward, "by": by}),
-            **({} if by is None else {"toward_weights": fingerprint(toward)}),
-            "dtype": config.model.dtype,
-            "task": vars(config.task),
-            "problems": options.problems,
-            "data": digest(problems),
-            "n": n,
-            "temperature": chosen,
-            "top_p": options.top_p,
-            "max_new_tokens": drawing.max_new_tokens,
-            "rollouts": drawing.sampler,
-            "seed": options.seed,
-            "verifier": verifier.version,
-        }
-
-        def produce(begin: int) -> Iterator[list[Record]]:
-            policy = load("model.path", path)
-            if by is not None:
-                if not start:
-                    start.update({k: x.clone() for k, x in policy.model.state_dict().items()})
-                interpolate(policy, start, load("--toward", toward), by)
-            uncut = chosen > 0 and options.top_p == 1
-            population = job.task.success(policy, chosen) if uncut else None
-            draws = Draws(n, drawing, derive_seed("eval", options.seed))
-            with verifier:
-                for first in range(begin, len(problems), CHUNK):
-                    part = problems[first : first + CHUNK]
-                    places = range(first, first + len(part))
-                    yield evaluate(policy, verifier, part, draws, places, population)
-
-        label = ", ".join(parts) or str(arguments.model or config.model.path)
-        return Scoring(label, settings, len(problems), produce)
-
+    scored = _Models(arguments, config)
     return [
-        scoring(by, temperature)
+        scored.scoring(by, temperature)
         for by in arguments.by or (None,)
         for temperature in arguments.temperatures or (None,)
     ]
+
+
+class _Models:
+    """The model of a configuration, alone or with weights between it and a second one."""
+
+    def __init__(self, arguments: Arguments, config: Config):
+        self.arguments, self.config, self.job = arguments, config, Job(config)
+        self.problems = self.job.task.evaluation(config.eval.problems)
+        self.verifier = self.job.verifier()
+        self.verifier.try_out(self.problems[0].gold)
+        self.path = self.job.base_path()
+        self.toward = arguments.toward and self.job.path_of(arguments.toward)
+        self.loaded: dict[str, Policy] = {}
+        self.start: dict[str, Tensor] = {}
+
+    def scoring(self, by: float | None, temperature: float | None) -> Scoring:
+        """The evaluation at this weight of the second model and this temperature."""
+        options = self.config.eval
+        chosen = options.temperature if temperature is None else temperature
+        n = options.samples if chosen > 0 else 1  # greedy answers are all the same
+        drawing = self.job.decoding(chosen, options.top_p)
+        draws = Draws(n, drawing, derive_seed("eval", options.seed))
+        parts = [f"by {by:g}"] if by is not None else []
+        parts += [f"T {chosen:g}"] if temperature is not None else []
+        label = ", ".join(parts) or str(self.arguments.model or self.config.model.path)
+        total = len(self.problems)
+        return Scoring(
+            label, self._settings(by, draws), total, lambda begin: self._produce(begin, by, draws)
+        )
+
+    def _settings(self, by: float | None, draws: Draws) -> dict[str, Any]:
+        """All that the records depend on."""
+        config, drawing = self.config, draws.decoding
+        second = {} if by is None else {"toward": self.arguments.toward, "by": by}
+        if by is not None:
+            second["toward_weights"] = fingerprint(self.toward)
+        return {
+            "model": config.model.path,
+            "weights": fingerprint(self.path),
+            **second,
+            "dtype": config.model.dtype,
+            "task": vars(config.task),
+            "problems": config.eval.problems,
+            "data": digest(self.problems),
+            "n": draws.n,
+            "temperature": drawing.temperature,
+            "top_p": drawing.top_p,
+            "max_new_tokens": drawing.max_new_tokens,
+            "rollouts": drawing.sampler,
+            "seed": config.eval.seed,
+            "verifier": self.verifier.version,
+        }
+
+    def _produce(self, begin: int, by: float | None, draws: Draws) -> Iterator[list[Record]]:
+        """The records from problem `begin` on, some at a time."""
+        policy, drawing = self._policy(by), draws.decoding
+        uncut = drawing.temperature > 0 and drawing.top_p == 1
+        population = self.job.task.success(policy, drawing.temperature) if uncut else None
+        with self.verifier:
+            for first in range(begin, len(self.problems), CHUNK):
+                part = self.problems[first : first + CHUNK]
+                places = range(first, first + len(part))
+                yield evaluate(policy, self.verifier, part, draws, places, population)
+
+    def _policy(self, by: float | None) -> Policy:
+        """The model, with its weights moved towards the second one's where that is asked for."""
+        policy = self._load("model.path", self.path)
+        if by is not None:
+            if not self.start:
+                self.start = {k: x.clone() for k, x in policy.model.state_dict().items()}
+            interpolate(policy, self.start, self._load("--toward", str(self.toward)), by)
+        return policy
+
+    def _load(self, option: str, name: str) -> Policy:
+        if name not in self.loaded:
+            model = self.config.model
+            self.loaded[name] = load_policy(name, model.dtype, model.attention, option)
+            self.loaded[name].model.to("cuda" if cuda.is_available() else "cpu")
+        return self.loaded[name]
