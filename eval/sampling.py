@@ -134,8 +134,14 @@ def check_cache(policy: Policy, engine: str) -> None:
     from transformers import DynamicCache
 
     model = policy.model
-    if model._is_stateful or any(
-        hasattr(layer, "conv_states") for layer in DynamicCache(config=model.config).layers
+    kinds = {
+        *(getattr(model.config, "layer_types", None) or ()),
+        *(getattr(model.config, "block_types", None) or ()),
+    }  # transformers before 5.5 says it of some models by these alone
+    if (
+        model._is_stateful
+        or kinds & {"conv", "recurrent"}
+        or any(hasattr(layer, "conv_states") for layer in DynamicCache(config=model.config).layers)
     ):
         why = f"{type(model).__name__} has a recurrent state; choose a model of attention alone"
         raise ModelError(f"train.rollouts = {engine}: {why}")

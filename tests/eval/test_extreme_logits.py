@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from eval.policy import log_softmax
 from eval.sampling import Decoding, SamplingFailed, _draw, entropies, sample
+from tests.engines import ENGINES
 from tests.eval.test_sampling import PROMPTS, random_policy
 
 QUICK = settings(max_examples=60, deadline=None, database=None, derandomize=True)
@@ -77,7 +78,7 @@ def test_all_equal_and_far_apart(dtype, scale):
     assert torch.allclose(rollout.logprobs, -even * rollout.lengths)
 
 
-@pytest.mark.parametrize("engine", ["cached", "continuous"])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("broken", [NAN, INF])
 def test_a_model_without_probabilities_is_refused(engine, broken):
     """It would say its last token for ever, and be found to be wrong."""

@@ -13,6 +13,8 @@ from transformers import (
     Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
     RwkvConfig,
     RwkvForCausalLM,
 )
@@ -23,6 +25,7 @@ from eval.policy import ModelError, Policy, completion_logprobs, pad_batch
 from eval.sampling import Decoding, derive_seed, sample, uniform
 from eval.tasks.twin import Twin
 from eval.tasks.twin_base import make_tokenizer
+from tests.engines import ENGINES, needs_continuous
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 PROMPTS = ["A2?3=", "J9?", "=", "D5?5=4"]  # ragged, so that padding matters
@@ -66,7 +69,7 @@ def test_logprobs_match_a_fresh_forward(kind):
     assert torch.allclose(again, rollout.logprobs, atol=1e-4)
 
 
-@pytest.mark.parametrize("engine", ["cached", "continuous"])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_greedy_equals_transformers(kind, engine):
     policy = random_policy(kind)
@@ -119,7 +122,7 @@ def surprise(completions, exact):
     return ((statistic / freedom) ** (1 / 3) - (1 - 2 / 9 / freedom)) / (2 / 9 / freedom) ** 0.5
 
 
-@pytest.mark.parametrize("engine", ["cached", "continuous"])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.0, 0.8)])
 def test_completions_follow_the_model(engine, temperature, top_p):
     """Of a short prompt, of one of several pages, and of one that is a single token. Seeds are
@@ -137,7 +140,7 @@ def test_completions_follow_the_model(engine, temperature, top_p):
             assert surprise(completions, warmer) > 3.72
 
 
-@pytest.mark.parametrize("engine", ["cached", "continuous"])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize(("temperature", "top_p"), [(0.7, 1.0), (1.0, 0.8), (0, 1.0)])
 def test_a_forward_of_its_own_measures_the_same(engine, kind, temperature, top_p):
@@ -155,6 +158,7 @@ def test_a_forward_of_its_own_measures_the_same(engine, kind, temperature, top_p
     assert torch.allclose(again[0], logprobs, atol=1e-4) and again[2] is None
 
 
+@needs_continuous
 def test_continuous_draws_again_what_it_drew():
     """From the seed and the prompts at hand; nobody else's random numbers change."""
     policy = random_policy("llama")
@@ -170,6 +174,7 @@ def test_continuous_draws_again_what_it_drew():
     assert whole.truncated.any() and not whole.truncated.all()
 
 
+@needs_continuous
 def test_continuous_in_a_cache_too_small_for_all():
     """Completions wait for room, and none is lost."""
     policy = random_policy("llama")
@@ -284,6 +289,7 @@ def test_the_numbers_are_the_same_everywhere():
     [
         (Lfm2ForCausalLM, Lfm2Config(layer_types=["conv", "full_attention"], **SMALL)),
         (RwkvForCausalLM, RwkvConfig(**SMALL)),
+        (RecurrentGemmaForCausalLM, RecurrentGemmaConfig(lru_width=32, **SMALL)),
     ],
 )
 def test_a_recurrent_state_is_refused(kind, config, engine):

@@ -1,0 +1,14 @@
+"""The engines that sample, of those that the installed transformers has."""
+
+from importlib import metadata
+
+import pytest
+
+from trainers.contradictions import CONTINUOUS, knows_continuous
+
+# with an older transformers it is refused in one line, which has a test of its own
+needs_continuous = pytest.mark.skipif(
+    not knows_continuous(metadata.version("transformers")),
+    reason=f"continuous batching needs transformers {CONTINUOUS[0]}.{CONTINUOUS[1]}",
+)
+ENGINES = ["cached", pytest.param("continuous", marks=needs_continuous)]
