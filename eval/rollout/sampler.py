@@ -28,7 +28,9 @@ class Sampler(ABC):
         model = policy.model
         with reading(model) as cache:
             recurrent = any(hasattr(layer, "conv_states") for layer in cache.layers)
-        if model._is_stateful or recurrent:
+        names = (getattr(model.config, x, None) or () for x in ("layer_types", "block_types"))
+        kinds = {kind for some in names for kind in some}  # all that older transformers say of some
+        if model._is_stateful or recurrent or kinds & {"conv", "recurrent"}:
             why = f"{type(model).__name__} has a recurrent state"
             raise self.refusal(f"{why}; choose a model of attention alone")
 

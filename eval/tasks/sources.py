@@ -55,6 +55,8 @@ class Source:
         if path.is_file() and path.suffix not in BUILDERS:
             raise self.refusal("path", f"must be a folder, or end in {', '.join(BUILDERS)}")
         place: dict[str, Any] = {"path": str(path) if path.exists() else self.path}
+        if path.is_file() and not path.stat().st_size:
+            raise self.refusal("path", "is empty; it needs one row a problem")
         if path.is_file():  # a file is whatever split it is asked for
             files = {self.split.partition("[")[0]: str(path)}
             place = {"path": BUILDERS[path.suffix], "data_files": files}

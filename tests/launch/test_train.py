@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, run
+from tests.engines import needs_continuous
 
 TRAIN = str(ROOT / "launch" / "train.py")
 SMALL = [
@@ -138,6 +139,7 @@ def test_two_ranks_do_what_one_does(tmp_path, base_path, stage):
     assert summary["world_size"] == 2
 
 
+@needs_continuous
 @pytest.mark.parametrize("ranks", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_continuous_rollouts(tmp_path, base_path, ranks):
     """Sampled, measured and evaluated by the other engine."""

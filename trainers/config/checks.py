@@ -101,6 +101,10 @@ def _of_model(config: Config) -> Mistakes:
         yield "model.lora_rank", remedy
 
 
+def knows_continuous(transformers: str) -> bool:
+    return [*map(int, transformers.split(".")[:2])] >= CONTINUOUS
+
+
 def _of_training(config: Config) -> Mistakes:
     train = config.train
     if train.offload == "all" and train.zero_stage < 3:
@@ -108,7 +112,7 @@ def _of_training(config: Config) -> Mistakes:
     elif train.offload != "none" and train.zero_stage == 0:
         yield "train.offload", "needs the optimiser that ZeRO splits; set train.zero_stage=1"
     installed = metadata.version("transformers")
-    if train.rollouts == "continuous" and [*map(int, installed.split(".")[:2])] < CONTINUOUS:
+    if train.rollouts == "continuous" and not knows_continuous(installed):
         least = ".".join(map(str, CONTINUOUS))
         remedy = f"needs transformers {least}, and this is {installed}; upgrade it, or use cached"
         yield "train.rollouts", remedy

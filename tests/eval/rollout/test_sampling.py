@@ -16,6 +16,8 @@ from transformers import (
     Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
     RwkvConfig,
     RwkvForCausalLM,
 )
@@ -300,6 +302,7 @@ def test_the_numbers_are_the_same_everywhere():
     [
         (Lfm2ForCausalLM, Lfm2Config(layer_types=["conv", "full_attention"], **SMALL)),
         (RwkvForCausalLM, RwkvConfig(**SMALL)),
+        (RecurrentGemmaForCausalLM, RecurrentGemmaConfig(lru_width=32, **SMALL)),
     ],
 )
 def test_a_recurrent_state_is_refused(kind, config, sampler):

@@ -234,6 +234,7 @@ def test_ranks():
 
 def test_continuous_needs_a_transformers_that_has_it(monkeypatch):
     passk = ROOT / "configs" / "passk.yaml"
+    monkeypatch.setattr("trainers.config.checks.metadata.version", lambda name: "5.23.0")
     load_config(passk, ["train.rollouts=continuous"])
     monkeypatch.setattr("trainers.config.checks.metadata.version", lambda name: "5.9.2")
     load_config(passk)
