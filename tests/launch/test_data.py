@@ -162,7 +162,7 @@ def test_other_data_under_the_same_name_is_refused(folder, command, tmp_path):
 )
 def test_refusals_are_one_line_before_a_model_is_loaded(command, monkeypatch, options, said):
     monkeypatch.setattr("eval.policy.policy.load_policy", None)
-    monkeypatch.setattr("trainers.diagnosis.load_policy", None)
+    monkeypatch.setattr("trainers.commands.diagnose.load_policy", None)
     code, _, errors = command("diagnose", "--config", "floor.yaml", *options, "--out", "none")
     assert code == 2
     (line,) = [x for x in errors.splitlines() if "problems to evaluate on" not in x]

@@ -354,7 +354,7 @@ def test_no_text_is_held_longer_than_it_is_scored(tmp_path):
 @pytest.mark.parametrize("judge", ["answer.x", "'yes'"])
 def test_a_verifier_of_the_users_own_that_cannot_judge(tmp_path, refusal, monkeypatch, judge):
     """It is refused before there is a folder or a model, and not scored as 0."""
-    monkeypatch.setattr("trainers.scoring.load_policy", None)
+    monkeypatch.setattr("trainers.commands.score.load_policy", None)
     write(tmp_path / "r.jsonl", [{"id": 1, "gold": "1", "responses": ["1"]}])
     (tmp_path / "mine.py").write_text(f"def judge(answer, gold):\n    return {judge}\n")
     for key, options in (
