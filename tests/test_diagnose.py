@@ -41,7 +41,8 @@ from surgery.interference import (
     shells,
 )
 from surgery.objectives import pass_at_k_weight
-from tests.conftest import ROOT, no_file_beyond, run
+from tests.commands import ROOT, no_file_beyond, run
+from tests.fakes import Alone
 from trainers.config.load import load_config
 from trainers.measure import ghost
 
@@ -301,21 +302,6 @@ def test_features_and_ghost_are_of_what_is_sampled(base, twin):
 
 
 # -- measuring ----------------------------------------------------------------------------------
-
-
-class Alone:
-    """The only rank, without DeepSpeed."""
-
-    rank, world, device = 0, 1, torch.device("cpu")
-
-    def gather(self, item):
-        return [item]
-
-    def total(self, x):
-        return x
-
-    def reduce(self, x, how="sum"):
-        return x
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import trainers.train.trainer
 from eval.files import read_lines
 from eval.policy.policy import Chat
 from eval.tasks.data import ASKING
-from tests.conftest import ROOT, run
+from tests.commands import ROOT, run
+from tests.fakes import Alone
 from tests.models import qwen2
-from tests.test_diagnose import Alone
 
 # whatever it is asked the model says 2 in half of the cases and 6 in a quarter
 TRAIN = [(f"How many legs has bird {x}?", 2) for x in "ABCDEFGH"]

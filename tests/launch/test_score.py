@@ -17,7 +17,7 @@ from eval.files import COPY, read_lines
 from eval.scores.folder import ScoreFolder, Scoring
 from eval.scores.folder import run as score_all
 from eval.scores.responses import read_responses
-from tests.conftest import ROOT, no_file_beyond, run
+from tests.commands import ROOT, no_file_beyond, run
 
 SCORE = str(ROOT / "launch" / "score.py")
 CONFIG = str(ROOT / "configs" / "passk.yaml")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, run
+from tests.commands import ROOT, run
 
 TRAIN = str(ROOT / "launch" / "train.py")
 SMALL = [

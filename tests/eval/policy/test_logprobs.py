@@ -18,10 +18,9 @@ from eval.policy.policy import ModelError, Policy
 from eval.rollout.rollout import Decoding
 from eval.rollout.sample import sample
 from eval.tasks.twin_base import make_tokenizer
-from tests.conftest import ROOT
-from tests.eval.rollout.test_sampling import PROMPTS, random_policy
+from tests.commands import ROOT
+from tests.fakes import MODELS, PROMPTS, batch, make_model, random_policy
 from tests.models import SHAPE
-from tests.trainers.measure.test_ghost import MODELS, batch, make_model
 
 SIZE = SHAPE | {"vocab_size": len(make_tokenizer()), "pad_token_id": 0}
 SCALED = {  # what stands behind the head
@@ -64,7 +63,7 @@ def test_equal_to_all_at_once(kind, dtype):
 @pytest.mark.parametrize("kind", KINDS)
 def test_answers_to_a_prompt_that_is_read_once(kind):
     model = model_of(kind)
-    short = [7, 8, 9, 4] if "eager" in kind else [7, 8]  # see `rows` of test_ghost
+    short = [7, 8, 9, 4] if "eager" in kind else [7, 8]  # see `rows` of fakes.py
     prompts = [[3, 4, 5, 6], short]  # ragged, as are the answers
     answers = [[9, 1], [10, 11, 1], [1], [12, 9, 9, 1], [9, 1], [5, 1]]
     rows = pad_batch([x for x in prompts for _ in range(3)], answers, 0, "cpu")

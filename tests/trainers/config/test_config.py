@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import ROOT
+from tests.commands import ROOT
 from trainers.config.load import check_ranks, differences, load_config, save_config
 from trainers.config.schema import Config
 from trainers.config.values import ConfigError, flatten

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.commands import ROOT
 
 RANK = """
 import json, os, signal, sys, time

@@ -1,9 +1,7 @@
 """The plan against what really is there: built models, DeepSpeed's states, counted allocations."""
 
 import argparse
-import json
 import logging
-import os
 
 import huggingface_hub
 import pytest
@@ -18,9 +16,8 @@ from eval.tasks.registry import build_task
 from eval.tasks.twin_base import make_tokenizer
 from surgery.estimators import loo, rloo
 from surgery.rules import RULES
-from tests.conftest import ROOT, run
-from tests.launched.held import model_config
-from tests.trainers.measure.test_probe import Alone
+from tests.commands import ROOT, launched, run
+from tests.fakes import Alone, model_config
 from trainers.config.arguments import add_options
 from trainers.config.load import load_config
 from trainers.config.schema import Config
@@ -160,11 +157,7 @@ def test_sampling_holds_what_was_planned(tmp_path, top_p):
 )
 def really_held(request, tmp_path_factory):
     out = tmp_path_factory.mktemp("held") / "held.json"
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    script = str(ROOT / "tests" / "launched" / "held.py")
-    done = run(script, str(out), cwd=ROOT, ranks=request.param, PYTHONPATH=path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return request.param, json.loads(out.read_text())
+    return request.param, launched("held.py", out, ranks=request.param)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

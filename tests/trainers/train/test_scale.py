@@ -4,31 +4,21 @@ against one process that saves nothing; and whole runs with them, resumed.
 
 import hashlib
 import json
-import os
 import shutil
 
 import pytest
 
-from tests.conftest import ROOT, run
+from tests.commands import ROOT, launched, run
+from tests.fakes import TEXTS
 from tests.launched import sums
 from tests.launched.scale import BF16, WAYS
 from tests.models import save_model
-from tests.trainers.engine.test_adapter import TEXTS
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     place = tmp_path_factory.mktemp("models")
     return [save_model(place / kind, kind, TEXTS) for kind in ("llama", "qwen2")]
-
-
-def launched(script, out, *arguments, ranks):
-    """The results that a program leaves."""
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    command = str(ROOT / "tests" / "launched" / script), *arguments, str(out)
-    done = run(*command, cwd=ROOT, ranks=ranks, PYTHONPATH=path, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(out.read_text())
 
 
 @pytest.fixture(scope="module")

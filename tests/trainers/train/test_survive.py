@@ -7,16 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
-from eval.policy.policy import Policy
-from tests.conftest import ROOT, free_port, no_file_beyond, run
-from tests.launched.ranks import fresh_policy
+from tests.commands import ROOT, free_port, no_file_beyond, run
+from tests.fakes import Still
 from trainers.engine import stop
 from trainers.train import checkpoint
 from trainers.train.run_folder import unwritable
@@ -53,25 +52,6 @@ def test_a_run_of_many_lives(tmp_path, base_path):
     assert "step_000006 is damaged (optimizer.safetensors); set aside" in said
     assert "going on from step 5" in said.partition("is damaged")[2]
     assert "Traceback" not in said
-
-
-class Still:
-    """What a checkpoint asks of an engine, without training."""
-
-    def __init__(self):
-        self.trained, self.steps_taken = fresh_policy(), 0
-
-    def state(self, keep):
-        named = self.trained.model.named_parameters()
-        whole = {name: p.detach().clone() + self.steps_taken for name, p in named}
-        return {"parameters": whole}
-
-    @contextmanager
-    def policy(self):
-        yield Policy(self.trained.model, self.trained.tokenizer)
-
-    def barrier(self):
-        pass
 
 
 @pytest.fixture
