@@ -37,3 +37,38 @@ def base(base_path):
     from eval.policy.policy import load_policy
 
     return load_policy(base_path)
+
+
+@pytest.fixture
+def one_thread():
+    """Batches are small: a second thread mostly waits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """Commands in this process are the only rank, without DeepSpeed."""
+    import trainers.commands.diagnose as diagnosis
+    import trainers.engine.hosts
+    import trainers.engine.launcher
+    import trainers.engine.ranks
+    from tests.fakes import Alone
+
+    monkeypatch.setattr(diagnosis, "Ranks", Alone)
+    for module in (diagnosis, trainers.engine.hosts, trainers.engine.ranks):
+        monkeypatch.setattr(module, "share", lambda x: x)
+    monkeypatch.setattr(trainers.engine.hosts, "once_a_host", lambda make: make())
+    monkeypatch.setattr(trainers.engine.launcher, "start_ranks", lambda threads: None)
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Three directions of a diagnosis, of the two dozen."""
+    import trainers.commands.diagnose as diagnosis
+    from surgery.interference import EVERYTHING, PASS_1
+
+    levels = [PASS_1, ("plugin", 6), ("loo", 6)]
+    monkeypatch.setattr(diagnosis, "requests", lambda k, n: [(x, EVERYTHING) for x in levels])

@@ -6,15 +6,11 @@ import sys
 
 import pytest
 
-import trainers.commands.diagnose as diagnosis
-import trainers.engine.launcher
-import trainers.engine.ranks
-import trainers.train.trainer
+import trainers.train.trainer  # noqa: F401 - before a test replaces what it imports
 from eval.files import read_lines
 from eval.policy.policy import Chat
 from eval.tasks.data import ASKING
 from tests.commands import ROOT, run
-from tests.fakes import Alone
 from tests.models import qwen2
 
 # whatever it is asked the model says 2 in half of the cases and 6 in a quarter
@@ -49,13 +45,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def command(folder, monkeypatch, capsys):
+def command(folder, alone, monkeypatch, capsys):
     """(exit code, output, errors) of a command, in this process."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(diagnosis, "Ranks", Alone)
-    monkeypatch.setattr(diagnosis, "share", lambda x: x)
-    monkeypatch.setattr(trainers.engine.launcher, "start_ranks", lambda threads: None)
-    monkeypatch.setattr(trainers.engine.ranks, "share", lambda x: x)
 
     def ask(name, *options):
         spec = importlib.util.spec_from_file_location(name, ROOT / "launch" / f"{name}.py")

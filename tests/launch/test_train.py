@@ -50,10 +50,10 @@ def test_a_model_that_cannot_be_loaded_leaves_the_folder_free(tmp_path, base_pat
 ODD = """
 import sys
 from launch import train
-from trainers.measure import ghost
+from trainers.measure import ghost, taps
 
 def refuse(*_, **__):
-    raise ghost.Unsupported("model.odd (Odd): not affine in its own parameters")
+    raise taps.Unsupported("model.odd (Odd): not affine in its own parameters")
 
 ghost.probe = ghost.probed_gradient = refuse
 sys.exit(train.main())

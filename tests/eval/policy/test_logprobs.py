@@ -1,6 +1,7 @@
 """Log-probabilities made a few positions at a time, against all at once."""
 
 import copy
+import math
 import re
 
 import pytest
@@ -12,6 +13,7 @@ from eval.policy.logprobs import (
     check_chunks,
     completion_logprobs,
     in_eval_mode,
+    log_softmax,
     pad_batch,
 )
 from eval.policy.policy import ModelError, Policy
@@ -154,3 +156,22 @@ def test_a_model_whose_logits_do_not_stand_alone_is_refused_by_name():
     headless.model.base_model_prefix = ""
     with pytest.raises(ModelError, match="GPT2LMHeadModel has no body apart"):
         check_chunks(headless)
+
+
+def test_the_score_of_what_is_sampled_has_mean_zero():
+    """By enumeration; the score without the cut has not."""
+    logits = torch.tensor([2.0, 1.0, 0.5, -1.0], dtype=torch.float64, requires_grad=True)
+    logp = log_softmax(logits, 0.7, 0.9)
+    q = logp.detach().exp()
+    assert (q > 0).tolist() == [True, True, False, False] and float(q.sum()) == pytest.approx(1)
+    ratio = math.exp((2.0 - 1.0) / 0.7)
+    assert float(q[0] / q[1]) == pytest.approx(ratio)
+
+    def mean_score(logp):
+        rows = [torch.autograd.grad(x, logits, retain_graph=True)[0] for x in logp]
+        return sum(q[i] * row for i, row in enumerate(rows) if q[i] > 0)
+
+    assert float(mean_score(logp).abs().max()) < 1e-12
+    assert float(mean_score(log_softmax(logits, 0.7)).abs().max()) > 1e-2
+    kept = log_softmax(logits, 0.7, 0.9, torch.tensor(2))  # a drawn token is inside
+    assert kept.isfinite().tolist() == [True, True, True, False]

@@ -17,7 +17,7 @@ from tests.fakes import batch, by_autograd, directions, error, make_probe
 from tests.models import MIXTURES, ZOO, tiny
 from trainers.config.schema import Config
 from trainers.engine.adapter import make_trainable
-from trainers.measure import ghost
+from trainers.measure import ghost, taps
 
 PROMPTS = ["A2?3=", "J9?", "D5?5=4"]  # ragged
 N = 3
@@ -81,7 +81,7 @@ def test_ghost_equals_autograd(kind):
 def test_ghost_refuses_experts_and_measures_the_rest(kind):
     """Experts see tokens, not rows: named before any step; without them ghost is exact."""
     policy = policy_of(kind)
-    with pytest.raises(ghost.Unsupported, match=r"^model\.layers\.0\.mlp\..*: (takes|its first)"):
+    with pytest.raises(taps.Unsupported, match=r"^model\.layers\.0\.mlp\..*: (takes|its first)"):
         make_probe(policy, measure="ghost")
     pattern = "^(?!.*mlp)"
     assert 0.1 < make_probe(policy, measure="ghost", modules=pattern, min_coverage=0.1).coverage < 1

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from eval.policy.logprobs import completion_logprobs
+from eval.policy.logprobs import answer_batch, completion_logprobs
+from eval.rollout.rollout import Decoding
+from eval.rollout.sample import sample
 from tests.fakes import MODELS, batch, by_autograd, directions, error, make_model
-from trainers.measure import ghost
+from trainers.measure import ghost, taps
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
@@ -169,5 +171,30 @@ class Bent(torch.nn.Module):
 def test_unsupported_layers_are_named(replace, message):
     model = make_model("llama")
     replace(model.model.layers[1])
-    with pytest.raises(ghost.Unsupported, match=message):
+    with pytest.raises(taps.Unsupported, match=message):
         ghost.probe(model, batch(), directions(model), 0.7)
+
+
+def test_features_and_ghost_are_of_what_is_sampled(base, twin):
+    """The sampler's features, and a probe, against autograd of the log-probability under top_p."""
+    prompts = [x.prompt for x in twin.training(0, 0, 6)]
+    rollout = sample(base, prompts, 4, Decoding(4, 0.9, 0.9), 0, features=True)
+    model = base.model.double()
+    answers = [rollout.texts[4 * i] for i in range(6)]
+    batch = answer_batch(base, prompts, answers)
+    logp = completion_logprobs(model, batch, 0.9, 0.9).sum(1)
+    assert torch.allclose(logp.float(), rollout.logprobs[::4], atol=1e-4)
+    torch.manual_seed(0)
+    v = {name: torch.randn_like(p) for name, p in model.named_parameters()}
+    found = ghost.probe(model, batch, v, 0.9, 0.9)
+    for row in range(6):
+        weight = torch.zeros(6).double()
+        weight[row] = 1
+        g = ghost.gradient(model, [batch], [weight], 0.9, None, 0.9)
+        assert float(found[row]) == pytest.approx(sum(float((g[n] * v[n]).sum()) for n in v))
+    seen = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda m, x: seen.append(x[0]))
+    logp = completion_logprobs(model, batch, 0.9, 0.9).sum(1)
+    hook.remove()
+    (u,) = torch.autograd.grad(logp.sum(), seen)
+    assert torch.allclose(u.sum(1).float(), rollout.features[::4], atol=1e-4)
