@@ -1,5 +1,7 @@
 """Commands and programs, started by tests as a user starts them."""
 
+import importlib.util
+import io
 import json
 import os
 import resource
@@ -7,9 +9,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,11 +35,27 @@ def run(
     )
 
 
+def in_process(script: str, *options: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A command, run here at once: for claims in which it need not be a process of its own."""
+    spec = importlib.util.spec_from_file_location(Path(script).stem, script)
+    assert spec is not None and spec.loader is not None
+    module, out, err = importlib.util.module_from_spec(spec), io.StringIO(), io.StringIO()
+    spec.loader.exec_module(module)
+    arguments = mock.patch.object(sys, "argv", [script, *options])
+    with chdir(cwd), arguments, redirect_stdout(out), redirect_stderr(err):
+        code = module.main()
+    return subprocess.CompletedProcess([script, *options], code, out.getvalue(), err.getvalue())
+
+
 def launched(program: str, out: Path, *arguments: str, ranks: int, timeout: float = 600) -> Any:
-    """The results that a program of tests/launched/ writes to its last argument, as JSON."""
+    """The results that a program of tests/launched/ writes to its last argument, as JSON.
+
+    A single rank starts by itself: the launcher's two processes would import DeepSpeed as well.
+    """
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = str(ROOT / "tests" / "launched" / program), *arguments, str(out)
-    done = run(*command, cwd=ROOT, ranks=ranks, PYTHONPATH=path, timeout=timeout)
+    launcher = ranks if ranks > 1 else 0
+    done = run(*command, cwd=ROOT, ranks=launcher, PYTHONPATH=path, timeout=timeout)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(out.read_text())
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from eval.files import COPY, read_lines
-from tests.commands import ROOT, no_file_beyond, run
+from tests.commands import ROOT, in_process, no_file_beyond, run
 
 SCORE = str(ROOT / "launch" / "score.py")
 CONFIG = str(ROOT / "configs" / "passk.yaml")
@@ -71,14 +71,14 @@ def test_a_model_scores_as_its_true_rates_say(tmp_path, refusal, base_path, twin
 
     # given again it is not done again, and what differs is refused; its own records score the same
     records = (tmp_path / "out" / "problems.jsonl").read_bytes()
-    again = run(SCORE, "--model", base_path, "--config", CONFIG, *options, cwd=tmp_path)
+    again = in_process(SCORE, "--model", base_path, "--config", CONFIG, *options, cwd=tmp_path)
     assert again.returncode == 0 and again.stdout == done.stdout and "it/s" not in again.stderr
     ask = ["--model", base_path, "--config", CONFIG]
     assert "seed = 1 (was 0)" in refusal(*ask, *options, "eval.seed=1")
     assert (tmp_path / "out" / "problems.jsonl").read_bytes() == records
     assert "holds files already" in refusal(*ask, "--temperatures", "0", "1", "--out", "out")
     more = ["--responses", "out/problems.jsonl", "--verifier", "exact", "--out", "more"]
-    assert run(SCORE, *more, cwd=tmp_path).returncode == 0
+    assert in_process(SCORE, *more, cwd=tmp_path).returncode == 0
     assert summary(tmp_path / "more")["scores"] == found["scores"]
     assert summary(tmp_path / "more")["majority"] == found["majority"]
 
@@ -115,13 +115,14 @@ def test_colder_and_between_two_models(tmp_path, refusal, base_path, base):
     base.tokenizer.save_pretrained(tmp_path / "other")
     ask = ["--config", CONFIG, "eval.problems=40", "eval.samples=8"]
     line = ["--toward", "other", "--by", "0", "0.5", "1", "--temperatures", "1", "0"]
-    done = run(SCORE, "--model", base_path, *line, *ask, "--out", "sweep", cwd=tmp_path)
+    done = in_process(SCORE, "--model", base_path, *line, *ask, "--out", "sweep", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     sweep = summary(tmp_path / "sweep")["sweep"]
     assert [x["label"] for x in sweep[:3]] == ["by 0, T 1", "by 0, T 0", "by 0.5, T 1"]
     assert [x["n"] for x in sweep] == [8, 1] * 3
     for name, by in ((base_path, 0), ("other", 4)):
-        assert run(SCORE, "--model", name, *ask, "--out", f"{by}", cwd=tmp_path).returncode == 0
+        done = in_process(SCORE, "--model", name, *ask, "--out", f"{by}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
         assert summary(tmp_path / f"{by}")["scores"] == sweep[by]["scores"]
     assert sweep[0]["scores"] != sweep[2]["scores"]
     said = refusal("--model", base_path, "--by", "0.5", *ask)
@@ -149,7 +150,7 @@ def test_slices_by_how_hard_the_base_found_it(tmp_path, refusal):
         ],
     )
     options = ["--verifier", "exact", "--base", "base.jsonl", "--out", "out"]
-    done = run(SCORE, "--responses", "r.jsonl", *options, cwd=tmp_path)
+    done = in_process(SCORE, "--responses", "r.jsonl", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     slices = {x["slice"]: x["problems"] for x in summary(tmp_path / "out")["slices"]}
     assert slices == {
@@ -170,7 +171,7 @@ def test_responses_by_hand(tmp_path, refusal):
             {"id": 2, "gold": "7", "responses": ["8", "9", "9", "11", "12"]},
         ],
     )
-    done = run(SCORE, "--responses", "r.jsonl", "--out", "out", cwd=tmp_path)
+    done = in_process(SCORE, "--responses", "r.jsonl", "--out", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = summary(tmp_path / "out")
     assert {name: x["value"] for name, x in found["scores"].items()} == {
@@ -218,7 +219,7 @@ def test_other_field_names_and_marks(tmp_path, refusal):
     write(tmp_path / "r.jsonl", [line, {**line, "question": "p", "m.out": "5, no mark"}])
     fields = ["--fields", "id=question", "gold=key.text", "responses=m.out", "truncated=cut"]
     options = [*fields, "--answer-after", "A:", "--verifier", "exact", "--out", "out"]
-    done = run(SCORE, "--responses", "r.jsonl", *options, cwd=tmp_path)
+    done = in_process(SCORE, "--responses", "r.jsonl", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = summary(tmp_path / "out")
     assert found["scores"]["pass@1"]["value"] == 0.5 and found["truncated_share"] == 1

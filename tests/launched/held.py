@@ -46,6 +46,7 @@ def held(stage, dtype):
 
 if __name__ == "__main__":
     start_ranks(1)
+    gc.freeze()  # the objects of all imports, which are many and hold nothing of an engine
     cases = [(s, d) for d in ("float32", "bfloat16") for s in range(4) if (s, d) != (0, "bfloat16")]
     results = {f"{dtype} {stage}": held(stage, dtype) for stage, dtype in cases}
     if torch.distributed.get_rank() == 0:

@@ -16,7 +16,7 @@ from eval.tasks.registry import build_task
 from eval.tasks.twin_base import make_tokenizer
 from surgery.estimators import loo, rloo
 from surgery.rules import RULES
-from tests.commands import ROOT, launched, run
+from tests.commands import ROOT, in_process, launched, run
 from tests.fakes import Alone, model_config
 from trainers.config.arguments import add_options
 from trainers.config.load import load_config
@@ -316,7 +316,7 @@ def test_the_command(tmp_path, command, moment):
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("At most") == 1 and "ranks: 2" in done.stdout
     assert moment in done.stdout
-    done = run(script, *options, "model.path=nobody/nothing", cwd=work)
+    done = in_process(script, *options, "model.path=nobody/nothing", cwd=work)
     assert done.returncode == 2 and not done.stdout
     (line,) = done.stderr.splitlines()
     assert line.startswith("model.path = nobody/nothing: its config.json cannot be read")
