@@ -11,7 +11,7 @@ from eval.policy.logprobs import entropies, log_softmax
 from eval.rollout.cached import next_token
 from eval.rollout.rollout import Decoding, SamplingFailed
 from eval.rollout.sample import SAMPLERS, sample
-from tests.eval.rollout.test_sampling import PROMPTS, random_policy
+from tests.fakes import PROMPTS, random_policy
 
 QUICK = settings(max_examples=60, deadline=None, database=None, derandomize=True)
 INF, NAN = math.inf, math.nan

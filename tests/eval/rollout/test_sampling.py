@@ -8,14 +8,10 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
     GPTJConfig,
     GPTJForCausalLM,
     Lfm2Config,
     Lfm2ForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
     RwkvConfig,
     RwkvForCausalLM,
 )
@@ -28,29 +24,10 @@ from eval.rollout.recompute import measure
 from eval.rollout.rollout import Decoding
 from eval.rollout.sample import SAMPLERS, sample
 from eval.tasks.twin import Twin
-from eval.tasks.twin_base import make_tokenizer
+from tests.fakes import PROMPTS, random_policy
 from trainers.config.schema import TrainConfig
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-PROMPTS = ["A2?3=", "J9?", "=", "D5?5=4"]  # ragged, so that padding matters
-
-
-def random_policy(kind, seed=0):
-    torch.manual_seed(seed)
-    tokenizer = make_tokenizer()
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    ends["bos_token_id"] = tokenizer.eos_token_id
-    size = {"vocab_size": len(tokenizer)}
-    if kind == "gpt2":
-        config = GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=64, **size, **ends)
-        model = GPT2LMHeadModel(config)
-    else:
-        shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-        config = LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **shape, **size, **ends)
-        model = LlamaForCausalLM(config)
-    for p in model.parameters():
-        p.data.mul_(3)  # peaked distributions, far from uniform
-    return Policy(model.eval(), tokenizer)
 
 
 def test_the_configuration_offers_every_sampler():
