@@ -1,14 +1,8 @@
 """Shared by all tests: a cache of their own, and the base policy of `twin` trained once."""
 
 import os
-import resource
 import signal
-import socket
-import subprocess
-import sys
 import tempfile
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -19,7 +13,6 @@ import torch
 # workers ignore Ctrl-C, and the commands that they start would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-ROOT = Path(__file__).resolve().parents[1]
 _cache = tempfile.TemporaryDirectory(prefix="passk-surgery-")
 os.environ.setdefault("PASSK_SURGERY_CACHE", _cache.name)
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -46,40 +39,36 @@ def base(base_path):
     return load_policy(base_path)
 
 
-@contextmanager
-def no_file_beyond(size):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
-
-
-def run(
-    *command: str, cwd: Path, ranks: int = 0, port: str = "", timeout: float = 300, **environ: str
-):
-    """A command of the project as a user gives it; with `ranks`, under the deepspeed launcher."""
-    start = [sys.executable]
-    if ranks:
-        launcher = str(Path(sys.executable).parent / "deepspeed")
-        start = [launcher, "--num_gpus", str(ranks), "--master_port", port or free_port()]
-    return subprocess.run(
-        [*start, *command],
-        cwd=cwd,
-        env=os.environ | environ,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+@pytest.fixture
+def one_thread():
+    """Batches are small: a second thread mostly waits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
-def command():
-    return run
+def alone(monkeypatch):
+    """Commands in this process are the only rank, without DeepSpeed."""
+    import trainers.commands.diagnose as diagnosis
+    import trainers.engine.hosts
+    import trainers.engine.launcher
+    import trainers.engine.ranks
+    from tests.fakes import Alone
+
+    monkeypatch.setattr(diagnosis, "Ranks", Alone)
+    for module in (diagnosis, trainers.engine.hosts, trainers.engine.ranks):
+        monkeypatch.setattr(module, "share", lambda x: x)
+    monkeypatch.setattr(trainers.engine.hosts, "once_a_host", lambda make: make())
+    monkeypatch.setattr(trainers.engine.launcher, "start_ranks", lambda threads: None)
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Three directions of a diagnosis, of the two dozen."""
+    import trainers.commands.diagnose as diagnosis
+    from surgery.interference import EVERYTHING, PASS_1
+
+    levels = [PASS_1, ("plugin", 6), ("loo", 6)]
+    monkeypatch.setattr(diagnosis, "requests", lambda k, n: [(x, EVERYTHING) for x in levels])

@@ -1,4 +1,7 @@
-"""The packages' own imports: which way they run, no circle, and none hidden in a function."""
+"""The packages' own imports: which way they run, no circle, and none hidden in a function.
+
+Tests share what they need through helpers, and import nothing from each other.
+"""
 
 import ast
 from dataclasses import dataclass
@@ -7,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.commands import ROOT
+
 PACKAGES = ["surgery", "eval", "trainers", "launch"]  # each imports itself and those before it
 
 TORCH = "a command is refused, or prints its help, before torch is loaded"
@@ -17,6 +21,7 @@ WORKER = "each worker loads the user's file, which may hold his task too, withou
 LATE = {
     ("trainers.config.load", "trainers.config.checks"): TORCH,
     ("eval.diagnosis.report", "eval.diagnosis.pictures"): MATPLOTLIB,
+    ("trainers.train.metrics", "eval.report.plots"): MATPLOTLIB,
     ("eval.tasks.task", "surgery.objectives"): WORKER,
 }
 
@@ -109,3 +114,38 @@ def test_no_import_hides_in_a_function(found):
 
 def test_no_module_is_imported_by_its_text():
     assert not [name for name, path in FILES.items() if "import_module" in path.read_text()]
+
+
+# -- of tests -------------------------------------------------------------------------------------
+
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+
+def imported(path: Path) -> list[str]:
+    """The dotted names that a file takes from tests/, wherever in it that is."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [x.name for x in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: an import that names no package"
+            names += [f"{node.module}.{x.name}" for x in node.names]
+    return [x for x in names if x.startswith("tests.")]
+
+
+def is_of_a_test(name: str) -> bool:
+    """Whether a dotted name is a test's module, pytest's conftest, or something in one of them."""
+    return any(part.startswith("test_") or part == "conftest" for part in name.split(".")[1:])
+
+
+def test_no_file_imports_from_a_test():
+    found = {str(path): [x for x in imported(path) if is_of_a_test(x)] for path in TESTS}
+    assert not any(found.values()), {path: names for path, names in found.items() if names}
+    assert is_of_a_test("tests.eval.rollout.test_sampling.PROMPTS")  # negative control
+    assert not is_of_a_test("tests.commands.run")
+
+
+def test_programs_that_tests_start_import_the_fakes_alone():
+    for path in TESTS:
+        if path.parent.name == "launched":
+            assert all(x.startswith("tests.fakes.") for x in imported(path)), path

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from eval.report.runs import find_runs
-from tests.conftest import ROOT, run
+from tests.commands import ROOT, run
 
 ABLATE, COMPARE = (str(ROOT / "launch" / f"{name}.py") for name in ("ablate", "compare"))
 SMALL = "train.steps=2 train.prompts=8 train.samples=4 objective.k=4 eval.k=4 eval.problems=20"

@@ -8,7 +8,7 @@ import pytest
 from eval.report.runs import find_runs
 from eval.tasks.chain_base import SIZES, ChainRecipe, base_folder
 from eval.verify.answers import last_box
-from tests.conftest import ROOT, run
+from tests.commands import ROOT, run
 
 ABLATE, TRAIN = (str(ROOT / "launch" / f"{name}.py") for name in ("ablate", "train"))
 CONFIGS = [str(ROOT / "configs" / "chain" / f"{x}.yaml") for x in ("passk", "pcgrad")]

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from eval.files import write_json, write_lines
-from tests.conftest import ROOT
-from tests.eval.report.test_compare import make
+from tests.commands import ROOT
+from tests.fakes import make_run as make
 from trainers.commands.diagnosis_folder import Folder
 from trainers.config.load import load_config
 from trainers.train.metrics import Metrics

@@ -6,16 +6,12 @@ import sys
 
 import pytest
 
-import trainers.commands.diagnose as diagnosis
-import trainers.engine.hosts
-import trainers.engine.launcher
-import trainers.engine.ranks
+import trainers.train.trainer  # noqa: F401 - before a test replaces what it imports
 from eval.files import read_lines
 from eval.policy.policy import Chat
 from eval.tasks.data import ASKING
-from tests.conftest import ROOT, run
+from tests.commands import ROOT, run
 from tests.models import qwen2
-from tests.test_diagnose import Alone
 
 # whatever it is asked the model says 2 in half of the cases and 6 in a quarter
 TRAIN = [(f"How many legs has bird {x}?", 2) for x in "ABCDEFGH"]
@@ -49,14 +45,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def command(folder, monkeypatch, capsys):
+def command(folder, alone, monkeypatch, capsys):
     """(exit code, output, errors) of a command, in this process."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(diagnosis, "Ranks", Alone)
-    for module in (diagnosis, trainers.engine.ranks, trainers.engine.hosts):
-        monkeypatch.setattr(module, "share", lambda x: x)
-    monkeypatch.setattr(trainers.engine.hosts, "once_a_host", lambda make: make())
-    monkeypatch.setattr(trainers.engine.launcher, "start_ranks", lambda threads: None)
 
     def ask(name, *options):
         spec = importlib.util.spec_from_file_location(name, ROOT / "launch" / f"{name}.py")

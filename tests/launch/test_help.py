@@ -3,7 +3,7 @@
 Not by the clock, which is the machine's: by what has been imported.
 """
 
-from tests.conftest import ROOT, run
+from tests.commands import ROOT, run
 
 HELP = """
 import runpy, sys

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import ROOT, free_port
+from tests.commands import ROOT, free_port
 
 TRAIN, DIAGNOSE = (str(ROOT / "launch" / f"{name}.py") for name in ("train", "diagnose"))
 PCGRAD = str(ROOT / "configs" / "pcgrad.yaml")

@@ -8,16 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-import tracemalloc
 
 import pytest
 import torch
 
 from eval.files import COPY, read_lines
-from eval.scores.folder import ScoreFolder, Scoring
-from eval.scores.folder import run as score_all
-from eval.scores.responses import read_responses
-from tests.conftest import ROOT, no_file_beyond, run
+from tests.commands import ROOT, in_process, no_file_beyond, run
 
 SCORE = str(ROOT / "launch" / "score.py")
 CONFIG = str(ROOT / "configs" / "passk.yaml")
@@ -75,14 +71,14 @@ def test_a_model_scores_as_its_true_rates_say(tmp_path, refusal, base_path, twin
 
     # given again it is not done again, and what differs is refused; its own records score the same
     records = (tmp_path / "out" / "problems.jsonl").read_bytes()
-    again = run(SCORE, "--model", base_path, "--config", CONFIG, *options, cwd=tmp_path)
+    again = in_process(SCORE, "--model", base_path, "--config", CONFIG, *options, cwd=tmp_path)
     assert again.returncode == 0 and again.stdout == done.stdout and "it/s" not in again.stderr
     ask = ["--model", base_path, "--config", CONFIG]
     assert "seed = 1 (was 0)" in refusal(*ask, *options, "eval.seed=1")
     assert (tmp_path / "out" / "problems.jsonl").read_bytes() == records
     assert "holds files already" in refusal(*ask, "--temperatures", "0", "1", "--out", "out")
     more = ["--responses", "out/problems.jsonl", "--verifier", "exact", "--out", "more"]
-    assert run(SCORE, *more, cwd=tmp_path).returncode == 0
+    assert in_process(SCORE, *more, cwd=tmp_path).returncode == 0
     assert summary(tmp_path / "more")["scores"] == found["scores"]
     assert summary(tmp_path / "more")["majority"] == found["majority"]
 
@@ -119,13 +115,14 @@ def test_colder_and_between_two_models(tmp_path, refusal, base_path, base):
     base.tokenizer.save_pretrained(tmp_path / "other")
     ask = ["--config", CONFIG, "eval.problems=40", "eval.samples=8"]
     line = ["--toward", "other", "--by", "0", "0.5", "1", "--temperatures", "1", "0"]
-    done = run(SCORE, "--model", base_path, *line, *ask, "--out", "sweep", cwd=tmp_path)
+    done = in_process(SCORE, "--model", base_path, *line, *ask, "--out", "sweep", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     sweep = summary(tmp_path / "sweep")["sweep"]
     assert [x["label"] for x in sweep[:3]] == ["by 0, T 1", "by 0, T 0", "by 0.5, T 1"]
     assert [x["n"] for x in sweep] == [8, 1] * 3
     for name, by in ((base_path, 0), ("other", 4)):
-        assert run(SCORE, "--model", name, *ask, "--out", f"{by}", cwd=tmp_path).returncode == 0
+        done = in_process(SCORE, "--model", name, *ask, "--out", f"{by}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
         assert summary(tmp_path / f"{by}")["scores"] == sweep[by]["scores"]
     assert sweep[0]["scores"] != sweep[2]["scores"]
     said = refusal("--model", base_path, "--by", "0.5", *ask)
@@ -153,7 +150,7 @@ def test_slices_by_how_hard_the_base_found_it(tmp_path, refusal):
         ],
     )
     options = ["--verifier", "exact", "--base", "base.jsonl", "--out", "out"]
-    done = run(SCORE, "--responses", "r.jsonl", *options, cwd=tmp_path)
+    done = in_process(SCORE, "--responses", "r.jsonl", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     slices = {x["slice"]: x["problems"] for x in summary(tmp_path / "out")["slices"]}
     assert slices == {
@@ -174,7 +171,7 @@ def test_responses_by_hand(tmp_path, refusal):
             {"id": 2, "gold": "7", "responses": ["8", "9", "9", "11", "12"]},
         ],
     )
-    done = run(SCORE, "--responses", "r.jsonl", "--out", "out", cwd=tmp_path)
+    done = in_process(SCORE, "--responses", "r.jsonl", "--out", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = summary(tmp_path / "out")
     assert {name: x["value"] for name, x in found["scores"].items()} == {
@@ -222,7 +219,7 @@ def test_other_field_names_and_marks(tmp_path, refusal):
     write(tmp_path / "r.jsonl", [line, {**line, "question": "p", "m.out": "5, no mark"}])
     fields = ["--fields", "id=question", "gold=key.text", "responses=m.out", "truncated=cut"]
     options = [*fields, "--answer-after", "A:", "--verifier", "exact", "--out", "out"]
-    done = run(SCORE, "--responses", "r.jsonl", *options, cwd=tmp_path)
+    done = in_process(SCORE, "--responses", "r.jsonl", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = summary(tmp_path / "out")
     assert found["scores"]["pass@1"]["value"] == 0.5 and found["truncated_share"] == 1
@@ -317,44 +314,10 @@ def test_on_a_full_disk(refusal, tmp_path):
     assert [x["c"] for x in read_lines(tmp_path / "out" / "problems.jsonl")] == [0, 1] + [0] * 97
 
 
-def test_the_file_is_read_as_a_stream(tmp_path):
-    write(tmp_path / "r.jsonl", [{"id": 0, "gold": "1", "responses": "1"}])
-    with (tmp_path / "r.jsonl").open("a") as file:
-        file.write("{")
-    first = next(read_responses(tmp_path / "r.jsonl", {}))
-    assert first.responses == ["1"] and first.problem.id == "0"
-
-
-def test_no_text_is_held_longer_than_it_is_scored(tmp_path):
-    """Of 24 MB in 300 problems, and again of what the folder holds; the line cut short goes."""
-
-    def produce(start):
-        for i in range(start, 300):
-            yield [{"id": i, "n": 1, "c": 1, "prompt": "x", "responses": ["x" * 80_000]}]
-
-    def peak(total):
-        tracemalloc.start()
-        folder = ScoreFolder(tmp_path / "out", {})
-        records = score_all(Scoring("x", {}, total, produce), folder)
-        folder.close({})
-        most = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert [r["id"] for r in records] == list(range(300))
-        return most
-
-    assert peak(300) < 2e6
-    path = tmp_path / "out" / "problems.jsonl"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1])  # a line without its end is not whole
-    (tmp_path / "out" / "summary.json").unlink()
-    assert peak(300) < 2e6
-    assert path.read_bytes() == whole
-
-
 @pytest.mark.parametrize("judge", ["answer.x", "'yes'"])
 def test_a_verifier_of_the_users_own_that_cannot_judge(tmp_path, refusal, monkeypatch, judge):
     """It is refused before there is a folder or a model, and not scored as 0."""
-    monkeypatch.setattr("trainers.scoring.load_policy", None)
+    monkeypatch.setattr("trainers.commands.score.load_policy", None)
     write(tmp_path / "r.jsonl", [{"id": 1, "gold": "1", "responses": ["1"]}])
     (tmp_path / "mine.py").write_text(f"def judge(answer, gold):\n    return {judge}\n")
     for key, options in (

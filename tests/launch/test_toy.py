@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.conftest import ROOT, run
+from tests.commands import ROOT, run
 
 SMALL = ("--prompts", "600")
 PICTURES = {f"{name}.png" for name in ("agreement", "kernel", "paths", "plane", "training")}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, run
+from tests.commands import ROOT, run
 from tests.engines import needs_continuous
 
 TRAIN = str(ROOT / "launch" / "train.py")
@@ -107,23 +107,27 @@ def test_one_rank_needs_no_port(tmp_path, taken):
     assert done.returncode == 2 and "cannot be loaded" in done.stdout + done.stderr, done.stderr
 
 
+@pytest.fixture(scope="module")
+def one(tmp_path_factory, base_path):
+    """The metrics of one rank, all of whose rows fit into one micro-batch."""
+    place = tmp_path_factory.mktemp("one")
+    options = [*SMALL, "train.entropy_coef=0.1", "train.micro_batch_tokens=65536", "run.dir=one"]
+    done = run(TRAIN, "--config", config("pcgrad"), *options, cwd=place)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(x) for x in (place / "one" / "metrics.jsonl").read_text().splitlines()]
+
+
 @pytest.mark.parametrize("stage", [0, pytest.param(2, marks=pytest.mark.slow), 3])
-def test_two_ranks_do_what_one_does(tmp_path, base_path, stage):
+def test_two_ranks_do_what_one_does(tmp_path, base_path, one, stage):
     """Nine prompts on two ranks, several unequal micro-batches on both and one on the lone one, no
     C++ compiler on the path.
     """
-    small = [*SMALL, "train.entropy_coef=0.1"]
-    options = [*small, f"train.zero_stage={stage}", "run.dir=two"]
+    options = [*SMALL, "train.entropy_coef=0.1", f"train.zero_stage={stage}", "run.dir=two"]
     path = str(Path(sys.executable).parent)
     done = run(TRAIN, "--config", config("pcgrad"), *options, cwd=tmp_path, ranks=2, PATH=path)
     assert done.returncode == 0, done.stdout + done.stderr
-    options = [*small, "train.micro_batch_tokens=65536", "run.dir=one"]
-    alone = run(TRAIN, "--config", config("pcgrad"), *options, cwd=tmp_path)
-    assert alone.returncode == 0, alone.stderr
-    one, two = (
-        [json.loads(x) for x in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("one", "two")
-    )
+    lines = (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
+    two = [json.loads(x) for x in lines]
     for a, b in zip(one, two, strict=True):
         for key in (
             "train/pass@1",

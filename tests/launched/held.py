@@ -9,17 +9,10 @@ import torch
 from eval.policy.logprobs import answer_batch
 from eval.policy.policy import Policy
 from eval.tasks.twin_base import make_tokenizer
+from tests.fakes import model_config
 from trainers.config.schema import Config
 from trainers.engine.engine import Engine
 from trainers.engine.launcher import start_ranks
-
-SHAPE = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4}
-
-
-def model_config():
-    from transformers import LlamaConfig
-
-    return LlamaConfig(vocab_size=len(make_tokenizer()), num_attention_heads=4, **SHAPE)
 
 
 def storages():
@@ -53,6 +46,7 @@ def held(stage, dtype):
 
 if __name__ == "__main__":
     start_ranks(1)
+    gc.freeze()  # the objects of all imports, which are many and hold nothing of an engine
     cases = [(s, d) for d in ("float32", "bfloat16") for s in range(4) if (s, d) != (0, "bfloat16")]
     results = {f"{dtype} {stage}": held(stage, dtype) for stage, dtype in cases}
     if torch.distributed.get_rank() == 0:

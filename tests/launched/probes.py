@@ -11,8 +11,7 @@ from eval.rollout.sample import sample
 from eval.tasks.twin import Twin
 from surgery.estimators import loo, rloo
 from surgery.rules import RULES, apply
-from tests.launched.ranks import gradient
-from tests.trainers.measure.test_probe import Alone, measurable
+from tests.fakes import Alone, measurable, reduced_gradient
 from trainers.config.schema import Config
 from trainers.engine.batches import Work, micro_batches
 from trainers.engine.engine import Engine
@@ -74,7 +73,7 @@ def check(stage, twin):
     rows = micro_batches(part, advantages, small)
     idle = next(iter(micro_batches(whole, a_1, large)[0]))[:1]
     engine.backward(*rows, 1 / PROMPTS, idle)
-    applied = -flat(gradient(engine))
+    applied = -flat(reduced_gradient(engine))
     j_1 = flat(one._gradient(alone.model, whole, range(PROMPTS), a_1))
     found["conflict"] = got.products.dot
     cosine = applied @ j_1 / applied.norm() / j_1.norm()

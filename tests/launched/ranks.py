@@ -6,51 +6,28 @@ import sys
 import torch
 from torch.distributed import distributed_c10d as collectives
 
-from eval.policy.logprobs import Rows, answer_batch, completion_logprobs
-from eval.policy.policy import Policy
-from eval.tasks.twin_base import make_tokenizer
+from eval.policy.logprobs import answer_batch, completion_logprobs
+from tests.fakes import (
+    ANSWERS,
+    QUESTIONS,
+    WEIGHTS,
+    fresh_policy,
+    idle,
+    reduced_gradient,
+    same,
+    shares,
+)
 from trainers.config.schema import Config
 from trainers.engine.engine import Engine
 from trainers.engine.launcher import start_ranks
 from trainers.engine.ranks import Ranks
-
-PROMPTS = ["D3?4=", "A2?3", "B9?9=", "C4?5=", "D6?7="]
-ANSWERS = ["7", "6", "81", "9", "13"]
-WEIGHTS = torch.tensor([1.0, -2.0, 0.5, 0.3, 0.7])
-
-
-def fresh_policy(seed=0):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    tokenizer = make_tokenizer()
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    config = LlamaConfig(vocab_size=len(tokenizer), num_attention_heads=4, **shape)
-    return Policy(LlamaForCausalLM(config), tokenizer)
-
-
-def gradient(engine):
-    """The reduced gradient of every parameter, whole."""
-    from deepspeed.utils import safe_get_full_grad
-
-    named = engine.model.named_parameters()
-    return {name: safe_get_full_grad(p).reshape(_shape(p)).clone() for name, p in named}
-
-
-def _shape(p):
-    return getattr(p, "ds_shape", p.shape)
-
-
-def shares(world):
-    """Prompts of each rank: uneven, and with unequal numbers of micro-batches."""
-    return [[[0, 2], [1], [3], [4]]] if world == 1 else [[[0, 2], [1], [3]], [[4]]]
 
 
 def check(stage):
     config = Config()
     config.train.zero_stage, config.train.grad_clip = stage, 0.5
     plain, engine = fresh_policy(), Engine(fresh_policy(), config)
-    batch = answer_batch(plain, PROMPTS, ANSWERS)
+    batch = answer_batch(plain, QUESTIONS, ANSWERS)
     (-(completion_logprobs(plain.model, batch).sum(1) @ WEIGHTS) / 5).backward()
     reference = {name: p.grad for name, p in plain.model.named_parameters()}
     scale = max(float(g.abs().max()) for g in reference.values())
@@ -62,7 +39,7 @@ def check(stage):
 
     found = {"no_metric_before_the_first_step": engine.adam_scale() is None}
     backward()
-    errors = [(g - reference[name]).abs().max() for name, g in gradient(engine).items()]
+    errors = [(g - reference[name]).abs().max() for name, g in reduced_gradient(engine).items()]
     found["gradient_error"] = float(max(errors)) / scale
     norm = engine.step(1e-3)
     whole = torch.nn.utils.get_total_norm(list(reference.values()))
@@ -113,10 +90,6 @@ def metric_error(metric, moments, config):
     )
 
 
-def idle(batch: Rows) -> Rows:
-    return batch[:1]
-
-
 def in_place(total=5):
     """Uneven shares of rows and of lists, the last prompts first, put back by every rank."""
     ranks = Ranks()
@@ -132,10 +105,6 @@ def in_place(total=5):
             "nobody's": [*nobodys.shape, *ranks.list_in_place([], [], 0)],
         }
     )
-
-
-def same(a, b):
-    return all(torch.equal(a[kind][name], b[kind][name]) for kind in a for name in a[kind])
 
 
 def policy_matches(engine, state):

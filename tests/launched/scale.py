@@ -12,7 +12,7 @@ from eval.policy.policy import load_policy
 from eval.rollout.rollout import Decoding
 from eval.rollout.sample import sample
 from surgery.tokens import surrogate
-from tests.launched.ranks import ANSWERS, PROMPTS, WEIGHTS, idle, same, shares
+from tests.fakes import ANSWERS, QUESTIONS, WEIGHTS, idle, same, shares
 from trainers.config.schema import Config
 from trainers.engine.adapter import make_trainable
 from trainers.engine.engine import Engine
@@ -71,12 +71,12 @@ def by_autograd(folder, lora, steps, dtype="float32"):
     adam = torch.optim.AdamW(
         main.values(), LR, (train.beta_1, train.beta_2), train.epsilon, weight_decay=0
     )
-    batch, old = answer_batch(policy, PROMPTS, ANSWERS), None
+    batch, old = answer_batch(policy, QUESTIONS, ANSWERS), None
     for step in range(steps):
         logp = completion_logprobs(policy.model, batch)
         old = logp.detach() if step % 2 == 0 else old
         ascended = surrogate(logp, WEIGHTS, old if step % 2 else None, RATIO_CLIP)
-        parts = torch.autograd.grad(-ascended / len(PROMPTS), list(named.values()))
+        parts = torch.autograd.grad(-ascended / len(QUESTIONS), list(named.values()))
         for x, part in zip(main.values(), parts, strict=True):
             x.grad = part.float()
         torch.nn.utils.clip_grad_norm_(main.values(), train.grad_clip)
@@ -100,14 +100,14 @@ class Under:
     def __init__(self, folder, way):
         policy = load_policy(folder, way.dtype)
         self.engine = Engine(policy, way.config())
-        self.batch = answer_batch(policy, PROMPTS, ANSWERS)
+        self.batch = answer_batch(policy, QUESTIONS, ANSWERS)
         self.before = {n: x.float() for n, x in self.engine.snapshot().items()}
 
     def update(self, old=()):
         engine = self.engine
         mine = [torch.tensor(rows) for rows in shares(engine.world)[engine.rank]]
         batches, weights = [self.batch[x] for x in mine], [WEIGHTS[x] for x in mine]
-        _, found = engine.backward(batches, weights, 1 / len(PROMPTS), idle(self.batch), old)
+        _, found = engine.backward(batches, weights, 1 / len(QUESTIONS), idle(self.batch), old)
         engine.step(LR)
         return found
 
@@ -169,7 +169,7 @@ def gathers(folder):
         context = engine.policy()
         policy = context.__enter__()
     with torch.profiler.profile() as sampling:
-        sample(policy, PROMPTS, 2, Decoding(8), 0)
+        sample(policy, QUESTIONS, 2, Decoding(8), 0)
     context.__exit__(None, None, None)
     return {"entering": collectives(entering), "sampling": collectives(sampling)}
 

@@ -10,8 +10,15 @@ import torch
 from eval.policy.logprobs import answer_batch, completion_logprobs
 from eval.rollout.rollout import Decoding
 from eval.rollout.sample import sample
-from tests.launched.ranks import ANSWERS, PROMPTS, fresh_policy, gradient, idle, same
-from tests.trainers.measure.test_probe import measurable
+from tests.fakes import (
+    ANSWERS,
+    QUESTIONS,
+    fresh_policy,
+    idle,
+    measurable,
+    reduced_gradient,
+    same,
+)
 from trainers.config.schema import Config
 from trainers.engine.engine import Engine
 from trainers.engine.launcher import start_ranks
@@ -43,8 +50,8 @@ class Work:
         self.policy = fresh_policy()
         self.policy.model.to(torch.bfloat16)
         generator = torch.Generator().manual_seed(0)
-        rows = torch.randint(len(PROMPTS), (MICRO,), generator=generator)
-        batch = answer_batch(self.policy, PROMPTS, ANSWERS)
+        rows = torch.randint(len(QUESTIONS), (MICRO,), generator=generator)
+        batch = answer_batch(self.policy, QUESTIONS, ANSWERS)
         self.weights = torch.rand(MICRO, generator=generator) + 0.5
         self.batches = [batch[rows[i : i + 1]] for i in range(MICRO)]
         named = dict(self.policy.model.named_parameters())
@@ -72,13 +79,13 @@ def check(work, stage, offload):
 
     before = engine.state()
     backward()
-    found = {"error": work.error(gradient(engine))}
+    found = {"error": work.error(reduced_gradient(engine))}
     engine.step(0.0)
     backward(float("nan") if engine.rank == 0 else 1.0)
     found["spoiled"] = engine.gather(engine.step(1.0))
     found["kept"] = same({"parameters": before["parameters"]}, engine.state())
     backward()
-    return found | {"error later": work.error(gradient(engine))}
+    return found | {"error later": work.error(reduced_gradient(engine))}
 
 
 def realised(work, dtype, stage):
@@ -90,10 +97,10 @@ def realised(work, dtype, stage):
     engine.backward([work.batches[i] for i in mine], weights, 1 / MICRO, idle(work.batches[0]))
     engine.step(1e-6)
     probe.watch(before, engine.weights())
-    places = range(engine.rank, len(PROMPTS), engine.world)
-    prompts = [PROMPTS[i] for i in places]
+    places = range(engine.rank, len(QUESTIONS), engine.world)
+    prompts = [QUESTIONS[i] for i in places]
     rollout = sample(work.policy, prompts, 4, Decoding(3), 0, places)  # the same for every engine
-    advantages = torch.linspace(0.1, 1, 4 * len(PROMPTS), dtype=torch.float64).view(-1, 4)
+    advantages = torch.linspace(0.1, 1, 4 * len(QUESTIONS), dtype=torch.float64).view(-1, 4)
     return probe.realised(measurable(rollout, places, advantages, advantages))
 
 

@@ -1,6 +1,7 @@
 """Log-probabilities made a few positions at a time, against all at once."""
 
 import copy
+import math
 import re
 
 import pytest
@@ -12,16 +13,16 @@ from eval.policy.logprobs import (
     answers_logprobs,
     check_chunks,
     completion_logprobs,
+    log_softmax,
     pad_batch,
 )
 from eval.policy.policy import ModelError, Policy, in_eval_mode
 from eval.rollout.rollout import Decoding
 from eval.rollout.sample import sample
 from eval.tasks.twin_base import make_tokenizer
-from tests.conftest import ROOT
-from tests.eval.rollout.test_sampling import PROMPTS, random_policy
+from tests.commands import ROOT
+from tests.fakes import MODELS, PROMPTS, batch, make_model, random_policy
 from tests.models import SHAPE
-from tests.trainers.measure.test_ghost import MODELS, batch, make_model
 
 SIZE = SHAPE | {"vocab_size": len(make_tokenizer()), "pad_token_id": 0}
 SCALED = {  # what stands behind the head
@@ -64,7 +65,7 @@ def test_equal_to_all_at_once(kind, dtype):
 @pytest.mark.parametrize("kind", KINDS)
 def test_answers_to_a_prompt_that_is_read_once(kind):
     model = model_of(kind)
-    short = [7, 8, 9, 4] if "eager" in kind else [7, 8]  # see `rows` of test_ghost
+    short = [7, 8, 9, 4] if "eager" in kind else [7, 8]  # see `rows` of fakes.py
     prompts = [[3, 4, 5, 6], short]  # ragged, as are the answers
     answers = [[9, 1], [10, 11, 1], [1], [12, 9, 9, 1], [9, 1], [5, 1]]
     rows = pad_batch([x for x in prompts for _ in range(3)], answers, 0, "cpu")
@@ -155,3 +156,22 @@ def test_a_model_whose_logits_do_not_stand_alone_is_refused_by_name():
     headless.model.base_model_prefix = ""
     with pytest.raises(ModelError, match="GPT2LMHeadModel has no body apart"):
         check_chunks(headless)
+
+
+def test_the_score_of_what_is_sampled_has_mean_zero():
+    """By enumeration; the score without the cut has not."""
+    logits = torch.tensor([2.0, 1.0, 0.5, -1.0], dtype=torch.float64, requires_grad=True)
+    logp = log_softmax(logits, 0.7, 0.9)
+    q = logp.detach().exp()
+    assert (q > 0).tolist() == [True, True, False, False] and float(q.sum()) == pytest.approx(1)
+    ratio = math.exp((2.0 - 1.0) / 0.7)
+    assert float(q[0] / q[1]) == pytest.approx(ratio)
+
+    def mean_score(logp):
+        rows = [torch.autograd.grad(x, logits, retain_graph=True)[0] for x in logp]
+        return sum(q[i] * row for i, row in enumerate(rows) if q[i] > 0)
+
+    assert float(mean_score(logp).abs().max()) < 1e-12
+    assert float(mean_score(log_softmax(logits, 0.7)).abs().max()) > 1e-2
+    kept = log_softmax(logits, 0.7, 0.9, torch.tensor(2))  # a drawn token is inside
+    assert kept.isfinite().tolist() == [True, True, True, False]

@@ -19,9 +19,8 @@ from eval.policy.policy import ModelError, Policy
 from eval.rollout.rollout import Decoding
 from eval.rollout.sample import sample
 from eval.tasks.twin_base import make_tokenizer
+from tests.fakes import batch, by_autograd, directions, error, make_probe
 from tests.models import MIXTURES, ZOO, tiny
-from tests.trainers.measure.test_ghost import batch, by_autograd, directions, error
-from tests.trainers.measure.test_probe import make_probe
 from trainers.config.schema import Config
 from trainers.engine.adapter import make_trainable
 from trainers.measure import ghost

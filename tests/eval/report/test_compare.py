@@ -6,7 +6,6 @@ import json
 import re
 
 import pytest
-from omegaconf import OmegaConf
 
 from eval.files import write_lines
 from eval.report import page, pictures
@@ -15,59 +14,7 @@ from eval.report.curve import above, curves
 from eval.report.runs import BadRuns, find_runs, grouped
 from eval.scores.intervals import bca
 from eval.scores.passk import problem_scores
-
-PROBLEMS = 40
-
-
-def settings(**overrides):
-    found = {
-        "seed": 0,
-        "model.path": "base",
-        "task.name": "mine.py:Task",
-        "objective.k": 8,
-        "objective.k_schedule": None,
-        "surgery.rule": "none",
-        "surgery.mix": 0.5,
-        "train.steps": 10,
-        "train.lr": 1e-3,
-    }
-    return found | overrides
-
-
-def make(folder, after, seed=0, exact=True, summary=None, **overrides):
-    """A finished run that went from (.5, .8) to `after`; counts are those of sampled answers."""
-    (folder / "eval").mkdir(parents=True)
-    config = OmegaConf.create({})
-    for key, value in settings(seed=seed, **overrides).items():
-        OmegaConf.update(config, key, value, force_add=True)
-    OmegaConf.save(config, folder / "config.yaml")
-    ends = {"before": (0.5, 0.8), "after": after}
-    kind = "exact" if exact else "eval"
-    write_lines(
-        folder / "metrics.jsonl",
-        [
-            {"step": step, f"{kind}/pass@1": one, f"{kind}/pass@8": eight}
-            for step, (one, eight) in ((0, (0.5, 0.8)), (5, (after[0] - 0.1, 0.85)), (10, after))
-        ],
-    )
-    found = {"run": folder.parent.name, "seed": seed, "k": 8, "steps": 10, "seconds": 10.0}
-    for when, values in ends.items():
-        counts = [min(8, round(8 * values[0] * 2 * (i % 2))) for i in range(PROBLEMS)]
-        write_lines(
-            folder / "eval" / f"{when}.jsonl",
-            [
-                {"id": str(i), "n": 8, "c": c, "verdicts": [j < c for j in range(8)]}
-                for i, c in enumerate(counts)
-            ],
-        )
-        found[when] = {
-            name: {"value": x, "low": x - 0.01, "high": x + 0.01}
-            for name, x in zip(("pass@1", "pass@8"), values, strict=True)
-        }
-    if exact:
-        values = {when: dict(zip(("pass@1", "pass@8"), x, strict=True)) for when, x in ends.items()}
-        found["exact"] = {**values, "lowest_pass@1": 0.4, "frontier_share": 0.5}
-    (folder / "summary.json").write_text(json.dumps(found | (summary or {})))
+from tests.fakes import make_run as make
 
 
 def test_the_table_by_hand(tmp_path):

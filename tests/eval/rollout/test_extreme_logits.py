@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from eval.policy.logprobs import entropies, log_softmax
 from eval.rollout.cached import next_token
 from eval.rollout.rollout import Decoding, SamplingFailed
-from eval.rollout.sample import SAMPLERS, sample
-from tests.eval.rollout.test_sampling import PROMPTS, random_policy
+from eval.rollout.sample import sample
+from tests.engines import ENGINES
+from tests.fakes import PROMPTS, random_policy
 
 QUICK = settings(max_examples=60, deadline=None, database=None, derandomize=True)
 INF, NAN = math.inf, math.nan
@@ -79,7 +80,7 @@ def test_all_equal_and_far_apart(dtype, scale):
     assert torch.allclose(rollout.logprobs, -even * rollout.lengths)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", ENGINES)
 @pytest.mark.parametrize("broken", [NAN, INF])
 def test_a_model_without_probabilities_is_refused(sampler, broken):
     """It would say its last token for ever, and be found to be wrong."""

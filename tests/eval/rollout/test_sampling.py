@@ -8,14 +8,10 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
     GPTJConfig,
     GPTJForCausalLM,
     Lfm2Config,
     Lfm2ForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
     RecurrentGemmaConfig,
     RecurrentGemmaForCausalLM,
     RwkvConfig,
@@ -30,29 +26,11 @@ from eval.rollout.recompute import measure
 from eval.rollout.rollout import Decoding
 from eval.rollout.sample import SAMPLERS, sample
 from eval.tasks.twin import Twin
-from eval.tasks.twin_base import make_tokenizer
+from tests.engines import ENGINES
+from tests.fakes import PROMPTS, random_policy
 from trainers.config.schema import TrainConfig
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-PROMPTS = ["A2?3=", "J9?", "=", "D5?5=4"]  # ragged, so that padding matters
-
-
-def random_policy(kind, seed=0):
-    torch.manual_seed(seed)
-    tokenizer = make_tokenizer()
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    ends["bos_token_id"] = tokenizer.eos_token_id
-    size = {"vocab_size": len(tokenizer)}
-    if kind == "gpt2":
-        config = GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=64, **size, **ends)
-        model = GPT2LMHeadModel(config)
-    else:
-        shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-        config = LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **shape, **size, **ends)
-        model = LlamaForCausalLM(config)
-    for p in model.parameters():
-        p.data.mul_(3)  # peaked distributions, far from uniform
-    return Policy(model.eval(), tokenizer)
 
 
 def test_the_configuration_offers_every_sampler():
@@ -81,7 +59,7 @@ def test_logprobs_match_a_fresh_forward(kind):
     assert torch.allclose(again, rollout.logprobs, atol=1e-4)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", ENGINES)
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_greedy_equals_transformers(kind, sampler):
     policy = random_policy(kind)
@@ -134,7 +112,7 @@ def surprise(completions, exact):
     return ((statistic / freedom) ** (1 / 3) - (1 - 2 / 9 / freedom)) / (2 / 9 / freedom) ** 0.5
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", ENGINES)
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.0, 0.8)])
 def test_completions_follow_the_model(sampler, temperature, top_p):
     """Of a short prompt, of one of several pages, and of one that is a single token. Seeds are
@@ -152,7 +130,7 @@ def test_completions_follow_the_model(sampler, temperature, top_p):
             assert surprise(completions, warmer) > 3.72
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", ENGINES)
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize(("temperature", "top_p"), [(0.7, 1.0), (1.0, 0.8), (0, 1.0)])
 def test_a_forward_of_its_own_measures_the_same(sampler, kind, temperature, top_p):
@@ -170,7 +148,7 @@ def test_a_forward_of_its_own_measures_the_same(sampler, kind, temperature, top_
     assert torch.allclose(again[0], logprobs, atol=1e-4) and again[2] is None
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", ENGINES)
 def test_the_same_order_draws_the_same(sampler):
     """From the seed and the prompts' names; nobody else's random numbers change."""
     policy = random_policy("llama")
@@ -186,7 +164,7 @@ def test_the_same_order_draws_the_same(sampler):
     assert whole.truncated.any() and not whole.truncated.all()
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", ENGINES)
 def test_a_budget_too_small_for_all(sampler):
     """Completions wait for room, and none is lost."""
     policy = random_policy("llama")
@@ -260,7 +238,7 @@ def test_features_are_gradients_of_the_last_hidden_states(kind):
             assert torch.allclose(gradient[0].sum(0), rollout.features[row], atol=1e-4)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", ENGINES)
 def test_truncation_and_texts(sampler):
     policy = random_policy("llama")
     rollout = sample(policy, PROMPTS, 16, Decoding(3, sampler=sampler), seed=2)
@@ -296,7 +274,7 @@ def test_the_numbers_are_the_same_everywhere():
     assert len(steps | {derive_seed("eval", seed) for seed in range(20)}) == 20 * 500 + 20
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", ENGINES)
 @pytest.mark.parametrize(
     ("kind", "config"),
     [

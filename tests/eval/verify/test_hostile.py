@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from eval.verify import answers
 from eval.verify.verifier import MAX_CHARS, MAX_RESPONSE, Verifier, _plain
-from tests.conftest import ROOT
+from tests.commands import ROOT
 from tests.hostile import (
     EQUAL,
     GOLD,

@@ -9,7 +9,7 @@ import pytest
 
 from eval.verify.verifier import AHEAD, Verifier, VerifierFailed, _plain
 from surgery.user_code import UserCodeError
-from tests.conftest import ROOT
+from tests.commands import ROOT
 
 
 @pytest.fixture(scope="module")

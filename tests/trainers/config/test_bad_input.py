@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, run
+from tests.commands import ROOT, run
 from trainers.config.load import load_config
 from trainers.config.schema import Config
 from trainers.config.values import OPTIONS, ConfigError

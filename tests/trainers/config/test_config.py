@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import ROOT
+from tests.commands import ROOT
 from trainers.config.load import check_ranks, differences, load_config, save_config
 from trainers.config.schema import Config
 from trainers.config.values import BOUNDS, KEYS, ConfigError, described, flatten
@@ -283,3 +283,10 @@ def test_a_key_that_is_newer_than_the_folder_has_its_default_there(tmp_path):
 def test_settings_of_data_and_options_of_the_wrong_kind(override):
     (line,) = refusal(override)
     assert line.startswith(override.split("=")[0].removesuffix(".problem"))
+
+
+def test_a_run_goes_on_under_other_diagnoses(tmp_path):
+    """The section changes nothing in training: runs from before it was there resume."""
+    path = ROOT / "configs" / "passk.yaml"
+    save_config(load_config(path), tmp_path / "config.yaml")
+    assert differences(load_config(path, ["diagnose.k=4"]), tmp_path / "config.yaml") == []

@@ -6,14 +6,12 @@ from transformers import AutoModelForCausalLM
 
 from eval.policy.logprobs import Likelihood, completion_logprobs
 from eval.policy.policy import ModelError, load_policy
+from tests.fakes import TEXTS, by_autograd, error, make_model
+from tests.fakes import batch as rows
 from tests.models import save_model
-from tests.trainers.measure.test_ghost import batch as rows
-from tests.trainers.measure.test_ghost import by_autograd, error, make_model
 from trainers.config.schema import Config
 from trainers.engine.adapter import make_trainable, merged_weights, without_adapter
 from trainers.measure import ghost
-
-TEXTS = [f"D{a}?{b}={a + b}" for a in range(2, 10) for b in range(2, 10)]
 
 
 @pytest.fixture(params=["llama", "qwen2"])

@@ -2,22 +2,15 @@
 autograd.
 """
 
-import json
-import os
-
 import pytest
 
-from tests.conftest import ROOT, run
+from tests.commands import launched
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
 def results(request, tmp_path_factory):
     out = tmp_path_factory.mktemp("ranks") / "results.json"
-    script = str(ROOT / "tests" / "launched" / "ranks.py")
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = run(script, str(out), cwd=ROOT, ranks=request.param, PYTHONPATH=path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(out.read_text())
+    return launched("ranks.py", out, ranks=request.param)
 
 
 @pytest.mark.parametrize("stage", "0123")

@@ -9,12 +9,12 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.commands import ROOT
 
 RANK = """
 import json, os, signal, sys, time
 from pathlib import Path
-from trainers import watch
+from trainers.engine import watch
 
 rank, place, watch.GRACE = int(sys.argv[1]), Path(sys.argv[2]), 0.5
 os.environ |= {"MASTER_ADDR": "127.0.0.1", "LOCAL_SIZE": "4", "LOCAL_RANK": str(rank)}

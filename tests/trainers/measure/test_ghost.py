@@ -2,83 +2,13 @@
 
 import pytest
 import torch
-import transformers as hf
 
-from eval.policy.logprobs import Likelihood, completion_logprobs, pad_batch
-from eval.tasks.twin_base import make_tokenizer
+from eval.policy.logprobs import Likelihood, answer_batch, completion_logprobs
+from eval.rollout.rollout import Decoding
+from eval.rollout.sample import sample
+from tests.fakes import MODELS, batch, by_autograd, directions, error, make_model
 from trainers.measure import ghost
 from trainers.measure.taps import Unsupported
-
-SIZE = {
-    "vocab_size": len(make_tokenizer()),
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-}
-GQA = SIZE | {"num_key_value_heads": 2}
-GPT2 = {"vocab_size": SIZE["vocab_size"], "n_embd": 32, "n_layer": 2, "n_head": 4}
-BIASED = GQA | {"attention_bias": True, "mlp_bias": True}
-GEMMA = GQA | {"head_dim": 8, "pad_token_id": 0}
-GEMMA2 = GEMMA | {"sliding_window": 64, "final_logit_softcapping": 3.0}
-MODELS = {
-    "llama": (hf.LlamaForCausalLM, hf.LlamaConfig, GQA, 1e-10),
-    "llama, biases": (hf.LlamaForCausalLM, hf.LlamaConfig, BIASED, 1e-10),
-    "qwen2": (hf.Qwen2ForCausalLM, hf.Qwen2Config, GQA, 1e-10),
-    "qwen3": (hf.Qwen3ForCausalLM, hf.Qwen3Config, GQA | {"head_dim": 8}, 1e-10),
-    "mistral": (hf.MistralForCausalLM, hf.MistralConfig, GQA, 1e-10),
-    "gpt2": (hf.GPT2LMHeadModel, hf.GPT2Config, GPT2, 1e-10),
-    "gpt-neox": (hf.GPTNeoXForCausalLM, hf.GPTNeoXConfig, SIZE, 1e-10),
-    "phi3": (hf.Phi3ForCausalLM, hf.Phi3Config, GQA | {"pad_token_id": 0}, 1e-10),
-    # float32 inside: the norms of Gemma, and the softmax of eager attention
-    "gemma": (hf.GemmaForCausalLM, hf.GemmaConfig, GEMMA, 1e-6),
-    "gemma2, eager": (hf.Gemma2ForCausalLM, hf.Gemma2Config, GEMMA2, 1e-6),
-    "llama, eager": (hf.LlamaForCausalLM, hf.LlamaConfig, GQA, 1e-6),
-    "gpt2, eager": (hf.GPT2LMHeadModel, hf.GPT2Config, GPT2, 1e-6),
-}
-PROMPTS = [[5, 15, 22, 16, 23], [5, 22], [9], [7, 15, 22, 16, 23]] * 2  # ragged: left padding
-COMPLETIONS = [[13, 1], [12, 14, 15, 1], [3, 1], [2, 8, 1], [4, 4], [1], [12, 13, 1], [9, 9, 9, 1]]
-
-
-def make_model(kind, **more):
-    torch.manual_seed(0)
-    cls, config, shape, _ = MODELS[kind]
-    attention = "eager" if "eager" in kind else "sdpa"
-    model = cls(config(**shape, **more, attn_implementation=attention)).double().eval()
-    for p in model.parameters():  # norms that are not 1, biases that are not 0
-        p.data.add_(0.1 * torch.randn_like(p))
-    return model
-
-
-def rows(kind):
-    """Eager attention in float64 turns rows that are all padding into NaN, which no layer survives:
-    transformers computes its softmax in float32. There, prompts are of equal length.
-    """
-    prompts = [PROMPTS[0], PROMPTS[3]] * 4 if "eager" in kind else PROMPTS
-    return prompts, COMPLETIONS
-
-
-def batch(kind=""):
-    return pad_batch(*rows(kind), 0, "cpu")
-
-
-def by_autograd(model, v, kind="", temperature=0.7):
-    """One backward for each completion, alone and without padding."""
-    values = []
-    for prompt, completion in zip(*rows(kind), strict=True):
-        one = pad_batch([prompt], [completion], 0, "cpu")
-        grads = ghost.gradient(model, [one], [torch.ones(1)], Likelihood(temperature))
-        values.append(sum(float((grads[name] * v[name]).sum()) for name in v))
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def directions(model, seed=1):
-    torch.manual_seed(seed)
-    return {name: torch.randn_like(p) for name, p in model.named_parameters()}
-
-
-def error(found, expected):
-    return float((found - expected).abs().max() / expected.abs().max())
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
@@ -244,3 +174,28 @@ def test_unsupported_layers_are_named(replace, message):
     replace(model.model.layers[1])
     with pytest.raises(Unsupported, match=message):
         ghost.probe(model, batch(), directions(model), Likelihood(0.7))
+
+
+def test_features_and_ghost_are_of_what_is_sampled(base, twin):
+    """The sampler's features, and a probe, against autograd of the log-probability under top_p."""
+    prompts = [x.prompt for x in twin.training(0, 0, 6)]
+    rollout = sample(base, prompts, 4, Decoding(4, 0.9, 0.9, features=True), 0)
+    model = base.model.double()
+    answers = [rollout.texts[4 * i] for i in range(6)]
+    batch = answer_batch(base, prompts, answers)
+    logp = completion_logprobs(model, batch, Likelihood(0.9, 0.9)).sum(1)
+    assert torch.allclose(logp.float(), rollout.logprobs[::4], atol=1e-4)
+    torch.manual_seed(0)
+    v = {name: torch.randn_like(p) for name, p in model.named_parameters()}
+    found = ghost.probe(model, batch, v, Likelihood(0.9, 0.9))
+    for row in range(6):
+        weight = torch.zeros(6).double()
+        weight[row] = 1
+        g = ghost.gradient(model, [batch], [weight], Likelihood(0.9, 0.9))
+        assert float(found[row]) == pytest.approx(sum(float((g[n] * v[n]).sum()) for n in v))
+    seen = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda m, x: seen.append(x[0]))
+    logp = completion_logprobs(model, batch, Likelihood(0.9, 0.9)).sum(1)
+    hook.remove()
+    (u,) = torch.autograd.grad(logp.sum(), seen)
+    assert torch.allclose(u.sum(1).float(), rollout.features[::4], atol=1e-4)

@@ -1,8 +1,6 @@
 """Every measured product against the exact one, over repeated sampling, and over ranks."""
 
-import json
 import math
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -15,47 +13,13 @@ from eval.rollout.taps import tapped
 from surgery.estimators import loo, rloo
 from surgery.objectives import pass_at_k, pass_at_k_weight, prompt_weight
 from surgery.rules import RULES, apply
-from tests.conftest import ROOT, run
-from trainers.config.schema import Config
+from tests.commands import launched
+from tests.fakes import make_probe, measurable
 from trainers.config.values import ConfigError
-from trainers.engine.ranks import Ranks
 from trainers.measure import ghost
-from trainers.measure.probe import Probe, halves
-from trainers.step_batch import StepBatch
+from trainers.measure.probe import halves
 
 K, N, PROMPTS, BATCHES = 4, 8, 32, 120
-
-
-class Alone(Ranks):
-    """What a probe needs of an engine, in one process and without DeepSpeed."""
-
-    def __init__(self, policy):
-        self.rank, self.world, self.device = 0, 1, torch.device("cpu")
-        self._policy, self.pad_id = policy, policy.pad_id
-
-    @contextmanager
-    def policy(self):
-        yield self._policy
-
-    def total(self, x):
-        return x
-
-    def reduce(self, x, how="sum"):
-        return x
-
-
-def make_probe(base, needs="nash", **surgery):
-    config = Config()
-    for key, value in ({"ema": 0.0} | surgery).items():
-        setattr(config.surgery, key, value)
-    return Probe(config, Alone(base), RULES[needs].needs)
-
-
-def measurable(rollout, mine, a_k, a_1, correct=None, k=K):
-    """A batch as far as a probe reads it."""
-    batch = StepBatch(step=1, seed=0, k=k, weight_k=k, problems=[], mine=mine)
-    batch.rollout, batch.correct, batch.a_k, batch.a_1 = rollout, correct, a_k, a_1
-    return batch
 
 
 def a_batch(base, twin, step, budget=2**16):
@@ -343,10 +307,7 @@ def nans(batch):
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
 def over_ranks(request, tmp_path_factory, base_path):
     out = tmp_path_factory.mktemp("probes") / "results.json"
-    script = str(ROOT / "tests" / "launched" / "probes.py")
-    done = run(script, str(out), cwd=ROOT, ranks=request.param, PYTHONPATH=str(ROOT), timeout=400)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(out.read_text())
+    return launched("probes.py", out, ranks=request.param)
 
 
 @pytest.mark.parametrize("stage", "0123")

@@ -1,8 +1,6 @@
 """The plan against what really is there: built models, DeepSpeed's states, counted allocations."""
 
-import json
 import logging
-import os
 
 import huggingface_hub
 import pytest
@@ -17,9 +15,8 @@ from eval.tasks.registry import build_task
 from eval.tasks.twin_base import make_tokenizer
 from surgery.estimators import loo, rloo
 from surgery.rules import RULES
-from tests.conftest import ROOT, run
-from tests.launched.held import model_config
-from tests.trainers.measure.test_probe import Alone, measurable
+from tests.commands import ROOT, in_process, launched, run
+from tests.fakes import Alone, measurable, model_config
 from trainers.config.load import load_config
 from trainers.config.schema import Config
 from trainers.config.values import ConfigError
@@ -158,11 +155,7 @@ def test_sampling_holds_what_was_planned(tmp_path, top_p):
 )
 def really_held(request, tmp_path_factory):
     out = tmp_path_factory.mktemp("held") / "held.json"
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    script = str(ROOT / "tests" / "launched" / "held.py")
-    done = run(script, str(out), cwd=ROOT, ranks=request.param, PYTHONPATH=path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return request.param, json.loads(out.read_text())
+    return request.param, launched("held.py", out, ranks=request.param)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -321,7 +314,7 @@ def test_the_command(tmp_path, command, moment):
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("At most") == 1 and "ranks: 2" in done.stdout
     assert moment in done.stdout
-    done = run(script, *options, "model.path=nobody/nothing", cwd=work)
+    done = in_process(script, *options, "model.path=nobody/nothing", cwd=work)
     assert done.returncode == 2 and not done.stdout
     (line,) = done.stderr.splitlines()
     assert line.startswith("model.path = nobody/nothing: its config.json cannot be read")

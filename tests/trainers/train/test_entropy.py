@@ -8,8 +8,8 @@ import torch
 from eval.policy.logprobs import completion_logprobs, pad_batch
 from eval.rollout.rollout import Rollout
 from surgery.estimators import entropy
-from tests.conftest import ROOT, run
-from tests.eval.rollout.test_sampling import random_policy
+from tests.commands import ROOT, run
+from tests.fakes import random_policy
 from trainers.engine.batches import Work, micro_batches
 
 TRAIN, CONFIG = str(ROOT / "launch" / "train.py"), str(ROOT / "configs" / "passk.yaml")

@@ -8,8 +8,8 @@ import torch
 from eval.files import append_lines, usual_permissions, write_json
 from eval.tasks.twin_base import TwinRecipe, base_folder
 from surgery.interference import PASS_1, WIDEST
-from tests.conftest import ROOT
-from tests.trainers.train.test_survive import Still
+from tests.commands import ROOT
+from tests.fakes import Still
 from trainers.commands.diagnosis_folder import Folder
 from trainers.config.load import load_config
 from trainers.train import checkpoint

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from tests.conftest import ROOT, run
+from tests.commands import ROOT, run
 
 CONFIG = str(ROOT / "configs" / "pcgrad.yaml")
 TRAIN = str(ROOT / "launch" / "train.py")

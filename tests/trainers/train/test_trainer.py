@@ -10,7 +10,7 @@ from eval.policy.policy import load_policy
 from eval.policy.streams import derive_seed
 from eval.scores.evaluate import Draws, evaluate
 from eval.verify.verifier import Verifier
-from tests.conftest import ROOT, run
+from tests.commands import ROOT, run
 from trainers.config.load import load_config
 from trainers.job import Job
 from trainers.train.best import Best

@@ -1,7 +1,7 @@
 """A run that is killed again and again, and given again, against one that is left alone.
 
-python tests/chaos.py [--runs 5] [--kills 10] [--seed 0] [--out DIR] [key=value ...]
-python tests/chaos.py --at sampling:2 checkpoint:2 ...      at named places, all in one run
+python tests/launched/chaos.py [--runs 5] [--kills 10] [--seed 0] [--out DIR] [key=value ...]
+python tests/launched/chaos.py --at sampling:2 checkpoint:2 ...      at named places, all in one run
 
 Every life of a run is a process of its own, forked when only imports were done, and ended by
 SIGKILL at a random moment, or at the n-th passage of a place of PLACES in that life, where other
@@ -28,7 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 SMALL = [
