@@ -1,7 +1,6 @@
 """Many runs, one table."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -76,13 +75,15 @@ def test_mistakes_are_refused_before_anything_runs(tmp_path):
 
 
 def small(tmp_path, steps=20):
-    command = [sys.executable, ABLATE, "--configs", *configs("passk", "mix"), "--out", "out"]
+    """A command whose runs have folders of a name that no other test has: some are killed by it."""
+    out = tmp_path.name
+    command = [sys.executable, ABLATE, "--configs", *configs("passk", "mix"), "--out", out]
     changes = SMALL.replace("train.steps=2", f"train.steps={steps}")
     return [*command, *changes.split(), "eval.samples=8", "train.save_every=1", "eval.every=0"]
 
 
 def wait_for_step(metrics, step):
-    for _ in range(1_000):
+    for _ in range(4_000):  # 200 seconds: on a busy machine a run takes long to begin
         if metrics.exists() and metrics.read_text().count("\n") > step:
             return
         time.sleep(0.05)
@@ -94,7 +95,7 @@ def test_a_killed_run_is_told_and_resumes(tmp_path, base_path):
     process = subprocess.Popen(
         small(tmp_path), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    folder = tmp_path / "out" / "passk" / "seed0"
+    folder = tmp_path / tmp_path.name / "passk" / "seed0"
     wait_for_step(folder / "metrics.jsonl", 3)
     subprocess.run(["pkill", "-KILL", "-f", f"run.dir={folder.relative_to(tmp_path)} "], check=True)
     out, err = process.communicate(timeout=200)
@@ -105,7 +106,7 @@ def test_a_killed_run_is_told_and_resumes(tmp_path, base_path):
     again = run(*small(tmp_path)[1:], cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "passk seed 0: done" in again.stdout and "mix seed 0: was finished" in again.stdout
-    assert "going on from step" in (tmp_path / "out" / "passk" / "seed0.log").read_text()
+    assert "going on from step" in folder.with_suffix(".log").read_text()
     steps = [json.loads(x)["step"] for x in (folder / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(21))
 
@@ -115,15 +116,13 @@ def test_ctrl_c_ends_all_runs_and_leaves_them_resumable(tmp_path, base_path):
         small(tmp_path, steps=400), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,
     )  # fmt: skip
-    folder = tmp_path / "out" / "passk" / "seed0"
+    folder = tmp_path / tmp_path.name / "passk" / "seed0"
     wait_for_step(folder / "metrics.jsonl", 2)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command goes on" in err
     for _ in range(300):
-        left = subprocess.run(
-            ["pgrep", "-f", f"{os.path.basename(tmp_path)}|run.dir=out/"], capture_output=True
-        )
+        left = subprocess.run(["pgrep", "-f", f"run.dir={tmp_path.name}/"], capture_output=True)
         if left.returncode:
             break
         time.sleep(0.1)
