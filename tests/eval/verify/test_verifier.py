@@ -91,13 +91,17 @@ def test_answers_by_their_marks(math, answer, gold, verdict):
     assert math([answer], [gold]) == [verdict]
 
 
-def test_hostile_answers_neither_hang_nor_hurt(math):
+def test_hostile_answers_neither_hang_nor_hurt(math, monkeypatch):
     hostile = [r"\boxed{9^{9^{9^9}}}", "9^{9^{9^9}}", "(" * 100_000, r"\boxed{" + "{" * 100_000]
     math(["8.5"], ["7"])  # the workers are up
-    start = time.monotonic()
+    replaced = []
+    replace = Verifier._replace
+    monkeypatch.setattr(
+        Verifier, "_replace", lambda self, old: replaced.append(old) or replace(self, old)
+    )
     verdicts = math([*hostile, "7.0"], ["7"] * 5)
-    assert time.monotonic() - start < 15
     assert True not in verdicts[:4] and verdicts[4] is True
+    assert len(replaced) <= 2 * len(hostile)  # a worker, and so a time limit, for each trial
     assert math(["14/2"], ["7"]) == [True]  # killed workers were replaced
 
 
