@@ -74,7 +74,7 @@ def check(stage, twin):
     idle = next(iter(micro_batches(whole, a_1, large)[0]))[:1]
     engine.backward(*rows, 1 / PROMPTS, idle)
     applied = -flat(reduced_gradient(engine))
-    j_1 = flat(one._gradient(alone.model, whole, range(PROMPTS), a_1))
+    j_1 = flat(one._gradient(alone.model, whole, a_1 / PROMPTS))
     found["conflict"] = got.products.dot
     cosine = applied @ j_1 / applied.norm() / j_1.norm()
     found["cosine of the applied gradient with J_1"] = float(cosine)

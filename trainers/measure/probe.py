@@ -137,7 +137,10 @@ class Probe:
         with self.engine.policy() as policy:
 
             def mean(a: Tensor, s: int, v: Direction | None = None) -> Direction:
-                part = self._gradient(policy.model, rollout, mine, a, sides == s, v=v, probes=local)
+                side, pattern = (sides == s).double(), self.surgery.modules
+                weights = (a * side[:, None] / side.sum())[list(mine)]
+                probing = None if v is None else (v, local)
+                part = self._gradient(policy.model, rollout, weights, pattern, probing)
                 return {key: self.engine.total(x) for key, x in part.items()}
 
             metric = self._metric()
@@ -178,26 +181,21 @@ class Probe:
         self,
         model: Any,
         rollout: Rollout,
-        mine: Sequence[int],
-        a: Tensor,
-        side: Tensor | None = None,
-        everything: bool = False,
-        v: Direction | None = None,
-        probes: Tensor | None = None,
+        weights: Tensor,
+        pattern: str | None = None,
+        probing: tuple[Direction, Tensor] | None = None,
     ) -> Direction:
-        """This rank's part of the mean over the prompts (of one side) of sum_j A_ij grad log pi.
+        """This rank's sum over completions [prompts, n] of weight * grad log pi.
 
-        Given a `v`, the same backwards leave in `probes` [mine, n] what `_probe` would.
+        Given `probing` = (v, probes), the same backwards leave in `probes` what `_probe` would.
         """
-        side = torch.ones(len(a)) if side is None else side.double()
-        weights = (a * side[:, None] / side.sum())[list(mine)]
-        pattern = None if everything else self.surgery.modules
         total = ghost.zeros(model, pattern)
         for rows, places in self._merged(rollout, weights != 0):
             sums = summed(weights.flatten(), places).to(self.engine.device)
-            if v is None or probes is None:
+            if probing is None:
                 ghost.add_gradient(model, rows, sums, total, self.likelihood)
             else:
+                v, probes = probing
                 values = ghost.probed_gradient(model, rows, sums, v, total, self.likelihood)
                 _spread(values, places, probes)
         return total
@@ -229,7 +227,8 @@ class Probe:
             return None
         rollout, mine = batch.rollout, batch.mine
         with self.engine.policy() as policy:
-            local = self._gradient(policy.model, rollout, mine, batch.a_1, everything=True)
+            weights = batch.a_1[list(mine)] / len(batch.a_1)
+            local = self._gradient(policy.model, rollout, weights)
         inner = torch.tensor(_dot(local, moved), dtype=torch.float64)
         return float(self.engine.reduce(inner))
 

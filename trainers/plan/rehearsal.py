@@ -22,6 +22,7 @@ from eval.policy.logprobs import Likelihood, Rows, completion_logprobs
 from eval.policy.policy import ModelError, Policy, reading
 from trainers.config.schema import Config
 from trainers.engine.adapter import make_trainable
+from trainers.engine.memory import Sizes
 from trainers.measure import ghost
 
 
@@ -60,18 +61,6 @@ class Ledger(TorchDispatchMode):
 
     def _leave(self, size: int, logits: int) -> None:
         self.now, self.logits = self.now - size, self.logits - logits
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Of a model: numbers of parameters, shared ones once, and bytes."""
-
-    parameters: int
-    trainable: int
-    chosen: int  # those that ghost measures
-    small: int  # all those that ZeRO-3 keeps whole, because they are below its threshold
-    element: int  # bytes of a number in the model's dtype
-    width: int  # of its last hidden state
 
 
 @dataclass(frozen=True)

@@ -68,9 +68,7 @@ def past_scale(twin, policy):
     squares = {name: torch.zeros_like(p) for name, p in policy.model.named_parameters()}
     for step in range(1000, 1003):
         rollout, correct = a_batch(policy, twin, step)
-        for name, g in probe._gradient(
-            policy.model, rollout, range(PROMPTS), rloo(correct)
-        ).items():
+        for name, g in probe._gradient(policy.model, rollout, rloo(correct) / PROMPTS).items():
             squares[name] += g.square()
     below = {name: v.sqrt() + 1e-8 for name, v in squares.items()}
     mean = torch.cat([x.flatten() for x in below.values()]).mean()
@@ -124,8 +122,8 @@ def test_ghost_products_against_gradients(base, twin, statistic):
     def prompt_gradient(a, i):
         weights = torch.zeros_like(a)
         weights[i] = a[i]
-        found = probe._gradient(base.model, rollout, range(PROMPTS), PROMPTS * weights)
-        return torch.cat([x.flatten() for x in found.values()]).double()
+        gradient = probe._gradient(base.model, rollout, weights)
+        return torch.cat([x.flatten() for x in gradient.values()]).double()
 
     g_1, g_k = (torch.stack([prompt_gradient(a, i) for i in range(PROMPTS)]) for a in (a_1, a_k))
     if statistic == "naive":
@@ -163,7 +161,7 @@ def test_weights_that_cancel_are_probed_as_well(base, twin):
         a_1[i] = torch.tensor([1.0, -1.0] + (N - 2) * [0.0])
     probe = make_probe(base, measure="ghost")
     _, _, agreement, probes = probe._by_ghost(measurable(rollout, range(PROMPTS), a_1, a_1))
-    first = probe._gradient(base.model, rollout, range(PROMPTS), a_1, ~second)
+    first = probe._gradient(base.model, rollout, a_1 * ~second[:, None] / (~second).sum())
     expected = torch.zeros_like(a_1)
     probe._probe(base.model, rollout, a_1 != 0, first, expected)
     assert torch.isfinite(probes).all() and (probes[equal, :2] != 0).all()
@@ -184,7 +182,7 @@ def test_the_metric_of_adam(base, twin):
     scale = {name: torch.rand_like(p) for name, p in base.model.named_parameters()}
     probe.engine.adam_scale = lambda: scale
     probe(measurable(rollout, range(PROMPTS), a_k, a_1, correct))
-    j_1, j_k = (probe._gradient(base.model, rollout, range(PROMPTS), a) for a in (a_1, a_k))
+    j_1, j_k = (probe._gradient(base.model, rollout, a / PROMPTS) for a in (a_1, a_k))
 
     def product(a, b):
         return sum(float((a[n].double() * scale[n] * b[n]).sum()) for n in a)
@@ -218,7 +216,7 @@ def test_micro_batches_change_no_decision(base, twin, measure):
         weights = prompt_weight(N, correct.sum(1), K)
         decision = RULES["agreement_clip"].bind({"tau": 0.7})(weights, geometry, {})
         advantages = apply(decision, a_k, a_1)
-        g = probe._gradient(base.model, rollout, range(PROMPTS), advantages)
+        g = probe._gradient(base.model, rollout, advantages / PROMPTS)
         updates.append(torch.cat([x.flatten() for x in g.values()]).double())
     assert (updates[1] - updates[0]).norm() < 1e-5 * updates[0].norm()
 
@@ -256,7 +254,7 @@ def test_the_step_that_was_realised(base, twin):
     assert probe.realised(batch) is None
     probe.watch(dict(before), ((name, x + moved[name]) for name, x in before.items()))
     found = probe.realised(batch)
-    gradient = probe._gradient(base.model, rollout, range(PROMPTS), a_1)
+    gradient = probe._gradient(base.model, rollout, a_1 / PROMPTS)
     expected = sum(float((gradient[name] * moved[name]).sum()) for name in moved)
     assert found == pytest.approx(expected, rel=1e-2)
     assert probe.realised(batch) is None  # once

@@ -20,10 +20,13 @@ from tests.fakes import Alone, measurable, model_config
 from trainers.config.load import load_config
 from trainers.config.schema import Config
 from trainers.config.values import ConfigError
+from trainers.engine import memory
 from trainers.engine.adapter import make_trainable
+from trainers.engine.memory import Sizes
+from trainers.measure.memory import directions
 from trainers.measure.probe import Probe
 from trainers.plan import plan
-from trainers.plan.rehearsal import Ledger, Rehearsal, Sizes
+from trainers.plan.rehearsal import Ledger, Rehearsal
 
 # transformers' own, at gradient_checkpointing_enable
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")
@@ -167,8 +170,8 @@ def test_states_are_those_of_deepspeed(tmp_path, really_held, stage, dtype):
     ranks, found = really_held
     if (stage, dtype) == (0, "bfloat16"):
         return  # refused: ZeRO keeps the fp32 copy
-    sizes = rehearse(model_config(), tmp_path, dtype).sizes(plan.THRESHOLD)
-    planned, host = plan.states(sizes, stage, ranks)
+    sizes = rehearse(model_config(), tmp_path, dtype).sizes(memory.THRESHOLD)
+    planned, host = memory.states(sizes, stage, ranks)
     bucket = planned.pop("ZeRO's buckets", 0)
     measured = found[f"{dtype} {stage}"] - bucket
     assert sum(planned.values()) == pytest.approx(measured, rel=1e-3) and not host
@@ -179,17 +182,17 @@ def test_deepspeeds_defaults():
 
     zero = DeepSpeedZeroConfig(stage=3)
     found = zero.reduce_bucket_size, zero.max_live_parameters, zero.param_persistence_threshold
-    assert found == (plan.BUCKET, plan.GATHERED, plan.THRESHOLD)
+    assert found == (memory.BUCKET, memory.GATHERED, memory.THRESHOLD)
 
 
 def test_offload_moves_what_is_held_and_loses_nothing():
     sizes = Sizes(1000, 1000, 1000, 50, 2, 8)
     for stage in (1, 2, 3):
-        here, _ = plan.states(sizes, stage, 2)
-        device, host = plan.states(sizes, stage, 2, "optimizer")
+        here, _ = memory.states(sizes, stage, 2)
+        device, host = memory.states(sizes, stage, 2, "optimizer")
         assert "Adam" not in device and device.items() <= here.items()
         assert host["Adam"] == here["Adam"] and host["fp32 copy"] == here["fp32 copy"]
-    device, host = plan.states(sizes, 3, 2, "all")
+    device, host = memory.states(sizes, 3, 2, "all")
     assert device["parameters"] == 2 * 50 and host["parameters"] == 2 * 550
 
 
@@ -211,7 +214,7 @@ def test_ghost_holds_what_was_planned(tmp_path, statistic, metric):
     probe.engine.adam_scale = lambda: {name: torch.ones_like(p) for name, p in named.items()}
     with ledger_of(policy) as ledger:
         probe(measurable(rollout, range(2), loo(correct, 4), rloo(correct), correct, 4))
-    moments = plan.ghost(rehearsal.sizes(), 2 if statistic == "loo" else 1, metric == "adam")
+    moments = directions(rehearsal.sizes(), 2 if statistic == "loo" else 1, metric == "adam")
     planned = max(sum(held.values()) for held in moments.values())
     assert planned == pytest.approx(ledger.peak, rel=0.15)
 
@@ -231,7 +234,7 @@ def test_moments_of_a_run(tmp_path):
     whole = plain["step"]["parameters"]
     more = moments("surgery.measure=ghost", "train.zero_stage=3")
     assert list(more)[2:6] == ["J_1", "probe", "J_k", "products"]
-    assert more["sampling"]["whole copy"] == more["backward"]["reference model"] == whole
+    assert more["sampling"]["full copy"] == more["backward"]["reference model"] == whole
     assert more["realised"]["watched step"] == more["backward"]["watched step"] == whole
     assert "features" in moments()["sampling"]
 
