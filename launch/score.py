@@ -51,7 +51,6 @@ def main() -> int:
 
 def evaluate(arguments: Namespace) -> None:
     """Evaluate what the arguments ask for, and print the report."""
-    from eval.errors import Failure, Refusal
     from eval.files import write_json
     from eval.report.tables import score_report, sweep_report
     from trainers.commands.score import Arguments, numbers, score
@@ -61,10 +60,7 @@ def evaluate(arguments: Namespace) -> None:
         texts, overrides = apart(given[name])
         given[name] = numbers(name, texts)
         given["overrides"] += overrides
-    try:
-        summaries = score(Arguments(**given))
-    except Failure as error:  # there is no run to go on with: 2, as for any other line
-        raise Refusal(str(error)) from None
+    summaries = score(Arguments(**given))
     if arguments.out and len(summaries) > 1:
         write_json(arguments.out / "summary.json", {"sweep": summaries})
     print(score_report(summaries[0]) if len(summaries) == 1 else sweep_report(summaries))

@@ -50,7 +50,7 @@ def test_a_model_of_broken_weights_has_no_score(refusal, base_path, tmp_path):
     weights = load_file(folder / "model.safetensors")
     next(iter(weights.values()))[0] = float("nan")
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    said = refusal("--model", "broken", "--config", CONFIG, "eval.problems=4")
+    said = refusal("--model", "broken", "--config", CONFIG, "eval.problems=4", code=1)
     assert "logits are not finite after the prompt" in said.splitlines()[-1]
 
 
