@@ -1,1 +1,1 @@
-"""How good: tasks, verifier, sampling, log-probabilities, pass@k with intervals, reports."""
+"""Tasks, verifier, sampling, log-probabilities, pass@k with intervals, and reports."""

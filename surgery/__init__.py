@@ -1,3 +1,4 @@
-"""What to do: estimators, geometry and rules as pure functions on small tensors. Imports torch
-only.
+"""Estimators, geometry and rules as pure functions on small tensors.
+
+The package imports torch only.
 """

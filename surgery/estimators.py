@@ -1,8 +1,7 @@
-"""Advantages A[N, n] from verdicts f[N, n] in {0, 1}: prompt i's gradient estimate is sum_j A_ij
-grad log pi(y_ij).
+"""Advantages A[N, n] from verdicts f[N, n] in {0, 1}.
 
-The sum is plain, A already carries the 1/n. All arithmetic is float64. Every estimator has the
-signature
+The gradient estimate of prompt i is sum_j A_ij grad log pi(y_ij), a plain sum: A contains the 1/n.
+All arithmetic is float64. Every estimator has the signature
 ``(verdicts, k, **options) -> advantages``; those that ignore k ascend an objective of their own.
 Below, c is the number of correct answers of the prompt and c_i = c - f_i the same without answer i.
 """
@@ -18,9 +17,7 @@ Estimator = Callable[..., Tensor]
 
 
 def _others(verdicts: Tensor) -> tuple[Tensor, Tensor, int]:
-    """(f, c_i, n) in float64: the verdicts and, for each answer, how many of the others are
-    correct.
-    """
+    """Return (f, c_i, n) in float64, c_i the number of correct answers among the others."""
     if verdicts.ndim != 2:
         raise ValueError(f"verdicts must be [prompts, samples], got shape {tuple(verdicts.shape)}")
     n = verdicts.shape[1]
@@ -31,10 +28,10 @@ def _others(verdicts: Tensor) -> tuple[Tensor, Tensor, int]:
 
 
 def weighted(verdicts: Tensor, h: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """h(c_i, n) (f_i - c_i/(n-1)) / n: exactly the gradient of the objective of weight E[h(Bin(n-1,
-    p))].
+    """h(c_i, n) (f_i - c_i/(n-1)) / n: unbiased for a weighted gradient of pass@1.
 
-    c_i is independent of answer i, so weight and gradient factorise and the product is unbiased.
+    The weight of grad p is exactly E[h(Bin(n-1, p))]. c_i is independent of answer i, so weight and
+    gradient factorise and the product is unbiased.
     """
     f, others, n = _others(verdicts)
     return h(others, n) * (f - others / (n - 1)) / n
@@ -46,8 +43,7 @@ def rloo(verdicts: Tensor, k: int = 1) -> Tensor:
 
 
 def plugin(verdicts: Tensor, k: int) -> Tensor:
-    """w_k(c/n) times `rloo`: eq. 2 of arXiv 2602.21189 with the Monte-Carlo success rate plugged
-    in.
+    """w_k(c/n) times `rloo`: eq. 2 of arXiv 2602.21189 with the sampled success rate.
 
     Biased, because c/n contains f_i: at n = 8, k = 4 by -30 % for p = .05 and by +329 % for p = .8.
     """
@@ -65,8 +61,9 @@ def loo(verdicts: Tensor, k: int) -> Tensor:
 
 
 def pkpo(verdicts: Tensor, k: int) -> Tensor:
-    """k/n if correct, (k/n) rho(n-1, c, k-1) if wrong: unbiased for grad f_k (arXiv 2505.15201, eq.
-    14).
+    """k/n if correct, (k/n) rho(n-1, c, k-1) if wrong: unbiased for grad f_k.
+
+    Source: arXiv 2505.15201, eq. 14.
     """
     f, others, n = _others(verdicts)
     wrong = rho(n - 1, others, k - 1)  # for a wrong answer c_i is c
@@ -85,10 +82,9 @@ def pkpo_loo(verdicts: Tensor, k: int) -> Tensor:
 
 
 def pkpo_loo1(verdicts: Tensor, k: int) -> Tensor:
-    """(k/n) C(n-c, k-1)/C(n-1, k-1) if correct, 0 if wrong: unbiased for grad f_k (arXiv
-    2505.15201).
+    """(k/n) C(n-c, k-1)/C(n-1, k-1) if correct, 0 if wrong: unbiased for grad f_k.
 
-    The published form divides by k-1; k = 1 is taken to mean `rloo`.
+    Source: arXiv 2505.15201. The published form divides by k-1; here k = 1 is `rloo`.
     """
     if k == 1:
         return rloo(verdicts)
@@ -111,8 +107,9 @@ def passk_training(verdicts: Tensor, k: int) -> Tensor:
 
 
 def grpo(verdicts: Tensor, k: int = 1, *, epsilon: float = 1e-6) -> Tensor:
-    """(f_i - c/n)/(std + epsilon)/n with the population std: ascends 2 arcsin sqrt(p) as n grows. k
-    is ignored.
+    """(f_i - c/n)/(std + epsilon)/n with the population std. Ignores k.
+
+    Ascends 2 arcsin sqrt(p) as n grows.
     """
     f, _, n = _others(verdicts)
     centred = f - f.mean(1, keepdim=True)
@@ -120,8 +117,9 @@ def grpo(verdicts: Tensor, k: int = 1, *, epsilon: float = 1e-6) -> Tensor:
 
 
 def risk(verdicts: Tensor, k: int = 1, *, beta: float = 4.0) -> Tensor:
-    """(1/beta)(exp(beta f_i)/mean_j exp(beta f_j) - 1)/n: log-mean-exp of the reward as n grows
-    (arXiv 2509.24261).
+    """(1/beta)(exp(beta f_i)/mean_j exp(beta f_j) - 1)/n. Ignores k.
+
+    Ascends the log-mean-exp of the reward as n grows (arXiv 2509.24261).
     """
     f, _, n = _others(verdicts)
     tilted = torch.exp(beta * (f - f.amax(1, keepdim=True)))  # a common factor cancels
@@ -134,20 +132,21 @@ def log(verdicts: Tensor, k: int = 1) -> Tensor:
 
 
 def power(verdicts: Tensor, k: int = 1, *, alpha: float = 0.5) -> Tensor:
-    """`weighted` with h = alpha ((c_i+1)/n)^(alpha-1): ascends about p^alpha. alpha = 1 is `rloo`.
-    k is ignored.
+    """`weighted` with h = alpha ((c_i+1)/n)^(alpha-1): ascends about p^alpha. Ignores k.
+
+    alpha = 1 is `rloo`.
     """
     return weighted(verdicts, lambda others, n: alpha * ((others + 1) / n) ** (alpha - 1))
 
 
 def entropy(logprobs: Tensor) -> Tensor:
-    """Advantages from log pi(y_i) [N, n] instead of verdicts, (mean of the others' - own)/n:
-    unbiased for the gradient of the entropy H(pi(.|x)) of whole completions.
+    """Advantages from log pi(y_i) [N, n] instead of verdicts, (mean of the others' - own)/n.
 
-    grad H = -E[log pi(y) grad log pi(y)], since E[grad log pi] = 0, which also makes any baseline
-    of the other answers free. It holds what a token's choice does to the entropy of all that
-    follows it; the entropies of the positions met, differentiated alone, would not. Where all n
-    answers are equal the advantages are exactly 0.
+    Unbiased for the gradient of the entropy H(pi(.|x)) of complete answers:
+    grad H = -E[log pi(y) grad log pi(y)], because E[grad log pi] = 0. For the same reason any
+    baseline of the other answers adds no bias. This gradient contains the effect of a token on the
+    entropy of all later tokens; the gradient of the entropies at the sampled positions does not. If
+    all n answers are equal, the advantages are exactly 0.
     """
     if logprobs.ndim != 2 or logprobs.shape[1] < 2:
         raise ValueError(
@@ -157,7 +156,7 @@ def entropy(logprobs: Tensor) -> Tensor:
 
 
 def below_the_others(x: Tensor) -> Tensor:
-    """(mean of the others' - own)/n over the second axis."""
+    """Return (mean of the others' - own)/n over the second axis."""
     n = x.shape[1]
     apart = x.double() - x[:, :1].double()  # equal answers cancel without rounding
     return (apart.sum(1, keepdim=True) - n * apart) / (n * (n - 1))
@@ -169,10 +168,10 @@ ESTIMATORS: dict[str, Estimator] = {
 }
 
 
-# what ascends pass@k; the others ignore k and ascend an objective of their own
+# the estimators that ascend pass@k; the others ignore k and ascend an objective of their own
 OF_PASS_AT_K = frozenset({"plugin", "loo", "pkpo", "pkpo_loo", "pkpo_loo1", "passk_training"})
 
 
 def largest_k(name: str, n: int) -> int:
-    """The largest k that estimator `name` can serve from n samples."""
+    """Return the largest k that estimator `name` accepts with n samples."""
     return n - 1 if name == "pkpo_loo" else n

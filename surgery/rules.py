@@ -1,10 +1,10 @@
-"""Rules: from weights and geometry to how much pass@k and pass@1 each prompt gets.
+"""Rules: from weights and geometry to the shares of pass@k and pass@1 of each prompt.
 
-A rule is ``rule(weights[N], geometry, state, *, settings) -> (alpha[N], beta[N])``; the advantages
-that are applied are alpha_i A^k_ij + beta_i A^1_ij. A rule that tells prompts apart may return
-[N, n], decided for each completion by the others of its prompt. Keyword-only arguments are its
-settings, read from the `surgery` section of the configuration by name. `state` is a dict of
-numbers that a rule may keep; checkpoints carry it. Weights are the unbiased estimates of w_k, c the
+A rule is ``rule(weights[N], geometry, state, *, settings) -> (alpha[N], beta[N])``; the applied
+advantages are alpha_i A^k_ij + beta_i A^1_ij. A rule that decides per prompt may return [N, n]: for
+each completion, the other completions of its prompt decide. Keyword-only arguments are settings
+with the names of keys in the `surgery` section of the configuration. `state` is a dict of numbers
+that a rule may keep; checkpoints store it. Weights are the unbiased estimates of w_k, and c is the
 coefficient of J_1 beside J_k.
 """
 
@@ -24,27 +24,27 @@ from surgery.user_code import UserCodeError, fault, load_function, own_settings,
 State = dict[str, float]
 Decision = tuple[Tensor, Tensor]
 
-PRODUCTS, NORM_K, AGREEMENT = "products", "norm_k", "agreement"  # what a rule may need measured
+PRODUCTS, NORM_K, AGREEMENT = "products", "norm_k", "agreement"  # measurements that a rule may need
 
 
 @dataclass(frozen=True)
 class Rule:
     function: Callable[..., Decision]
     needs: frozenset[str]
-    own: str = ""  # the file.py:function of a rule of the user's own, which is trusted less
+    own: str = ""  # file.py:function of a user's rule, whose results get extra checks
 
     def bind(
         self, settings: Mapping[str, Any], samples: int | None = None
     ) -> Callable[[Tensor, Geometry, State], Decision]:
-        """The rule with its own settings out of `settings`, for that many samples of a prompt.
+        """Return the rule with its settings from `settings`, for `samples` samples per prompt.
 
-        By a measurement that is not finite no rule decides: the weights are NaN, which makes of the
-        gradient what no step is taken with.
+        If a measurement is not finite, the weights are NaN: the gradient is then not finite either,
+        and the trainer skips the step.
         """
         chosen = own_settings(self.function, settings)
         missing = without_value(self.function, settings) if self.own else []
         if missing:
-            why = f"names a setting {missing[0]} that the section surgery has not"
+            why = f"names a setting {missing[0]} that the section surgery does not have"
             raise self._refusal(f"{why}; give surgery.options.{missing[0]}=..., or a default")
 
         def bound(weights: Tensor, geometry: Geometry, state: State) -> Decision:
@@ -57,9 +57,9 @@ class Rule:
                     raise
                 why = fault(error, self.own, self.function)
                 raise self._refusal(f"{why}; correct the function") from None
-            wrong = _of_another_shape(decision, len(weights), samples)
+            wrong = _shape_error(decision, len(weights), samples)
             if wrong is None and self.own:
-                wrong = _not_finite(decision) or _not_carried(state)
+                wrong = _not_finite(decision) or _not_storable(state)
             if wrong:
                 raise self._refusal(wrong)
             return decision
@@ -70,8 +70,8 @@ class Rule:
         return UserCodeError(f"surgery.rule = {self.own or self.function.__name__}: {why}")
 
 
-def _of_another_shape(decision: Any, prompts: int, samples: int | None) -> str | None:
-    """How a decision differs from two tensors [prompts] or [prompts, samples], if it does."""
+def _shape_error(decision: Any, prompts: int, samples: int | None) -> str | None:
+    """Return how a decision differs from two tensors [prompts] or [prompts, samples], or None."""
     if isinstance(decision, tuple | list) and len(decision) == 2:
         shapes = [list(x.shape) if isinstance(x, Tensor) else [] for x in decision]
         ends = [[], [samples]] if samples else [[], *(x[1:2] for x in shapes)]
@@ -84,7 +84,7 @@ def _of_another_shape(decision: Any, prompts: int, samples: int | None) -> str |
 def _not_finite(decision: Decision) -> str | None:
     if all(bool(x.isfinite().all()) for x in decision):
         return None
-    return "returned NaN or infinite numbers, though all that it was given is finite; correct it"
+    return "returned NaN or infinite numbers, though all its inputs are finite; correct it"
 
 
 def _shown(x: Any) -> str:
@@ -93,11 +93,11 @@ def _shown(x: Any) -> str:
     return f"a tensor of shape {list(x.shape)}" if isinstance(x, Tensor) else f"{x!r:.40}"
 
 
-def _not_carried(state: State) -> str | None:
+def _not_storable(state: State) -> str | None:
     try:
         json.dumps(state)
     except TypeError as error:
-        return f"keeps in `state` what no checkpoint can carry ({error}); keep numbers there"
+        return f"keeps a value in `state` that checkpoints cannot store ({error}); keep numbers"
     return None
 
 
@@ -105,7 +105,7 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(*needs: str) -> Callable[[Callable[..., Decision]], Callable[..., Decision]]:
-    """Register a rule by its function's name, with what it needs measured."""
+    """Register a rule under its function's name, with the measurements that it needs."""
 
     def register(function: Callable[..., Decision]) -> Callable[..., Decision]:
         RULES[function.__name__] = Rule(function, frozenset(needs))
@@ -115,31 +115,31 @@ def rule(*needs: str) -> Callable[[Callable[..., Decision]], Callable[..., Decis
 
 
 def find_rule(name: str) -> Rule:
-    """A registered rule, or the user's own `file.py:function`, for which all is measured."""
+    """Return a registered rule, or the user's `file.py:function`, which gets all measurements."""
     if name in RULES:
         return RULES[name]
     return Rule(load_function(name), frozenset((PRODUCTS, NORM_K, AGREEMENT)), name)
 
 
 def apply(decision: Decision, a_k: Tensor, a_1: Tensor) -> Tensor:
-    """The advantages [N, n] of a decision."""
+    """Return the advantages [N, n] of a decision."""
     alpha, beta = (x if x.ndim == 2 else x[:, None] for x in decision)
     return alpha * a_k + beta * a_1
 
 
 def per_prompt(decision: Decision) -> Decision:
-    """(alpha[N], beta[N]), means over the completions where these were decided one by one."""
+    """Return (alpha[N], beta[N]), means over completions if the decision is per completion."""
     alpha, beta = (x.mean(1) if x.ndim == 2 else x for x in decision)
     return alpha, beta
 
 
 def with_pass_1(weights: Tensor, c: float) -> Decision:
-    """(1, c) for every prompt: J_k + c J_1."""
+    """Return (1, c) for every prompt: J_k + c J_1."""
     ones = torch.ones_like(weights)
     return ones, c * ones
 
 
-# --- nothing measured
+# --- rules without measurements
 
 
 @rule()
@@ -157,11 +157,11 @@ def mix(weights: Tensor, geometry: Geometry, state: State, *, mix: float = 0.5) 
 def gap_to_base(
     geometry: Geometry, state: State, tolerance: float, rate_ema: float, lead: float = 0.0
 ) -> float:
-    """Pass@1 of the base - tolerance - the moving average of the batches' pass@1, `lead` steps on.
+    """Return pass@1 of the base - tolerance - the average pass@1 of the batches, `lead` steps on.
 
-    The base's pass@1 is ``state["base_pass@1"]``, or else the first batch's; the average starts
-    there, so that the first batch's noise is no gap. Its last change is taken to go on for `lead`
-    steps.
+    The base's pass@1 is ``state["base_pass@1"]``, or else that of the first batch. The average is
+    a moving one and starts at the base's pass@1, so that the noise of the first batch is no gap. It
+    is extrapolated by its last change for `lead` steps.
     """
     now = float(geometry.rate.mean())
     base = state.setdefault("base_pass@1", now)
@@ -187,8 +187,9 @@ def floor(
     """(1, lambda) with lambda = clip(I + gain gap, 0, cap), a PI controller of the constraint.
 
     gap is `gap_to_base`; I begins at `start`, accumulates integral_gain gap and stays in [0, cap].
-    From I = 0 the controller would wait for the very loss that it is there to prevent. Nothing is
-    measured and nothing degenerates: start = 0 without a gap is `none`, without gains `mix`.
+    From I = 0 the controller would react only after the loss that it should prevent. The rule needs
+    no measurement and has no degenerate case. start = 0 without a gap is `none`; zero gains give
+    `mix`.
     """
     gap = gap_to_base(geometry, state, tolerance, rate_ema)
     integral = state.get("floor_integral", start) + integral_gain * gap
@@ -200,14 +201,15 @@ def floor(
 
 
 def measured(geometry: Geometry) -> Products:
+    """Return the products of the geometry, which must be there."""
     assert geometry.products is not None, "this rule needs the products of J_k and J_1"
     return geometry.products
 
 
 def as_rule(coefficient: Callable[..., float]) -> Callable[..., Decision]:
-    """The rule (1, c) with c = coefficient(products, cap=..., ...), within [0, cap].
+    """Return the rule (1, c) with c = coefficient(products, cap=..., ...), within [0, cap].
 
-    Where |J_1|^2 is measured as 0 a ratio to it means nothing: c is the cap on conflict, else 0.
+    If |J_1|^2 is measured as 0, ratios to it are undefined: c is the cap on conflict, else 0.
     """
 
     @wraps(coefficient)
@@ -223,7 +225,7 @@ def as_rule(coefficient: Callable[..., float]) -> Callable[..., Decision]:
 
 
 def ratio(on_k: float, on_1: float, cap: float) -> float:
-    """on_1 / on_k; the cap where nothing is left on J_k."""
+    """Return on_1 / on_k, or the cap if J_k has no weight."""
     return on_1 / on_k if on_k > 0 else cap
 
 
@@ -243,11 +245,11 @@ def pcgrad(
     """(1, c), c the least that gives <update, J_1> >= (margin + gain gap) |J_1|^2, in [0, cap].
 
     c = margin + gain gap - <J_k, J_1>/|J_1|^2: the projection of arXiv 2001.06782, one-sided, so
-    that J_1 itself stays untouched, with the restoring force of a control barrier (arXiv
-    1609.06408): the descent that is allowed is proportional to what is left above the floor. The
-    projection alone forgets: what noise and curvature take from pass@1 never comes back. gap is
-    `gap_to_base`, read ahead because averages lag and the optimiser's momentum goes on; gain = 0 is
-    the plain projection. |J_1|^2 = 0: the cap on conflict, else the force alone.
+    that J_1 itself does not change, with the restoring force of a control barrier (arXiv
+    1609.06408): the allowed descent is proportional to the distance above the floor. The projection
+    alone has no memory: it never restores the pass@1 that noise and curvature take. gap is
+    `gap_to_base`, extrapolated because averages lag and the optimiser's momentum continues;
+    gain = 0 is the plain projection. |J_1|^2 = 0: the cap on conflict, else the force alone.
     """
     force = margin + gain * gap_to_base(geometry, state, tolerance, rate_ema, lead)
     x = measured(geometry)
@@ -259,7 +261,7 @@ def pcgrad(
 @rule(PRODUCTS, NORM_K)
 @as_rule
 def gradvac(x: Products, *, cosine: float = 0.0, cap: float = 10.0) -> float:
-    """The c that lifts the cosine g of (J_k, J_1) to at least phi (arXiv 2010.05874, eq. 2).
+    """(1, c), c lifts the cosine g of (J_k, J_1) to at least phi (arXiv 2010.05874, eq. 2).
 
     Below phi, c = |J_k| (phi sqrt(1-g^2) - g sqrt(1-phi^2)) / (|J_1| sqrt(1-phi^2)).
     phi = 0 is `pcgrad` without margin.
@@ -274,10 +276,10 @@ def gradvac(x: Products, *, cosine: float = 0.0, cap: float = 10.0) -> float:
 @rule(PRODUCTS, NORM_K)
 @as_rule
 def mgda(x: Products, *, cap: float = 10.0) -> float:
-    """The shortest vector of the segment between J_k and J_1 (arXiv 1810.04650, eq. 4).
+    """(1, c) along the shortest vector between J_k and J_1 (arXiv 1810.04650, eq. 4).
 
-    On J_k: t = clip((|J_1|^2 - <J_k, J_1>)/|J_k - J_1|^2, 0, 1); c = (1-t)/t, the cap where t = 0.
-    J_k = J_1: c = 1. It favours the shorter gradient.
+    The weight of J_k is t = clip((|J_1|^2 - <J_k, J_1>)/|J_k - J_1|^2, 0, 1); c = (1-t)/t, the cap
+    if t = 0. J_k = J_1: c = 1. The rule favours the shorter gradient.
     """
     apart = x.norm_k + x.norm_1 - 2 * x.dot
     t = min(max((x.norm_1 - x.dot) / apart, 0.0), 1.0) if apart > 0 else 0.5
@@ -287,10 +289,10 @@ def mgda(x: Products, *, cap: float = 10.0) -> float:
 @rule(PRODUCTS, NORM_K)
 @as_rule
 def cagrad(x: Products, *, radius: float = 0.5, cap: float = 10.0) -> float:
-    """Near the mean gradient g_0, what helps the worse of the two most (arXiv 2110.14048).
+    """(1, c) near the mean gradient g_0, best for the worse objective (arXiv 2110.14048).
 
-    With w on J_k minimising <g_w, g_0> + sqrt(phi) |g_w|, g_w = w J_k + (1-w) J_1, phi = radius^2
-    |g_0|^2: the update is g_0 + sqrt(phi)/|g_w| g_w. g_w = 0 leaves g_0, that is c = 1.
+    The weight w of J_k minimises <g_w, g_0> + sqrt(phi) |g_w|, g_w = w J_k + (1-w) J_1,
+    phi = radius^2 |g_0|^2. The update is g_0 + sqrt(phi)/|g_w| g_w. g_w = 0 leaves g_0, so c = 1.
     """
     root = radius * math.sqrt(max(x.norm_k + 2 * x.dot + x.norm_1, 0.0)) / 2
 
@@ -317,14 +319,14 @@ def cagrad(x: Products, *, radius: float = 0.5, cap: float = 10.0) -> float:
 @rule(PRODUCTS, NORM_K)
 @as_rule
 def nash(x: Products, *, cap: float = 10.0) -> float:
-    """|J_k|/|J_1|: the Nash bargaining update, G alpha = 1/alpha, for two (arXiv 2202.01017)."""
+    """(1, |J_k|/|J_1|): Nash bargaining of two, G alpha = 1/alpha (arXiv 2202.01017)."""
     return math.sqrt(x.norm_k / x.norm_1)
 
 
 def from_weighting(weighting: Callable[[Tensor], Tensor]) -> Callable[..., Decision]:
-    """A rule out of any map from the 2x2 Gram of (J_k, J_1) to two weights, as TorchJD has them.
+    """Return a rule from a map of the 2x2 Gram of (J_k, J_1) to two weights, as in TorchJD.
 
-    In a file of yours: ``my_rule = from_weighting(UPGradWeighting())``.
+    Example for your own file: ``my_rule = from_weighting(UPGradWeighting())``.
     """
 
     def coefficient(x: Products, *, cap: float = 10.0) -> float:
@@ -338,9 +340,10 @@ def from_weighting(weighting: Callable[[Tensor], Tensor]) -> Callable[..., Decis
 # --- a choice for each prompt, from its agreement a_i = <g_i, J_1>
 
 
-def told_apart(weights: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
-    """(w, a) of the prompts: [N, n] as the other completions say, or [N] by all where nothing else
-    is known, for which see `by_others`.
+def weights_and_agreements(weights: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """Return (w, a) [N, n] from the other completions, or [N] from all of them.
+
+    The first form is that of `geometry.others` (see `by_others`), the second its substitute.
     """
     if geometry.others is not None:
         return geometry.others.weights, geometry.others.agreement
@@ -349,7 +352,7 @@ def told_apart(weights: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
 
 
 def clipped(weights: Tensor, clip: Tensor, tau: float) -> Decision:
-    """(0, tau) where `clip`, else (1, 0)."""
+    """Return (0, tau) where `clip` is true, else (1, 0)."""
     ones, zeros = torch.ones_like(weights), torch.zeros_like(weights)
     return torch.where(clip, zeros, ones), torch.where(clip, tau * ones, zeros)
 
@@ -362,9 +365,9 @@ def agreement_clip(
 
     (0, tau) where [a_i < 0 and w_i > tau] or [a_i >= 0 and w_i < tau], else (1, 0). Then
     w~_i a_i >= tau a_i for every prompt, so <update, J_1> >= tau mean a_i = tau |J_1|^2 for the
-    agreements used and exact weights; what is applied is A^k, which has that weight in expectation.
+    agreements used and exact weights. The update applies A^k, which has that weight in expectation.
     """
-    w, a = told_apart(weights, geometry)
+    w, a = weights_and_agreements(weights, geometry)
     return clipped(w, torch.where(a < 0, w > tau, w < tau), tau)
 
 
@@ -372,11 +375,11 @@ def agreement_clip(
 def agreement_clip_one_sided(
     weights: Tensor, geometry: Geometry, state: State, *, tau: float = 1.0
 ) -> Decision:
-    """(0, tau) where a_i < 0 and w_i > tau, else (1, 0): only what disagrees is held down.
+    """(0, tau) where a_i < 0 and w_i > tau, else (1, 0): clips only disagreeing prompts.
 
-    For comparison: agreeing easy prompts keep a weight near 0, and Adam rescales what is left.
+    For comparison: agreeing easy prompts keep a weight near 0, and Adam rescales the rest.
     """
-    w, a = told_apart(weights, geometry)
+    w, a = weights_and_agreements(weights, geometry)
     return clipped(w, (a < 0) & (w > tau), tau)
 
 
@@ -392,10 +395,9 @@ def agreement_soft(
     """(s_i, tau (1-s_i)) with s_i = sigmoid(sign(w_i - tau) a_i / (T |J_1|^2)), T = `softness`.
 
     T to 0 gives `agreement_clip`. <update, J_1> >= |J_1|^2 (tau - 0.2785 T mean |w_i - tau|), for
-    the
-    agreements used. |J_1|^2 = 0 is taken as the limit T to 0.
+    the agreements used. |J_1|^2 = 0 counts as the limit T to 0.
     """
-    (w, a), scale = told_apart(weights, geometry), softness * measured(geometry).norm_1
+    (w, a), scale = weights_and_agreements(weights, geometry), softness * measured(geometry).norm_1
     signed = torch.sign(w - tau) * a
     s = torch.sigmoid(signed / scale) if scale > 0 else (signed >= 0).to(w)
     return s, tau * (1 - s)

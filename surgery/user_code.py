@@ -1,4 +1,4 @@
-"""From the configuration to functions: the user's own file.py:function, and settings."""
+"""Functions that the configuration names as file.py:function, and their settings."""
 
 import inspect
 import traceback
@@ -9,11 +9,11 @@ from typing import Any
 
 
 class UserCodeError(Exception):
-    """Code of the user's own that does not do what it must, in one line."""
+    """The user's code does not meet its contract; the message is one line."""
 
 
 def load_function(name: str) -> Callable[..., Any]:
-    """The function that `name`, a `file.py:function`, points to."""
+    """Return the function that `name`, a `file.py:function`, points to."""
     path, _, function = name.partition(":")
     spec = util.spec_from_file_location(Path(path).stem, path)
     if spec is None or spec.loader is None or not Path(path).is_file():
@@ -24,28 +24,28 @@ def load_function(name: str) -> Callable[..., Any]:
 
 
 def own_settings(function: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `settings` that the function names as keyword-only arguments."""
+    """Return the `settings` that are keyword-only arguments of the function."""
     parameters = inspect.signature(function).parameters.values()
     names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name in settings]
     return {name: settings[name] for name in names}
 
 
 def without_value(function: Callable[..., Any], settings: Mapping[str, Any]) -> list[str]:
-    """The keyword-only arguments that have no default, and no value in `settings`."""
+    """Return the keyword-only arguments without a default and without a value in `settings`."""
     parameters = inspect.signature(function).parameters.values()
     needed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
     return [name for name in needed if name not in settings]
 
 
 def fault(error: BaseException, name: str, function: object = None) -> str:
-    """The error in one line, with the line of the file of `name` that led to it.
+    """Return the error in one line, with the line number in the file of `name`.
 
-    A call that does not fit reaches no line of the file: then it is that of the `function`.
+    A call with wrong arguments reaches no line of the file; the line is then that of `function`.
     """
     path = name.rpartition(":")[0]
     frames = traceback.extract_tb(error.__traceback__)
     lines = [x.lineno for x in frames if Path(x.filename).resolve() == Path(path).resolve()]
     code = getattr(function, "__code__", None)
     line = lines[-1] if lines else code and code.co_firstlineno
-    said = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(": ")
-    return f"{said} ({path}, line {line})" if line else f"{said} ({path})"
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(": ")
+    return f"{text} ({path}, line {line})" if line else f"{text} ({path})"

@@ -1,4 +1,4 @@
-"""Log-probabilities of completions under a policy, and the padded rows that a forward takes."""
+"""Log-probabilities of completions under a policy, and the padded rows of a forward."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from eval.policy.policy import ModelError, Policy, reading
 
 @dataclass(frozen=True)
 class Rows:
-    """Prompts padded on the left and completions padded on the right, as a forward takes them.
+    """The inputs of a forward: prompts padded on the left, completions padded on the right.
 
     All completions start at column `prompt_width`.
     """
@@ -40,9 +40,9 @@ class Rows:
         return self.input_ids.shape[1] - self.completion_mask.shape[1]
 
     def pieces(self, chunk: int) -> int:
-        """The number of runs of columns, each of at most `chunk` positions, in the completions.
+        """Return how many runs of at most `chunk` positions the completion columns make.
 
-        A run has one column at least; 0 means one run of all columns.
+        A run has at least one column; 0 means one run of all columns.
         """
         rows, columns = self.completion_mask.shape
         return -(-columns // max(1, chunk // rows)) if chunk else 1
@@ -54,7 +54,7 @@ def pad_batch(
     pad_id: int,
     device: torch.device | str,
 ) -> Rows:
-    """Each prompt with its completion as one row."""
+    """Return rows that each hold a prompt with its completion."""
     left = max(map(len, prompts))
     right = max(map(len, completions), default=0)
     rows = [
@@ -71,7 +71,7 @@ def pad_batch(
 
 @dataclass(frozen=True)
 class Likelihood:
-    """The distribution of which log pi is taken, and how many logits exist at once."""
+    """The distribution of log pi, and the number of logits that exist at once."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -84,11 +84,12 @@ PLAIN = Likelihood()  # the model's distribution as it is
 def log_softmax(
     logits: Tensor, temperature: float, top_p: float = 1.0, drawn: Tensor | None = None
 ) -> Tensor:
-    """log pi over the vocabulary at a temperature, in float32 at least.
+    """Return log pi over the vocabulary at a temperature, in float32 or float64.
 
-    Below top_p = 1 it is that of the distribution that is sampled: the smallest set of the
-    likeliest tokens that reaches top_p, renormalised; -inf outside. Its gradient takes the set as
-    given, as it is almost everywhere. A `drawn` token counts as inside: rounding may move the edge.
+    Below top_p = 1, log pi belongs to the sampled distribution: the smallest set of the likeliest
+    tokens that reaches top_p, renormalised; -inf outside. The gradient treats the set as constant,
+    which is exact almost everywhere. A `drawn` token counts as inside, because rounding may move
+    the edge.
     """
     wide = logits if logits.dtype == torch.float64 else logits.float()
     logp = torch.log_softmax(wide / temperature, dim=-1)
@@ -102,24 +103,25 @@ def log_softmax(
 
 
 def entropies(logp: Tensor) -> Tensor:
-    """The entropy of each distribution; tokens outside of it count nothing."""
+    """Return the entropy of each distribution; tokens of probability 0 add nothing."""
     return -(logp.exp() * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(-1)
 
 
 def completion_logprobs(
     model: nn.Module, rows: Rows, likelihood: Likelihood = PLAIN, pieces: int | None = None
 ) -> Tensor:
-    """[rows, completion columns] log pi(token | all before); 0 at padding.
+    """Return log pi(token | all before) [rows, completion columns]; 0 at padding.
 
-    Logits of a large vocabulary outweigh the model. In several `pieces` only those of one piece
-    exist at once, in backward as well, which makes them again from the last hidden states. The
-    likelihood's chunk gives their number, unless the caller does: under ZeRO-3 all ranks must call
-    the head equally often. It is called once for each piece, more pieces than columns included.
+    The logits of a large vocabulary can take more memory than the model. With several `pieces`,
+    only the logits of one piece exist at once, also in backward, which recomputes them from the
+    last hidden states. By default the likelihood's chunk gives the number of pieces. A caller sets
+    it under ZeRO-3, where all ranks must call the head equally often. The head is called once per
+    piece, even with more pieces than columns.
     """
     pieces = rows.pieces(likelihood.chunk) if pieces is None else pieces
     columns = rows.completion_mask.shape[1]
     tokens = rows.input_ids[:, rows.prompt_width :]
-    inputs = {  # nothing follows the last column
+    inputs = {  # the last column predicts no token
         "input_ids": rows.input_ids[:, :-1],
         "attention_mask": rows.attention_mask[:, :-1],
         "position_ids": rows.position_ids[:, :-1],
@@ -140,7 +142,7 @@ def completion_logprobs(
 
     def of_hidden(hidden: Tensor, tokens: Tensor) -> Tensor:
         with _given(model, replace(output, last_hidden_state=hidden)):
-            # not model(...), whose hooks are those of a whole forward
+            # not model(...): its hooks expect a complete forward
             return of_tokens(model.forward(use_cache=False).logits, tokens)
 
     parts = zip(*(x.tensor_split(pieces, 1) for x in (hidden, tokens)), strict=True)
@@ -154,14 +156,14 @@ def completion_logprobs(
 def answers_logprobs(
     model: nn.Module, rows: Rows, answers: int, temperature: float = 1.0
 ) -> Tensor:
-    """`completion_logprobs` of rows in runs of `answers` to one prompt, which is read once."""
+    """Return `completion_logprobs` of rows in runs of `answers`; each run's prompt is read once."""
     width = rows.prompt_width
 
-    def logits(some: slice, columns: slice, cache: Any, **more: Any) -> Tensor:
+    def logits(chosen: slice, columns: slice, cache: Any, **more: Any) -> Tensor:
         return model(
-            input_ids=rows.input_ids[some, columns],
-            attention_mask=rows.attention_mask[some, : columns.stop],
-            position_ids=rows.position_ids[some, columns],
+            input_ids=rows.input_ids[chosen, columns],
+            attention_mask=rows.attention_mask[chosen, : columns.stop],
+            position_ids=rows.position_ids[chosen, columns],
             past_key_values=cache,
             use_cache=True,
             **more,
@@ -178,7 +180,7 @@ def answers_logprobs(
 
 
 class _Given(nn.Module):
-    """Stands for a model's body and gives the output that the body gave before."""
+    """A stand-in for a model's body that returns an output computed before."""
 
     def __init__(self, output: Any):
         super().__init__()
@@ -190,9 +192,9 @@ class _Given(nn.Module):
 
 @contextmanager
 def _given(model: nn.Module, output: Any) -> Iterator[None]:
-    """Replaces the model's body by its output.
+    """Replace the model's body by its output.
 
-    A forward then runs only the code after the last hidden state, as it is, with any scaling or
+    A forward then runs only the model's own code after the last hidden state, with any scaling or
     soft-capping.
     """
     body, name = model.base_model, str(model.base_model_prefix)
@@ -205,9 +207,9 @@ def _given(model: nn.Module, output: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def check_chunks(policy: Policy) -> None:
-    """Refuse a model whose logits are not made position by position from the last hidden states.
+    """Refuse a model that does not compute logits position by position from the hidden states.
 
-    The logits of two positions are made at once and one by one, and compared.
+    The check computes the logits of two positions at once and one by one, and compares them.
     """
     model, ids = policy.model, policy.end_ids[:1] * 2
     rows = pad_batch([ids], [ids], policy.pad_id, policy.device)
@@ -216,10 +218,10 @@ def check_chunks(policy: Policy) -> None:
         why = "has no body apart from its head"
     else:
         try:
-            whole, parts = (completion_logprobs(model, rows, pieces=x) for x in (1, 2))
-            rounding = 16 * torch.finfo(model.dtype).eps * (1 + whole.abs())
-            if not ((parts - whole).abs() <= rounding).all():
-                why = "computes its logits in another way than position by position"
+            together, apart = (completion_logprobs(model, rows, pieces=x) for x in (1, 2))
+            rounding = 16 * torch.finfo(model.dtype).eps * (1 + together.abs())
+            if not ((apart - together).abs() <= rounding).all():
+                why = "does not compute its logits position by position"
         except (AttributeError, TypeError) as error:
             why = f"cannot be taken apart ({error})"
     if why:
@@ -227,7 +229,7 @@ def check_chunks(policy: Policy) -> None:
 
 
 def answer_batch(policy: Policy, prompts: Sequence[str], answers: Sequence[str]) -> Rows:
-    """Each prompt with its answer and the end of text."""
+    """Return rows that each hold a prompt, its answer and the end of text."""
     end = policy.end_ids[0]
     completions = [[*ids, end] for ids in policy.encode(answers, special=False)]
     return pad_batch(policy.encode(prompts), completions, policy.pad_id, policy.device)

@@ -1,4 +1,4 @@
-"""The policy: a causal language model with its tokenizer, its loading, and the cache to read by."""
+"""The policy: a causal language model with its tokenizer, its loading, and its cache."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,16 +13,16 @@ from eval.errors import Refusal
 
 
 class ModelError(Refusal):
-    """A model that cannot be used, in one line."""
+    """The model cannot be used; the message is one line."""
 
 
 class Chat(str):
-    """A user's message: the policy puts it into the chat template of its tokenizer."""
+    """A user's message; the policy puts it into the chat template of its tokenizer."""
 
 
 @dataclass
 class Policy:
-    """`model` is any AutoModelForCausalLM; the tokenizer must know an end-of-text token."""
+    """A model, any AutoModelForCausalLM, and its tokenizer, with an end-of-text token."""
 
     model: Any
     tokenizer: Any
@@ -38,7 +38,7 @@ class Policy:
 
     @property
     def end_ids(self) -> list[int]:
-        """Every token that ends a completion."""
+        """All tokens that end a completion."""
         config = getattr(self.model, "generation_config", None)
         ids = getattr(config, "eos_token_id", None)
         ids = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
@@ -46,10 +46,10 @@ class Policy:
         return list(dict.fromkeys([*([] if own is None else [own]), *ids]))
 
     def encode(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
-        """Token ids; `special` adds the tokens that the tokenizer puts before a prompt.
+        """Return token ids; `special` adds the tokens that the tokenizer puts before a prompt.
 
-        An answer has no such tokens. A chat template writes all of them itself: added again they
-        would stand there twice.
+        An answer has no such tokens. A chat template writes all of them itself, so adding them
+        again would repeat them.
         """
         if any(isinstance(x, Chat) for x in texts):
             texts, special = [self._in_template(x) for x in texts], False
@@ -64,7 +64,7 @@ class Policy:
             return self.tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, tokenize=False
             )
-        except TemplateError as error:  # it is the model's own, and kept in a sandbox
+        except TemplateError as error:  # the template comes with the model and runs in a sandbox
             why = f"the model's chat template fails ({error})"
             raise ModelError(f"task.template = chat: {why}; set task.template=plain") from None
 
@@ -72,15 +72,15 @@ class Policy:
 def load_policy(
     path: str, dtype: str = "float32", attention: str = "sdpa", option: str = "model.path"
 ) -> Policy:
-    """The model and tokenizer of a folder or hub id.
+    """Return the policy with the model and tokenizer of a folder or hub id.
 
-    Weights come from safetensors, remote code is never run. A refusal names the `option` that asked
-    for the model.
+    Weights come from safetensors; remote code never runs. An error message names the `option` that
+    holds the path.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        # said, not left out: transformers would ask on the terminal whether to run it
+        # explicit, because by default transformers asks on the terminal whether to run remote code
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
             path,
@@ -89,20 +89,20 @@ def load_policy(
             use_safetensors=True,
             trust_remote_code=False,
         )
-    except Exception as error:  # files that are broken or of another kind raise anything
+    except Exception as error:  # broken or foreign files raise any exception
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         remedy = "name a folder in the hub's format with safetensors, or an id that can be reached"
         raise ModelError(f"{option} = {path}: cannot be loaded ({why}); {remedy}") from None
     policy = Policy(model, tokenizer)
     if not policy.end_ids:
-        why = "its tokenizer has no end-of-text token, so that no completion would end"
+        why = "its tokenizer has no end-of-text token, so no completion would end"
         raise ModelError(f"{option} = {path}: {why}; give it one")
     return policy
 
 
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Puts every module into eval mode, and afterwards back into its own."""
+    """Put every module into eval mode, and restore its own mode afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -114,10 +114,10 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def reading(model: nn.Module) -> Iterator[Any]:
-    """Gives an empty cache, with the model in eval mode.
+    """Yield an empty cache, with the model in eval mode.
 
-    In train mode gradient checkpointing drops the cache without a word, and each token is read as
-    if nothing came before it.
+    In train mode, gradient checkpointing silently drops the cache, and the model reads each token
+    as if no token came before it.
     """
     from transformers import DynamicCache
 
@@ -129,7 +129,7 @@ def reading(model: nn.Module) -> Iterator[Any]:
 def interpolate(policy: Policy, start: Mapping[str, Tensor], toward: Policy, by: float) -> None:
     """Set the policy's weights to (1 - by) start + by toward.
 
-    Between two models of one shape that is a free baseline, with nothing trained (arXiv
+    Interpolation between two models of one shape is a baseline without training (arXiv
     2109.01903).
     """
     ends = toward.model.state_dict()
@@ -137,7 +137,7 @@ def interpolate(policy: Policy, start: Mapping[str, Tensor], toward: Policy, by:
     if different:
         name = sorted(different)[0]
         shapes = f"{name} is {_shape(start, name)} here and {_shape(ends, name)} there"
-        raise ModelError(f"--toward: another kind of model ({shapes}); name one of the same kind")
+        raise ModelError(f"--toward: the models differ ({shapes}); name a model of the same shape")
     between = {
         name: torch.lerp(x.double(), ends[name].double(), by).to(x.dtype)
         if x.is_floating_point()

@@ -6,17 +6,17 @@ from torch import Tensor
 
 
 def derive_seed(*parts: int | str) -> int:
-    """An independent 63-bit seed for each purpose, such as derive_seed(seed, "train", step)."""
+    """Return an independent 63-bit seed per purpose, such as derive_seed(seed, "train", step)."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
 
 
 def _wrap(x: int) -> int:
-    """A Python integer as the int64 that tensor arithmetic would have given."""
+    """Return a Python integer as the int64 that tensor arithmetic would give."""
     return (x + 2**63) % 2**64 - 2**63
 
 
 def _mix(x: Tensor) -> Tensor:
-    """The finaliser of splitmix64 on int64, whose overflow wraps.
+    """Apply the finaliser of splitmix64 on int64, whose overflow wraps.
 
     The mask makes >> a logical shift.
     """
@@ -26,7 +26,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def uniform(seed: int, rows: Tensor, t: int) -> Tensor:
-    """float64 uniforms in [0, 1), one for each row at position t."""
+    """Return float64 uniforms in [0, 1), one for each row at position t."""
     key = _mix(rows * _wrap(0x9E3779B97F4A7C15) + seed)
     key = _mix(key + _wrap((t + 1) * 0xD1B54A32D192ED03))
     return ((key >> 11) & ((1 << 53) - 1)).double() * 2.0**-53

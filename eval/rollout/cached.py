@@ -1,8 +1,8 @@
-"""The sampler `cached`: each prompt is read once, and rows that ended stop costing.
+"""The sampler `cached`: it reads each prompt once and drops rows that have ended.
 
 The cache of a prompt serves its n completions. Randomness is counter-based: the draw of token t of
-completion j of problem i is a pure function of (seed, i, j, t). Whatever the micro-batches and
-however many ranks share the work, the draws are the same.
+completion j of problem i is a pure function of (seed, i, j, t). The draws depend neither on the
+micro-batches nor on the number of ranks.
 """
 
 from typing import Any, ClassVar
@@ -17,10 +17,9 @@ from eval.rollout.rollout import Decoding, Drawn, Order, Readings
 from eval.rollout.sampler import Sampler
 from eval.rollout.taps import Tap, tapped
 
-OWN = 0.9  # share of distinct prefixes beyond which it does not pay to look for equal ones
-
-
-LOOK = {"cpu": 1, "cuda": 8}  # tokens between looks for rows that ended, which hold a GPU up
+OWN = 0.9  # above this share of distinct prefixes, a search for equal ones does not pay
+# tokens between two checks for rows that have ended; each check makes a GPU wait
+LOOK = {"cpu": 1, "cuda": 8}
 
 
 class Cached(Sampler):
@@ -42,32 +41,32 @@ class Cached(Sampler):
 
 
 class _Drawing:
-    """The rows of one batch while they are drawn, one token of each at a time.
+    """The rows of one batch during the draw, one token per row at a time.
 
-    `names` [prompts, n] are the rows' names in the random stream. A prefix that several rows share
-    is read once: the prompts to begin with, and their completions for as long as they are equal.
+    `names` [prompts, n] are the rows' names in the random stream. The model reads a prefix that
+    several rows share once: first the prompts, then their completions while these are equal.
     """
 
     def __init__(self, policy: Policy, prompts: list[list[int]], names: Tensor, order: Order):
         self.policy, self.decoding, self.seed = policy, order.decoding, order.seed
         device, total = policy.device, names.numel()
-        # of all rows
+        # for all rows
         self.names = names.flatten()
         self.tokens = torch.full((total, self.decoding.max_new_tokens), -1, device=device)
         self.logprobs, self.entropy = torch.zeros(2, total, device=device)
         self.features = torch.zeros(total, 0, device=device)
-        # of the rows at hand
+        # for the rows that are still drawn
         self.live = torch.arange(total, device=device)
         self.going = torch.ones(total, dtype=torch.bool, device=device)  # false: ended
-        self.prefix = self.live // names.shape[1]  # the place of each row's prefix
-        self.shared = True  # whether any prefix is that of several rows
-        # of the prefixes: the tokens that the model reads next, the columns that it has by then
+        self.prefix = self.live // names.shape[1]  # the index of each row's prefix
+        self.shared = True  # whether several rows share a prefix
+        # for the prefixes: the tokens that the model reads next, and the mask of all columns
         first = pad_batch(prompts, [[]] * len(prompts), policy.pad_id, device)
         self.inputs, self.mask = first.input_ids, first.attention_mask
         self.positions = first.position_ids
 
     def drawn(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Tokens (-1 after the end), log-probability, entropy and features of each row."""
+        """Return tokens (-1 after the end), log-probability, entropy and features of each row."""
         features, look = self.decoding.features, LOOK[self.policy.device.type]
         ends = torch.tensor(self.policy.end_ids, device=self.policy.device)
         with reading(self.policy.model) as cache, tapped(self.policy, features) as tap:
@@ -86,8 +85,8 @@ class _Drawing:
         return self.tokens, self.logprobs, self.entropy / (self.tokens >= 0).sum(1), self.features
 
     def _read(self, cache: Any) -> Tensor:
-        """The logits of the next token of each row."""
-        with torch.no_grad():  # for features, the tap turns gradients on behind the last layer
+        """Return the logits of the next token of each row."""
+        with torch.no_grad():  # for features, the tap enables gradients after the last layer
             return self.policy.model(
                 input_ids=self.inputs,
                 attention_mask=self.mask,
@@ -98,7 +97,7 @@ class _Drawing:
             ).logits[:, -1]
 
     def _draw(self, logits: Tensor, tap: Tap, t: int) -> Tensor:
-        """Draw token t of each row, and add what it says to the row's numbers."""
+        """Draw token t of each row and update the row's log-probability, entropy and features."""
         decoding, live, going = self.decoding, self.live, self.going
         logp = log_softmax(logits, decoding.temperature or 1.0, decoding.top_p)
         token = next_token(logp.detach(), decoding, uniform(self.seed, self.names[live], t))
@@ -115,7 +114,7 @@ class _Drawing:
         return token
 
     def _keep(self, kept: Tensor, token: Tensor, vocabulary: int, cache: Any) -> Tensor:
-        """Keep these rows at hand, and their prefixes; returns the next token of each prefix."""
+        """Keep only these rows and their prefixes; return the next token of each prefix."""
         self.live, self.going = self.live[kept], self.going[kept]
         grown = _grown(self.prefix[kept], token[kept], vocabulary, self.shared)
         parent, token, self.prefix, self.shared = grown
@@ -125,7 +124,7 @@ class _Drawing:
         return token
 
     def _append(self, token: Tensor) -> None:
-        """Each prefix grows by its token, which the model reads next."""
+        """Append its token to each prefix; the model reads this token next."""
         self.inputs = token[:, None]
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
         self.positions = self.positions[:, -1:] + 1
@@ -134,10 +133,10 @@ class _Drawing:
 def _grown(
     prefix: Tensor, token: Tensor, vocabulary: int, shared: bool
 ) -> tuple[Tensor, Tensor, Tensor, bool]:
-    """Prefixes that grew by a token, each once: its parent, its token, its rows, and `shared`.
+    """Return the distinct extended prefixes: parents, tokens, each row's prefix, and `shared`.
 
-    The rows are given by the place of each one's prefix. Where few prefixes are shared, each row
-    gets its own, for good.
+    `prefix` holds the index of each row's prefix. Once few prefixes are shared, each row gets its
+    own prefix and keeps it.
     """
     own = torch.arange(len(prefix), device=prefix.device)
     if not shared:
@@ -149,13 +148,13 @@ def _grown(
 
 
 def next_token(logp: Tensor, decoding: Decoding, u: Tensor) -> Tensor:
-    """One token a row, by inversion of the cumulative distribution at u.
+    """Return one token per row by inversion of the cumulative distribution at u.
 
-    No token of probability 0 is drawn. Where logits are not finite it is the last one.
+    A token of probability 0 is never drawn. If the logits are not finite, the last token is.
     """
     if decoding.temperature == 0:
         return logp.argmax(1)
     levels = logp.double().exp().cumsum(1)
-    u = u.clamp(max=1 - 2**-52)  # no rounding takes it to the last level, behind which nothing is
+    u = u.clamp(max=1 - 2**-52)  # rounding must not reach the last level: no token follows it
     token = torch.searchsorted(levels, u[:, None] * levels[:, -1:], right=True).squeeze(1)
     return token.clamp(max=levels.shape[1] - 1)

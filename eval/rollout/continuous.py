@@ -1,10 +1,10 @@
 """The sampler `continuous`: transformers' continuous batching over a paged cache.
 
-A completion that ends makes room at once for one that waits, so completions of unequal length keep
-the device busy. It has the distribution of `cached`, but draws others: they come from torch's
-generator, seeded from the seed and the prompts at hand, in the order of the engine's own schedule.
-So they are the same again on the same device, but another number of ranks or another budget draws
-anew.
+When a completion ends, a waiting one takes its place at once, so completions of unequal length keep
+the device busy. The distribution is that of `cached`, but the draws differ: they come from torch's
+generator, seeded from the seed and the current prompts, in the order of the engine's own schedule.
+So the same device repeats the same draws, but another number of ranks or another budget gives
+different ones.
 """
 
 from collections.abc import Iterator
@@ -18,25 +18,23 @@ from eval.policy.streams import derive_seed
 from eval.rollout.rollout import Drawn, Order, SamplingFailed
 from eval.rollout.sampler import Sampler
 
-PAGE = 16  # tokens; n completions of a prompt share its whole pages and copy the rest
-
-
-FORWARD = 512  # tokens of one forward: without flash attention, its mask has a row for each
+PAGE = 16  # tokens; n completions of a prompt share its full pages and copy the rest
+FORWARD = 512  # tokens per forward: without flash attention, the mask has a row for each token
 
 
 class Continuous(Sampler):
     name: ClassVar[str] = "continuous"
 
     def check(self, policy: Policy) -> None:
-        """Refuse, beside a recurrent state, a model whose attention is its own.
+        """Refuse a recurrent state, and attention code that does not support a paged cache.
 
-        It would not look into the paged cache, and most such models sample on, from another
-        distribution.
+        Such attention ignores the paged cache, and most such models then sample from another
+        distribution without an error.
         """
         super().check(policy)
         model = policy.model
         if not model._supports_attention_backend:
-            why = f"the attention of {type(model).__name__} knows no paged cache"
+            why = f"the attention of {type(model).__name__} does not support a paged cache"
             raise self.refusal(f"{why}; set it to cached")
 
     def draw(self, policy: Policy, order: Order) -> Drawn:
@@ -48,12 +46,12 @@ class Continuous(Sampler):
 
 
 def _generate(policy: Policy, order: Order, n: int, seed: int) -> list[list[int]]:
-    """n completions for each prompt, in order."""
+    """Return n completions for each prompt, in order."""
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
     prompts, decoding = order.prompts, order.decoding
     longest = max(map(len, prompts)) + decoding.max_new_tokens
-    needed = -(-longest // PAGE) + 1  # of one completion, and a page to share its prompt from
+    needed = -(-longest // PAGE) + 1  # one completion, and one page for the shared prompt
     how = GenerationConfig(
         max_new_tokens=decoding.max_new_tokens,
         do_sample=decoding.temperature > 0,
@@ -68,8 +66,8 @@ def _generate(policy: Policy, order: Order, n: int, seed: int) -> list[list[int]
         page_size=PAGE,
         num_blocks=max(decoding.token_budget // PAGE, needed),
         max_batch_tokens=FORWARD,
-        use_cuda_graph=False,  # the weights move from one rollout to the next
-        auto_switch_to_flash=False,  # the attention of the model's training
+        use_cuda_graph=False,  # the weights change between rollouts
+        auto_switch_to_flash=False,  # keep the attention that training uses
         disable_nccl_graph_mixing=False,
         seed=seed % 2**31,
     )
@@ -79,8 +77,8 @@ def _generate(policy: Policy, order: Order, n: int, seed: int) -> list[list[int]
 
 
 def _collected(manager: Any, names: list[str], n: int) -> list[list[int]]:
-    """The n completions of each request, as the engine ends them, in the order of the requests."""
-    manager.start()  # after all are there: the schedule does not depend on who is quicker
+    """Collect the n completions of each request, in the order of the requests."""
+    manager.start()  # after all requests are added, so that timing does not change the schedule
     ended: dict[str, Any] = {}
     while len(ended) < n * len(names):
         result = manager.get_result(timeout=1)
@@ -89,7 +87,7 @@ def _collected(manager: Any, names: list[str], n: int) -> list[list[int]]:
         if result:
             ended[result.request_id] = result
         elif not manager.is_running():
-            raise SamplingFailed("continuous batching ended before all completions had")
+            raise SamplingFailed("continuous batching stopped before all completions ended")
     return [
         ended[name].generated_tokens
         for parent in names
@@ -99,7 +97,7 @@ def _collected(manager: Any, names: list[str], n: int) -> list[list[int]]:
 
 @contextmanager
 def _engine(policy: Policy, how: Any, cache: Any) -> Iterator[Any]:
-    """The engine, gone afterwards, and the state of torch's generators as before."""
+    """Yield the engine; afterwards stop it and restore the state of torch's generators."""
     device = policy.device
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.no_grad():

@@ -1,4 +1,4 @@
-"""Log-probability, entropy and features of completions whose sampler took none on the way."""
+"""Log-probability, entropy and features of completions that a sampler returned without them."""
 
 from collections.abc import Sequence
 
@@ -14,9 +14,9 @@ from eval.rollout.taps import tapped
 def measure(
     policy: Policy, prompts: list[list[int]], completions: list[list[int]], decoding: Decoding
 ) -> Readings:
-    """The readings of given completions, from a forward of their own.
+    """Return the readings of given completions, from a separate forward.
 
-    The completions of each prompt follow each other.
+    The completions of one prompt are consecutive.
     """
     n, width = len(completions) // len(prompts), max(map(len, prompts))
     order = sorted(range(len(completions)), key=lambda i: len(completions[i]))
@@ -24,9 +24,9 @@ def measure(
     parts = []
     with in_eval_mode(policy.model):
         for chunk in decoding.chunks(lengths, 1):
-            some = [completions[i] for i in order[chunk]]
-            theirs = [prompts[i // n] for i in order[chunk]]
-            parts.append(_measure(policy, theirs, some, decoding))
+            chunk_prompts = [prompts[i // n] for i in order[chunk]]
+            chunk_completions = [completions[i] for i in order[chunk]]
+            parts.append(_measure(policy, chunk_prompts, chunk_completions, decoding))
     logprobs, entropy, features = (torch.cat(x) for x in zip(*parts, strict=True))
     back = torch.tensor(order).argsort().to(policy.device)
     return Readings(logprobs[back], entropy[back], features[back] if decoding.features else None)
@@ -41,7 +41,7 @@ def _measure(
     rows = pad_batch(prompts, completions, policy.pad_id, policy.device)
     tokens, mask = rows.input_ids[:, rows.prompt_width :], rows.completion_mask
     with tapped(policy, decoding.features) as tap:
-        with torch.no_grad():  # the tap turns gradients on behind the last layer
+        with torch.no_grad():  # the tap enables gradients after the last layer
             logits = policy.model(
                 input_ids=rows.input_ids,
                 attention_mask=rows.attention_mask,

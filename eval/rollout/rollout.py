@@ -1,4 +1,4 @@
-"""Completions that were drawn, and how to draw them."""
+"""Drawn completions, and the settings of a draw."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,25 +11,25 @@ from eval.errors import Failure
 
 
 class SamplingFailed(Failure):
-    """A policy of which nothing can be drawn, in one line."""
+    """The policy cannot be sampled; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How completions are drawn, and whether their features are taken."""
+    """The settings of a draw, and whether it returns features."""
 
     max_new_tokens: int
     temperature: float = 1.0  # 0 is greedy
     top_p: float = 1.0
-    # tokens that are held at once: rows times columns of a batch, or places in the paged cache
+    # tokens in memory at once: rows times columns of a batch, or slots of the paged cache
     token_budget: int = 2**16
     sampler: str = "cached"  # a name in SAMPLERS of eval/rollout/sample.py
-    features: bool = False  # costs `cached` one product with the head more for each token
+    features: bool = False  # costs `cached` one more product with the head per token
 
     def chunks(self, lengths: Sequence[int], n: int) -> Iterator[slice]:
-        """Runs of prompts whose n completions, padded to the longest, fit the budget; at least one.
+        """Yield runs of prompts whose n completions, padded to the longest, fit the budget.
 
-        `lengths` are those of a prompt with its completion.
+        A run has at least one prompt. `lengths` are the lengths of a prompt with its completion.
         """
         start, longest = 0, 0
         for i, length in enumerate(lengths):
@@ -42,10 +42,10 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Order:
-    """n completions of each prompt, to be drawn."""
+    """A request for n completions of each prompt."""
 
     prompts: list[list[int]]  # token ids
-    names: list[int]  # of the prompts, in the random stream
+    names: list[int]  # the prompts' names in the random stream
     n: int
     decoding: Decoding
     seed: int
@@ -63,7 +63,7 @@ class Drawn(NamedTuple):
     """A sampler's answer to an order."""
 
     completions: list[list[int]]  # token ids; n of the first prompt, n of the second, ...
-    readings: Readings | None = None  # None: the sampler took none on the way
+    readings: Readings | None = None  # None: the sampler computed none during the draw
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Rollout:
 
     prompts: list[list[int]]
     completions: list[list[int]]  # token ids, with the end-of-text token where there is one
-    texts: list[str]  # without it
+    texts: list[str]  # without the end-of-text token
     truncated: Tensor  # [rows] bool: no end of text within the limit
     logprobs: Tensor  # [rows] log-probability of the completion under the distribution sampled
     entropy: Tensor  # [rows] mean entropy over the completion's tokens

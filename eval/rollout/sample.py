@@ -1,4 +1,4 @@
-"""n completions per prompt, by the sampler that the configuration names."""
+"""Sampling of n completions per prompt with the configured sampler."""
 
 from collections.abc import Sequence
 
@@ -25,8 +25,8 @@ def sample(
 ) -> Rollout:
     """Draw n completions for each prompt.
 
-    `problem_ids` name the prompts to the random stream, so that a share of the prompts draws what
-    it would draw among all of them (by `cached`).
+    `problem_ids` name the prompts in the random stream. With `cached`, a subset of the prompts
+    therefore gets the same draws as it gets among all prompts.
     """
     sampler = SAMPLERS[decoding.sampler]
     sampler.check(policy)
@@ -37,11 +37,11 @@ def sample(
     if not readings.logprobs.isfinite().all():
         row = int(readings.logprobs.isfinite().logical_not().nonzero()[0])
         why = f"the model's logits are not finite after the prompt {prompts[row // n][:60]!r}"
-        raise SamplingFailed(f"{why}; look at its weights, and try model.dtype=float32")
+        raise SamplingFailed(f"{why}; check its weights, or try model.dtype=float32")
     ends = set(policy.end_ids)
     truncated = [x[-1] not in ends for x in completions]
     bodies = [tuple(x if cut else x[:-1]) for x, cut in zip(completions, truncated, strict=True)]
-    distinct = list(dict.fromkeys(bodies))  # of few tokens, many completions are equal
+    distinct = list(dict.fromkeys(bodies))  # many short completions are equal
     decoded = policy.tokenizer.batch_decode(distinct, skip_special_tokens=False)
     text_of = dict(zip(distinct, decoded, strict=True))
     texts = [text_of[x] for x in bodies]

@@ -1,4 +1,4 @@
-"""A tap on the output head, which gives the sampler the features of each token."""
+"""A hook on the output head that gives the sampler the features of each token."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from eval.policy.policy import Policy
 
 
 class Tap:
-    """The rows to give to the head, and the hidden states that it got."""
+    """The rows that the head computes, and the hidden states that it received."""
 
     rows: Tensor | None = None
     hidden: Tensor
@@ -18,10 +18,10 @@ class Tap:
 
 @contextmanager
 def tapped(policy: Policy, features: bool) -> Iterator[Tap]:
-    """Puts a tap on the output head, which for features starts a graph there.
+    """Put a tap on the output head; with `features`, the tap starts an autograd graph there.
 
-    The head gets the hidden states of `rows` (None: each once). The graph runs through all that
-    the model does after the hidden state, soft-capping included.
+    The head gets the hidden states of `rows` (None: each once). The graph covers all operations
+    after the last hidden state, soft-capping included.
     """
     tap = Tap()
 

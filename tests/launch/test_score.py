@@ -133,7 +133,7 @@ def test_colder_and_between_two_models(tmp_path, refusal, base_path, base):
     kind = AutoConfig.for_model(**{**config, "intermediate_size": 32})
     AutoModelForCausalLM.from_config(kind).save_pretrained(tmp_path / "third")
     said = refusal("--model", base_path, "--toward", "third", "--by", "0.5", *ask)
-    assert "another kind of model" in said
+    assert "--toward: the models differ (" in said
 
 
 def test_slices_by_how_hard_the_base_found_it(tmp_path, refusal):

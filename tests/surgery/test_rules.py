@@ -293,13 +293,13 @@ def test_a_rule_from_a_file(tmp_path):
         ("(weights, weights.mean())", "returned (a tensor of shape [3], a tensor of shape []); "),
         (
             "(weights / 0, weights)",
-            "returned NaN or infinite numbers, though all that it was given",
+            "returned NaN or infinite numbers, though all its inputs are",
         ),
-        ("(weights, 0 * weights / 0)", "returned NaN or infinite numbers, though all that it was"),
+        ("(weights, 0 * weights / 0)", "returned NaN or infinite numbers, though all its inputs"),
         ("geometry.nope", "AttributeError: 'Geometry' object has no attribute 'nope' ({}, line 2)"),
         (
             "state.update(x=weights) or (weights, weights)",
-            "keeps in `state` what no checkpoint can",
+            "keeps a value in `state` that checkpoints cannot store",
         ),
     ],
 )

@@ -90,4 +90,4 @@ def test_a_model_without_probabilities_is_refused(sampler, broken):
         sample(policy, PROMPTS, 2, Decoding(3, sampler=sampler), seed=0)
     assert len(str(error.value).splitlines()) == 1
     if sampler == "cached":
-        assert "after the prompt 'A2?3='; look at its weights" in str(error.value)
+        assert "after the prompt 'A2?3='; check its weights" in str(error.value)

@@ -184,8 +184,8 @@ def test_continuous_refuses_an_attention_that_knows_no_pages():
         other = Policy(GPTJForCausalLM(GPTJConfig(**shape, **size)), policy.tokenizer)
         sample(other, PROMPTS, 1, Decoding(2, sampler="continuous"), seed=0)
     assert str(error.value) == (
-        "train.rollouts = continuous: the attention of GPTJForCausalLM knows no paged cache; "
-        "set it to cached"
+        "train.rollouts = continuous: the attention of GPTJForCausalLM does not support a paged "
+        "cache; set it to cached"
     )
 
 
@@ -290,5 +290,5 @@ def test_a_recurrent_state_is_refused(kind, config, sampler):
         sample(policy, PROMPTS, 2, Decoding(2, sampler=sampler), seed=0)
     assert str(error.value) == (
         f"train.rollouts = {sampler}: {kind.__name__} has a recurrent state; "
-        "choose a model of attention alone"
+        "choose a model with attention only"
     )
