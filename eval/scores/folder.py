@@ -55,25 +55,33 @@ AGAIN = "restore it from a copy, or cut it before that line, to have the rest ma
 
 
 class ScoreFolder:
+    """The folder of one evaluation, locked until it is left."""
+
     def __init__(self, path: Path, settings: Mapping[str, Any]):
         self.path = path
         place = path / "problems.jsonl"
         begun = any(True for _ in whole_lines(place, COUNTS, AGAIN))
         self._lock = claim(path, settings, begun)
-        self.records = [without_texts(r) for r in whole_lines(place, COUNTS, AGAIN)]
-        summary = path / "summary.json"
-        done = (
-            read_json(summary, dict, "remove it, to have it made again") if summary.exists() else {}
-        )
-        self.finished = done.get("problems") == len(self.records)
-        cut_lines(place, len(self.records))  # a half-written last line goes
+        with ExitStack() as failing:
+            failing.push(self)
+            self.records = [without_texts(r) for r in whole_lines(place, COUNTS, AGAIN)]
+            summary, again = path / "summary.json", "remove it, to have it made again"
+            done = read_json(summary, dict, again) if summary.exists() else {}
+            self.finished = done.get("problems") == len(self.records)
+            cut_lines(place, len(self.records))  # a half-written last line goes
+            failing.pop_all()
+
+    def __enter__(self) -> "ScoreFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
 
     def append(self, records: Sequence[Record]) -> None:
         append_lines(self.path / "problems.jsonl", records)
 
-    def close(self, summary: Mapping[str, Any]) -> None:
+    def finish(self, summary: Mapping[str, Any]) -> None:
         write_json(self.path / "summary.json", summary)
-        self._lock.close()
 
 
 def claim(path: Path, settings: Mapping[str, Any], begun: bool) -> TextIO:

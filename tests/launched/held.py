@@ -17,9 +17,9 @@ from trainers.engine.launcher import start_ranks
 
 def storages():
     """All that is alive, by address, and kept alive: an address is not used again."""
-    tensors = (x for x in gc.get_objects() if isinstance(x, torch.Tensor))
-    found = (x.untyped_storage() for x in tensors if x.device.type != "meta")
-    return {x._cdata: x for x in found}
+    kinds = torch.Tensor, torch.nn.Parameter  # subclasses of torch's own may have no device
+    tensors = (x for x in gc.get_objects() if type(x) in kinds and x.device.type != "meta")
+    return {storage._cdata: storage for storage in (x.untyped_storage() for x in tensors)}
 
 
 def held(stage, dtype):

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,21 +86,23 @@ def score(arguments: Arguments) -> list[dict[str, Any]]:
     if arguments.out and len(scorings) > 1:
         check_sweep(arguments.out)
         outs = [arguments.out / x.label.replace(" ", "_").replace(",", "") for x in scorings]
-    folders = [
-        ScoreFolder(out, x.settings) if out else None for out, x in zip(outs, scorings, strict=True)
-    ]
     summaries = []
-    for scoring, folder in zip(scorings, folders, strict=True):
-        records = run(scoring, folder)
-        n = min(r["n"] for r in records)
-        if arguments.responses:
-            _check_k(arguments.k, n)
-        if base is not None and not any(r["id"] in base for r in records):
-            raise ConfigError(f"--base = {arguments.base}: has none of these problems' ids")
-        summary = summarise(records, min(arguments.k or n, n), base)
-        summaries.append(summary | {"label": scoring.label, "settings": scoring.settings})
-        if folder:
-            folder.close(summaries[-1])
+    with ExitStack() as claimed:
+        folders = [
+            claimed.enter_context(ScoreFolder(out, x.settings)) if out else None
+            for out, x in zip(outs, scorings, strict=True)
+        ]
+        for scoring, folder in zip(scorings, folders, strict=True):
+            records = run(scoring, folder)
+            n = min(r["n"] for r in records)
+            if arguments.responses:
+                _check_k(arguments.k, n)
+            if base is not None and not any(r["id"] in base for r in records):
+                raise ConfigError(f"--base = {arguments.base}: has none of these problems' ids")
+            summary = summarise(records, min(arguments.k or n, n), base)
+            summaries.append(summary | {"label": scoring.label, "settings": scoring.settings})
+            if folder:
+                folder.finish(summaries[-1])
     return summaries
 
 

@@ -25,9 +25,9 @@ def test_no_text_is_held_longer_than_it_is_scored(tmp_path):
 
     def peak(total):
         tracemalloc.start()
-        folder = ScoreFolder(tmp_path / "out", {})
-        records = score_all(Scoring("x", {}, total, produce), folder)
-        folder.close({})
+        with ScoreFolder(tmp_path / "out", {}) as folder:
+            records = score_all(Scoring("x", {}, total, produce), folder)
+            folder.finish({})
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert [r["id"] for r in records] == list(range(300))
