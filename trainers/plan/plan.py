@@ -9,7 +9,6 @@ length. Saving takes fp32 parameters, moments and the model in the host's memory
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,27 +20,12 @@ from trainers.config.values import ConfigError
 from trainers.engine.memory import THRESHOLD, Held, backward, states, step
 from trainers.job import Job
 from trainers.measure.memory import directions, watched
-from trainers.plan.rehearsal import Cost, Rehearsal
+from trainers.plan.rehearsal import Cost, Micro, Rehearsal
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Micro:
-    """The shapes of one rank's work."""
-
-    rows: int
-    prompt: int
-    completion: int
-
-    @classmethod
-    def within(cls, budget: int, prompt: int, completion: int, least: int = 1) -> "Micro":
-        """As many rows as fit a budget of tokens, in multiples of `least`, and no fewer."""
-        count = max(1, budget // (least * (prompt + completion)))
-        return cls(least * count, prompt, completion)
 
 
 def sampling(rehearsal: Rehearsal, work: Micro, prompts: int, n: int, top_p: float) -> Held:

@@ -71,6 +71,21 @@ class Cost:
     logits: int
 
 
+@dataclass(frozen=True)
+class Micro:
+    """The shapes of one rank's work."""
+
+    rows: int
+    prompt: int
+    completion: int
+
+    @classmethod
+    def within(cls, budget: int, prompt: int, completion: int, least: int = 1) -> "Micro":
+        """As many rows as fit a budget of tokens, in multiples of `least`, and no fewer."""
+        count = max(1, budget // (least * (prompt + completion)))
+        return cls(least * count, prompt, completion)
+
+
 class Rehearsal:
     """The model of a configuration, without its weights."""
 
