@@ -5,9 +5,9 @@ python launch/score.py --model A --toward B --by 0 0.3 0.6 --config FILE  weight
 python launch/score.py --model DIR --config FILE --temperatures 0.3 1     the same, sampled colder
 python launch/score.py --responses FILE.jsonl [--fields gold=answer ...] [--out DIR]
 
-Without --model it is the configuration's own. DIR gets settings.json, problems.jsonl with all
-answers, and summary.json; the same command goes on where it was interrupted. With several values of
---by or --temperatures each gets a folder in DIR.
+The default of --model is the model of the configuration. The command writes settings.json,
+problems.jsonl with all answers, and summary.json into DIR. After an interruption the same command
+goes on. With several values of --by or --temperatures each value gets a folder in DIR.
 """
 
 import sys
@@ -27,18 +27,18 @@ def main() -> int:
         "--toward", default="", metavar="MODEL", help="a second model, to interpolate weights"
     )
     parser.add_argument("--by", nargs="+", default=[], help="how far: 0 is --model, 1 is --toward")
-    parser.add_argument("--temperatures", nargs="+", default=[], help="not eval.temperature alone")
+    parser.add_argument("--temperatures", nargs="+", default=[], help="instead of eval.temperature")
     parser.add_argument("--config", default="", help="task and evaluation, as in training")
     parser.add_argument("--responses", type=Path, help='lines of {"id", "gold", "responses"}')
     parser.add_argument(
-        "--fields", nargs="+", default=[], metavar="NAME=PATH", help="the file's own field names"
+        "--fields", nargs="+", default=[], metavar="NAME=PATH", help="the field names in the file"
     )
-    parser.add_argument("--answer-after", metavar="MARK", help="judge what follows the last MARK")
+    parser.add_argument("--answer-after", metavar="MARK", help="judge the text after the last MARK")
     parser.add_argument(
-        "--verifier", help="of --responses: math (default), boxed, exact, file.py:f"
+        "--verifier", help="for --responses: math (default), boxed, exact, file.py:f"
     )
     parser.add_argument("--base", type=Path, help="records of the base, to slice by difficulty")
-    parser.add_argument("--k", type=int, help="largest k; else the samples of a problem")
+    parser.add_argument("--k", type=int, help="largest k; default: the samples of a problem")
     parser.add_argument("--out", type=Path, help="a new folder, or one of the same evaluation")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args()
@@ -50,7 +50,7 @@ def main() -> int:
 
 
 def evaluate(arguments: Namespace) -> None:
-    """Evaluate what the arguments ask for, and print the report."""
+    """Run the evaluations that the arguments ask for, and print the report."""
     from eval.errors import Failure, Refusal
     from eval.files import write_json
     from eval.report.tables import score_report, sweep_report
@@ -63,7 +63,7 @@ def evaluate(arguments: Namespace) -> None:
         given["overrides"] += overrides
     try:
         summaries = score(Arguments(**given))
-    except Failure as error:  # there is no run to go on with: 2, as for any other line
+    except Failure as error:  # no run can be resumed here, so the exit code is 2, as for a refusal
         raise Refusal(str(error)) from None
     if arguments.out and len(summaries) > 1:
         write_json(arguments.out / "summary.json", {"sweep": summaries})
