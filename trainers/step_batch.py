@@ -23,7 +23,7 @@ class StepBatch:
 
     # prompts
     step: int
-    seed: int  # of the random stream that draws the completions
+    seed: int  # seed of the random stream that draws the completions
     k: int  # objective.k of this step
     weight_k: int  # equals k, or 1 under an estimator that has an objective of its own
     problems: list[Problem]

@@ -161,7 +161,7 @@ def _of_file(arguments: Arguments, path: Path) -> list[Scoring]:
 def _of_model(arguments: Arguments) -> list[Scoring]:
     """Return one evaluation of the model for each requested weight and temperature."""
     if bool(arguments.toward) != bool(arguments.by):
-        raise ConfigError("--toward and --by belong together: the other model, and how far to it")
+        raise ConfigError("--toward and --by belong together; give the second model and how far")
     model = [f"model.path={arguments.model}"] if arguments.model else []
     config = load_config(arguments.config, [*arguments.overrides, *model])
     _check_k(arguments.k, config.eval.samples)

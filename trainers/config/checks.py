@@ -108,7 +108,7 @@ def knows_continuous(transformers: str) -> bool:
 def _of_training(config: Config) -> Mistakes:
     train = config.train
     if train.offload == "all" and train.zero_stage < 3:
-        yield "train.offload", "only ZeRO-3 parts with the weights; set train.zero_stage=3"
+        yield "train.offload", "only ZeRO-3 moves the weights to the CPU; set train.zero_stage=3"
     elif train.offload != "none" and train.zero_stage == 0:
         yield "train.offload", "needs the optimiser that ZeRO splits; set train.zero_stage=1"
     installed = metadata.version("transformers")
@@ -196,10 +196,10 @@ def _of_results(config: Config) -> Mistakes:
     train, options, diagnose = config.train, config.eval, config.diagnose
     assert options.k is not None and diagnose.k is not None
     if options.k > options.samples:
-        most = f"needs eval.samples >= eval.k, which is {options.samples}"
+        most = f"exceeds eval.samples = {options.samples}"
         yield "eval.k", f"{most}; lower it or raise eval.samples"
     if diagnose.k > diagnose.samples:
-        most = f"needs as many answers, and diagnose.samples = {diagnose.samples}"
+        most = f"exceeds diagnose.samples = {diagnose.samples}"
         yield "diagnose.k", f"{most}; lower it or raise diagnose.samples"
     metrics = [f"{x}/pass@{j}" for x in ("eval", "exact") for j in ladder(options.k)]
     if train.best_constraint is not None:

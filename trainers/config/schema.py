@@ -108,7 +108,7 @@ class SurgeryConfig:
         "adam: products in the optimiser's metric, with ghost only", "euclid", "adam"
     )
     ema: float = key(0.9, "smoothing of the measured products; 0: none", at_least=0, at_most=0.999)
-    every: int = key(1, "steps between measurements; steps without one reuse the last", at_least=1)
+    every: int = key(1, "steps between measurements; other steps reuse the products", at_least=1)
     modules: str | None = key(
         None, "ghost: a regular expression of parameter names; null: all parameters"
     )
