@@ -261,7 +261,7 @@ def plan(runs: list[Run], jobs: int) -> Iterator[str]:
         about = f", about {seconds:.0f} s" if seconds else ""
         yield f"[{i}/{len(runs)}] {run.name} seed {run.seed}: {action}{about}"
     if all_speeds:
-        basis = "estimated from the finished runs, without the time that each run needs to start"
+        basis = "estimated from the runs so far; the start of each run takes extra time"
         yield f"about {total / jobs / 60:.0f} minutes with --jobs {jobs}, {basis}"
     else:
         yield "no run has finished here: the time that they take is not known"
