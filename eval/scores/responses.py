@@ -58,7 +58,7 @@ def read_responses(path: Path, fields: Mapping[str, str]) -> Iterator[Generation
             name = generation.problem.id
             if name in seen:
                 before = f"id {name} is also in line {seen[name]}"
-                raise BadResponses(f"{place}: {before}; ids must differ: put all its responses into one line")
+                raise BadResponses(f"{place}: {before}; put its responses into one line")
             seen[name] = number
             yield generation
     if not seen:
