@@ -65,7 +65,7 @@ class Run:
 
     @property
     def exact(self) -> bool:
-        """Whether the true pass@k are known."""
+        """True if the exact values of pass@k are known."""
         return bool(self.summary.get("exact"))
 
     def value(self, when: str, metric: str, exact: bool) -> float:

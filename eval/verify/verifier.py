@@ -289,9 +289,9 @@ class _Worker:
         ended = chunk == b"" or time.monotonic() >= self.deadline
         if ended and not self.started:
             self.complaints.seek(0)
-            lines = self.complaints.read().decode(errors="replace").strip().splitlines()
+            log = self.complaints.read().decode(errors="replace").strip().splitlines()
             self.kill()
-            raise VerifierFailed(f"the verifier does not start: {(lines or ['no message'])[-1]}")
+            raise VerifierFailed(f"the verifier does not start: {(log or ['no message'])[-1]}")
         return judged, faults, ended or (not self.asked and self.done >= LIFETIME)
 
 

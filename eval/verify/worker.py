@@ -86,7 +86,7 @@ def enclose() -> None:
 
 
 def math_judge() -> Callable[[str, str], Judged]:
-    """Return math-verify as a judge behind `wall`, without its own alarms: the parent has a limit.
+    """Return math-verify as a judge behind `wall`, without its alarms: the parent keeps the time.
 
     Short text that is not prose is read completely, as if it were boxed.
     """
