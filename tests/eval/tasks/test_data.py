@@ -210,7 +210,7 @@ def test_easy_and_hard_by_the_bases_own_rate(tmp_path, gsm8k):
         ({"eval_split": "dev"}, ["task.eval_path", "no split dev", "task.eval_split"]),
         ({"split": "test"}, ["task.split = test", "has all of these problems too"]),
         ({"split": "train[3:3]"}, ["train[3:3]"]),
-        ({"levels": ["4"]}, ["task.levels = ['4']", "there are no levels"]),
+        ({"levels": ["4"]}, ["task.levels = ['4']", "the data has no levels"]),
         ({"fields": {"answer": "gold"}}, ["task.fields.answer = gold", "question, answer"]),
     ],
 )
