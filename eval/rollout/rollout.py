@@ -71,7 +71,7 @@ class Rollout:
     """n completions for each prompt; row i n + j is completion j of prompt i."""
 
     prompts: list[list[int]]
-    completions: list[list[int]]  # token ids, with the end-of-text token where there is one
+    completions: list[list[int]]  # token ids, with the end-of-text token if there is one
     texts: list[str]  # without the end-of-text token
     truncated: Tensor  # [rows] bool: no end of text within the limit
     logprobs: Tensor  # [rows] log-probability of the completion under the distribution sampled

@@ -1,4 +1,4 @@
-"""The frame of every command: a line and an exit code for all that its user can mend."""
+"""The frame of every command: a line and an exit code for each error that the user can correct."""
 
 from collections.abc import Callable
 from pathlib import Path
