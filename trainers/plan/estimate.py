@@ -1,7 +1,7 @@
-"""The seconds of a configuration on a device: its work, from the model's shape, and the text."""
+"""The seconds that a configuration takes on a device: its work, its phases and the text of them."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from surgery.interference import SHELLS
 from surgery.rules import NORM_K, find_rule
@@ -18,7 +18,7 @@ Phases = dict[str, float]
 
 
 def model_of(rehearsal: Rehearsal) -> Model:
-    """The numbers of a rehearsed model."""
+    """Return the numbers of a rehearsed model."""
     model, sizes = rehearsal.model, rehearsal.sizes()
     config = model.config
     inputs, head = (x().weight for x in (model.get_input_embeddings, model.get_output_embeddings))
@@ -38,104 +38,112 @@ def model_of(rehearsal: Rehearsal) -> Model:
     )
 
 
-def _sampled(config: Config, machine: Machine, model: Model, work: Work, features: float) -> float:
-    """Seconds to draw all answers. `continuous` reads them once more to measure them."""
-    drawn = seconds.sampling(machine, model, work, graph=False, features=features)
-    if config.train.rollouts == "continuous":
-        drawn += seconds.passing(machine, model, _trained(config, work), Passes())
-    return drawn
+@dataclass(frozen=True)
+class Estimate:
+    """A configuration on a device, seen from the rank that has the most prompts."""
 
+    config: Config
+    machine: Machine
+    model: Model
+    ranks: int
+    prompt: int
 
-def _drawn(config: Config, answers: tuple[int, int], prompt: int, top_p: float) -> Work:
-    """The draw of `answers` = (prompts, n), as many rows at a time as the sampler's budget holds."""
-    (prompts, n), length = answers, Job(config).max_new_tokens
-    rows = Micro.within(config.train.micro_batch_tokens, prompt, length, n).rows
-    return Work(prompts, n, prompt, length, rows, top_p)
+    def drawn(self, prompts: int, n: int, top_p: float) -> Work:
+        """Return the draw of this rank's answers, in batches that the sampler's budget holds."""
+        length, budget = Job(self.config).max_new_tokens, self.config.train.micro_batch_tokens
+        rows = Micro.within(budget, self.prompt, length, n).rows
+        return Work(math.ceil(prompts / self.ranks), n, self.prompt, length, rows, top_p)
 
+    def trained(self, work: Work) -> Work:
+        """Return the same answers in micro-batches."""
+        budget = self.config.train.micro_batch_tokens
+        return replace(work, rows=Micro.within(budget, work.prompt, work.length).rows)
 
-def _trained(config: Config, work: Work) -> Work:
-    """The same answers, as many rows at a time as a micro-batch holds."""
-    rows = Micro.within(config.train.micro_batch_tokens, work.prompt, work.length).rows
-    return replace(work, rows=rows)
+    def sampling(self, work: Work, features: float) -> float:
+        """Return the seconds of a draw. `continuous` reads its answers again to measure them."""
+        drawn = seconds.sampling(self.machine, self.model, work, features=features)
+        if self.config.train.rollouts == "continuous":
+            drawn += self.passing(work, Passes())
+        return drawn
 
+    def passing(self, work: Work, passes: Passes) -> float:
+        """Return the seconds in which the answers pass through the model in micro-batches."""
+        return seconds.passing(self.machine, self.model, self.trained(work), passes)
 
-def of_step(config: Config, machine: Machine, model: Model, ranks: int, prompt: int) -> Phases:
-    """The mean seconds of each phase of a step, of a rank with the most prompts."""
-    train, surgery = config.train, config.surgery
-    drawn = _drawn(config, (math.ceil(train.prompts / ranks), train.samples), prompt, 1.0)
-    rows = _trained(config, drawn)
-    gradient = seconds.gradient(model, config, model.trained)
-    features = (surgery.measure == "last_layer") / surgery.every
-    phases = {"sample": _sampled(config, machine, model, drawn, features)}
-    if surgery.measure == "ghost":
-        watched = 1 if NORM_K in find_rule(surgery.rule).needs else 1 / WATCH_EVERY
-        passes = seconds.ghost(model, config, watched)
-        phases["measure"] = seconds.passing(machine, model, rows, passes) / surgery.every
-    kl_every = 1 if train.kl_coef else config.logging.kl_every
-    if kl_every:
-        phases["reference"] = seconds.passing(machine, model, rows, Passes(2)) / kl_every
-    phases["backward"] = train.updates * seconds.passing(machine, model, rows, gradient)
-    phases["step"] = train.updates * seconds.stepping(machine, model, config, ranks)
-    if surgery.realised_every:
-        looks = seconds.passing(machine, model, rows, gradient)
-        phases["realised"] = looks / surgery.realised_every
-    return phases
+    def of_step(self) -> Phases:
+        """Return the mean seconds of each phase of a step."""
+        config, train, surgery = self.config, self.config.train, self.config.surgery
+        work = self.drawn(train.prompts, train.samples, 1.0)
+        gradient = seconds.gradient(self.model, config, self.model.trained)
+        features = (surgery.measure == "last_layer") / surgery.every
+        phases = {"sample": self.sampling(work, features)}
+        if surgery.measure == "ghost":
+            watched = 1 if NORM_K in find_rule(surgery.rule).needs else 1 / WATCH_EVERY
+            passes = seconds.ghost(self.model, config, watched)
+            phases["measure"] = self.passing(work, passes) / surgery.every
+        kl_every = 1 if train.kl_coef else config.logging.kl_every
+        if kl_every:
+            phases["reference"] = self.passing(work, Passes(2)) / kl_every
+        phases["backward"] = train.updates * self.passing(work, gradient)
+        step = seconds.stepping(self.machine, self.model, config, self.ranks)
+        phases["step"] = train.updates * step
+        if surgery.realised_every:
+            phases["realised"] = self.passing(work, gradient) / surgery.realised_every
+        return phases
 
+    def of_evaluation(self) -> float:
+        """Return the seconds of one evaluation."""
+        options = self.config.eval
+        return self.sampling(self.drawn(options.problems, options.samples, options.top_p), 0)
 
-def of_evaluation(
-    config: Config, machine: Machine, model: Model, ranks: int, prompt: int
-) -> float:
-    """The seconds of one evaluation, of a rank with the most problems."""
-    options = config.eval
-    answers = math.ceil(options.problems / ranks), options.samples
-    work = _drawn(config, answers, prompt, options.top_p)
-    return _sampled(config, machine, model, work, 0)
+    def of_diagnosis(self) -> Phases:
+        """Return the seconds of launch/diagnose.py, where each prompt is solved now and then.
 
+        The gradients over all shells make one over all prompts. All prompts probe each direction.
+        """
+        options = self.config.diagnose
+        work = self.drawn(options.prompts, options.samples, options.top_p)
+        phases = {"sample": self.sampling(work, 1)}
+        if options.measure == "ghost":
+            wanted = requests(options.k or options.samples, options.samples)
+            one = seconds.gradient(self.model, self.config, self.model.measured)
+            whole = sum(len(group) for _, group in wanted) / SHELLS
+            phases["directions"] = self.passing(work, whole * one)
+            phases["probes"] = self.passing(work, len(wanted) * one)
+        return phases
 
-def of_diagnosis(config: Config, machine: Machine, model: Model, ranks: int, prompt: int) -> Phases:
-    """The seconds of launch/diagnose.py, where every prompt is solved now and then.
+    def of_run(self, step: float, evaluation: float) -> str:
+        """Say how long a whole run takes."""
+        steps, every = self.config.train.steps, self.config.eval.every
+        evaluations = 2 + sum(due(i, every) for i in range(1, steps))
+        total = steps * step + evaluations * evaluation
+        return f"A run of {steps} steps and {evaluations} evaluations takes {_hours(total)}."
 
-    The gradients over all shells make one over all prompts. Each direction is probed by all.
-    """
-    options = config.diagnose
-    answers = math.ceil(options.prompts / ranks), options.samples
-    drawn = _drawn(config, answers, prompt, options.top_p)
-    phases = {"sample": _sampled(config, machine, model, drawn, 1)}
-    if options.measure == "ghost":
-        wanted = requests(options.k or options.samples, options.samples)
-        one = seconds.gradient(model, config, model.measured)
-        rows = _trained(config, drawn)
-        whole = sum(len(group) for _, group in wanted) / SHELLS
-        phases["directions"] = seconds.passing(machine, model, rows, whole * one)
-        phases["probes"] = seconds.passing(machine, model, rows, len(wanted) * one)
-    return phases
+    def text(self, diagnosing: bool) -> str:
+        """Return the seconds by phase, those of the whole run, and what they rest on."""
+        if diagnosing:
+            title, phases, beside = "Estimated, of the diagnosis", self.of_diagnosis(), {}
+            work = self.drawn(self.config.diagnose.prompts, self.config.diagnose.samples, 1.0)
+            last = f"The diagnosis takes {_hours(sum(phases.values()))}."
+        else:
+            title, phases = "Estimated, of a step", self.of_step()
+            beside = {"an evaluation": self.of_evaluation()}
+            work = self.drawn(self.config.train.prompts, self.config.train.samples, 1.0)
+            last = self.of_run(sum(phases.values()), *beside.values())
+        lines = [seconds.report(title, phases, beside), "", last, "Assumed, not measured:"]
+        drawn, trained = (math.ceil(x.count / x.batches) for x in (work, self.trained(work)))
+        rows = f"- Of {work.count} answers {drawn} are drawn at a time and {trained} trained; "
+        lines.append(f"{rows}a token's kernels are launched one by one.")
+        return "\n".join([*lines, *seconds.assumptions(self.machine, self.model)])
 
 
 def estimate(
     rehearsal: Rehearsal, device: Device, ranks: int, prompt: int, diagnosing: bool
 ) -> str:
-    """The text of --device: seconds by phase, those of the whole run, and what they rest on."""
-    config, model = rehearsal.config, model_of(rehearsal)
+    """Return the text of --device."""
+    config = rehearsal.config
     machine = Machine(device, config.model.dtype)
-    work = config, machine, model, ranks, prompt
-    if diagnosing:
-        phases, beside = of_diagnosis(*work), {}
-        whole, title = sum(phases.values()), "Estimated, of the diagnosis"
-        last = f"In all {_hours(whole)}."
-    else:
-        phases, beside = of_step(*work), {"an evaluation": of_evaluation(*work)}
-        title = "Estimated, of a step"
-        last = _of_run(config, sum(phases.values()), beside["an evaluation"])
-    lines = [seconds.report(title, phases, beside), "", last]
-    return "\n".join([*lines, "Assumed, not measured:", *seconds.assumptions(machine, model)])
-
-
-def _of_run(config: Config, step: float, evaluation: float) -> str:
-    """How long the whole run takes."""
-    steps, every = config.train.steps, config.eval.every
-    evaluations = 2 + sum(due(i, every) for i in range(1, steps))
-    total = steps * step + evaluations * evaluation
-    return f"The run: {steps} steps and {evaluations} evaluations, {_hours(total)}."
+    return Estimate(config, machine, model_of(rehearsal), ranks, prompt).text(diagnosing)
 
 
 def _hours(x: float) -> str:

@@ -11,8 +11,8 @@ host's launches come on top. P weights cost 2 P operations for each token and pa
     a gradient with a probe   1          1           2
 
 A backward is that of activations alone. So a trained token costs 6 P, a forward alone 2 P, a probe
-6 P; with gradient checkpointing each backward makes the forward again, which adds 2 P. Attention
-costs 4 x layers x width x columns for a token's forward, and twice that for its backward.
+6 P; with gradient checkpointing each backward makes the forward again, which adds at most 2 P.
+Attention costs 4 x layers x width x columns for a token's forward, and twice that for its backward.
 """
 
 import math
@@ -213,24 +213,31 @@ def stepping(machine: Machine, model: Model, config: Config, ranks: int) -> floa
 def report(title: str, phases: Mapping[str, float], beside: Mapping[str, float]) -> str:
     """A table of seconds: the phases with their shares, their sum, and what is not in it."""
     total = sum(phases.values())
-    rows = [[name, f"{x:.2f}", f"{100 * x / total:.0f} %"] for name, x in phases.items()]
-    rows.append(["in all", f"{total:.2f}", ""])
-    rows += [[name, f"{x:.2f}", ""] for name, x in beside.items()]
+    rows = [[name, _digits(x), f"{100 * x / total:.0f} %"] for name, x in phases.items()]
+    rows.append(["in all", _digits(total), ""])
+    rows += [[name, _digits(x), ""] for name, x in beside.items()]
     return table([title, "seconds", "share"], rows)
 
 
+def _digits(x: float) -> str:
+    return f"{x:.3g}" if x < 100 else f"{x:.0f}"
+
+
 def assumptions(machine: Machine, model: Model) -> list[str]:
-    """The lines that say how the figures come about."""
+    """The lines that say what the figures rest on, whatever the work."""
     device, assumed = machine.device, machine.assumed
     reached = f"{100 * assumed.bandwidth:.0f} % of {device.bandwidth / 1e12:.3g} TB/s"
     computed = f"{100 * assumed.utilisation:.0f} % (MFU) of {machine.operations / 1e12:.4g} TFLOP/s"
     eager, graph = (1000 * x * model.layers for x in (assumed.eager, assumed.graph))
     return [
-        f"- {device.name}: it reaches {reached}, and {computed} in {machine.dtype}, dense.",
+        f"- {device.name}: it has {device.memory / GB:.0f} GB, and reaches {reached} and "
+        f"{computed}, dense, in {machine.dtype}.",
         f"- The launches of a forward take {eager:.1f} ms ({1000 * assumed.eager:.2f} a layer), "
         f"as one CUDA graph {graph:.1f} ms ({1000 * assumed.graph:.2f} a layer).",
         f"- A token is drawn with {assumed.logit} bytes moved for each logit "
         f"({assumed.sorted_logit} below top_p = 1), a weight is stepped with {assumed.step}.",
+        "- A weight costs 2 operations for each token of a forward, 6 for each trained one and for "
+        "each probe of ghost, and 2 more in both under gradient checkpointing.",
         "- All answers have the full length, differ from each other, and carry weight.",
         "- Left out: verdicts, traffic between ranks and with the host, checkpoints, start-up.",
     ]
