@@ -78,7 +78,7 @@ class Machine:
         return float(getattr(self.device, self.dtype))
 
     def seconds(self, operations: float, moved: float) -> float:
-        """The longer of the two times."""
+        """Return the longer of the two times."""
         computing = operations / (self.assumed.utilisation * self.operations)
         return max(computing, moved / (self.assumed.bandwidth * self.device.bandwidth))
 
@@ -102,13 +102,14 @@ class Model:
         return self.body + self.head
 
     def share(self, count: int) -> float:
-        """The share of the weights that so many parameters are: at most all."""
+        """Return the share of the weights that so many parameters are, at most 1."""
         return min(1.0, count / self.weights)
 
     def forward(self, read: float, scored: float, columns: float) -> tuple[float, float]:
-        """Operations of `read` tokens, `scored` of them up to their logits: (weights, attention).
+        """Return the operations of tokens that are read: (with weights, of attention).
 
-        Each token reads all columns of its row, padded ones and later ones too.
+        `scored` of them go through the head. Each token reads all columns of its
+        row, padded ones and later ones too.
         """
         weights = 2 * (self.body * read + self.head * scored)
         return weights, 4 * self.layers * self.width * columns * read
@@ -136,11 +137,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Passes:
-    """How often each row passes through the model, as the table above counts."""
+    """The passes of each row through the model, counted as in the table above."""
 
     forwards: float = 1
     backwards: float = 0
     products: float = 0  # in units of all weights
+
+    @property
+    def total(self) -> float:
+        return self.forwards + self.backwards + self.products
 
     def __rmul__(self, times: float) -> "Passes":
         return Passes(times * self.forwards, times * self.backwards, times * self.products)
@@ -156,7 +161,7 @@ class Passes:
 def sampling(
     machine: Machine, model: Model, work: Work, graph: bool = False, features: float = 0
 ) -> float:
-    """Seconds to draw all answers, a batch of rows at a time, with no row that ends early.
+    """Return the seconds to draw all answers in batches of rows, none of which ends early.
 
     The mean token reads a prompt and half an answer. `features` is the share of the draws that
     take them, each by one more product with the head.
@@ -175,24 +180,28 @@ def sampling(
     return prompts + work.batches * (model.layers * assumed.eager + work.length * token)
 
 
-def passing(machine: Machine, model: Model, work: Work, passes: Passes) -> float:
-    """Seconds in which all answers pass through the model, with their prompts."""
+def operations(model: Model, work: Work, passes: Passes) -> float:
+    """Return the operations in which all answers pass through the model, with their prompts."""
     columns = work.prompt + work.length
     weights, attention = model.forward(work.count * columns, work.count * work.length, columns)
-    all_passes = passes.forwards + passes.backwards + passes.products
-    operations = all_passes * weights + (passes.forwards + 2 * passes.backwards) * attention
-    moved = work.batches * all_passes * model.element * model.weights
+    return passes.total * weights + (passes.forwards + 2 * passes.backwards) * attention
+
+
+def passing(machine: Machine, model: Model, work: Work, passes: Passes) -> float:
+    """Return the seconds of the same: the weights move once for each pass and batch."""
+    moved = work.batches * passes.total * model.element * model.weights
     launches = work.batches * (passes.forwards + passes.backwards) * model.layers
-    return machine.seconds(operations, moved) + launches * machine.assumed.eager
+    computing = machine.seconds(operations(model, work, passes), moved)
+    return computing + launches * machine.assumed.eager
 
 
 def gradient(model: Model, config: Config, count: int) -> Passes:
-    """The passes that a gradient of `count` parameters takes; those of a probe are as many."""
+    """Return the passes of a gradient of `count` parameters; a probe takes as many."""
     return Passes(1 + config.model.gradient_checkpointing, 1, model.share(count))
 
 
 def ghost(model: Model, config: Config, watched: float) -> Passes:
-    """The passes of a measurement, where |J_k| is measured in a share `watched` of all.
+    """Return the passes of a measurement; a share `watched` of all measures |J_k| too.
 
     By halves, one half is probed on the way of its own gradient, which adds the tangents alone.
     """
@@ -205,13 +214,13 @@ def ghost(model: Model, config: Config, watched: float) -> Passes:
 
 
 def stepping(machine: Machine, model: Model, config: Config, ranks: int) -> float:
-    """Seconds of the clip and of AdamW, over this rank's part of the optimiser."""
+    """Return the seconds of the clip and of AdamW over this rank's part of the optimiser."""
     part = model.trained / (ranks if config.train.zero_stage else 1)
     return machine.seconds(0, machine.assumed.step * part)
 
 
 def report(title: str, phases: Mapping[str, float], beside: Mapping[str, float]) -> str:
-    """A table of seconds: the phases with their shares, their sum, and what is not in it."""
+    """Return a table of seconds: phases with their shares, their sum, and more `beside` it."""
     total = sum(phases.values())
     rows = [[name, _digits(x), f"{100 * x / total:.0f} %"] for name, x in phases.items()]
     rows.append(["in all", _digits(total), ""])
@@ -224,7 +233,7 @@ def _digits(x: float) -> str:
 
 
 def assumptions(machine: Machine, model: Model) -> list[str]:
-    """The lines that say what the figures rest on, whatever the work."""
+    """Return the lines that say what the figures rest on, whatever the work."""
     device, assumed = machine.device, machine.assumed
     reached = f"{100 * assumed.bandwidth:.0f} % of {device.bandwidth / 1e12:.3g} TB/s"
     computed = f"{100 * assumed.utilisation:.0f} % (MFU) of {machine.operations / 1e12:.4g} TFLOP/s"
