@@ -4,7 +4,7 @@ A capture runs no kernel, keeps no Python, and fails where the host would wait f
 replay runs the captured kernels on the addresses that they had at the capture.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,31 +15,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-# operations whose result the host needs at once: its value, or the size of a tensor
-WAITING = {
-    *("_local_scalar_dense", "item", "is_nonzero", "equal", "allclose"),
-    *("nonzero", "argwhere", "masked_select", "bincount"),
-    *("_unique", "_unique2", "unique_dim", "unique_consecutive"),
-}
+# the host needs the result at once: it is a number, or the length of a tensor
+AT_ONCE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+ALSO = {"equal", "allclose"}  # which torch does not tag
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
-READERS = ("tolist", "numpy", "cpu", "__array__")  # methods that read on the host, past dispatch
+READERS = ("tolist", "numpy", "cpu")  # methods that read on the host, past all operations
 GARBAGE = 255  # in each byte: nan, -1
 
 
 class Capturing(RuntimeError):
     """An operation that no CUDA graph can hold, in a capture."""
-
-
-def waits(func: Any, args: Sequence[Any]) -> bool:
-    """Return whether the host waits for the device in an operation on the device's tensors."""
-    name = func.overloadpacket.__name__
-    if name == "repeat_interleave":  # by a tensor, it has a length that only the device knows
-        return any(isinstance(x, Tensor) for x in args[1:]) or len(args) == 1
-    if name in INDEXING:
-        masks = [x for x in args[1] if x is not None and x.dtype in (torch.bool, torch.uint8)]
-        fills = len(args) > 2 and args[2].dim() == 0  # x[mask] = 0.0 is a masked fill
-        return bool(masks) and not fills
-    return name in WAITING
 
 
 def refuse_in_capture(name: str) -> None:
@@ -48,27 +33,76 @@ def refuse_in_capture(name: str) -> None:
         raise Capturing(f"operation not permitted when stream is capturing: {name}")
 
 
+class Operations(TorchDispatchMode):
+    """Hands each operation of torch that has a kernel to `call`, under inference mode too."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        with self:
+            parts = func.decompose(*args, **kwargs)
+        return self.call(func, args, kwargs) if parts is NotImplemented else parts
+
+    def call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        raise NotImplementedError
+
+
+def name_of(func: Any) -> str:
+    return func.overloadpacket.__name__
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
+
+
+def written(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
+    """Return the arguments that an operation changes, by its schema."""
+    schema = func._schema.arguments
+    given = dict(zip((x.name for x in schema), args, strict=False)) | kwargs
+    names = [x.name for x in schema if x.alias_info and x.alias_info.is_write]
+    return tensors([given.get(name) for name in names])
+
+
+def made(results: Any, given: Any) -> list[tuple[int, Tensor]]:
+    """Return the results, with their places, that lie in no memory of the arguments."""
+    known = {x.untyped_storage()._cdata for x in tensors(given)}
+    found = enumerate(tensors(results))
+    return [(i, x) for i, x in found if x.untyped_storage()._cdata not in known]
+
+
+def waits(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Return whether the host waits for the device in an operation on the device's tensors."""
+    name = name_of(func)
+    if name in INDEXING:
+        masks = [x for x in args[1] if x is not None and x.dtype in (torch.bool, torch.uint8)]
+        fills = len(args) > 2 and args[2].dim() == 0  # x[mask] = 0.0 is a masked fill
+        return bool(masks) and not fills
+    known = kwargs.get("output_size") is not None  # the length that repeat_interleave gives
+    return name in ALSO or (not known and not AT_ONCE.isdisjoint(func.tags))
+
+
 class FakeGraph:
     """Like torch.cuda.CUDAGraph, with `capture(function)` for the context of torch.cuda.graph."""
 
     capturing: ClassVar[bool] = False
+    # whether a tensor is the device's; the host's are read at the capture, and never again
+    on_device: ClassVar[Callable[[Tensor], bool]] = staticmethod(lambda x: True)
 
     def __init__(self) -> None:
         self._calls: list[_Call] | None = None
 
     def capture(self, function: Callable[[], object]) -> None:
-        """Record the kernels of a function; no tensor or generator changes by it.
+        """Record the kernels of a function; no tensor or generator of the device changes by it.
 
         Tensors that the function made hold garbage until the first replay.
         """
         refuse_in_capture("capture")
         recorder = _Recorder()
-        FakeGraph.capturing = True
         try:
-            with torch.random.fork_rng(devices=[]), _readers_refused(), recorder:
+            with _capturing(), recorder:
                 function()
         finally:
-            FakeGraph.capturing = False
             recorder.undo()
         self._calls = recorder.calls
 
@@ -81,6 +115,23 @@ class FakeGraph:
                 call.run()
 
 
+@contextmanager
+def _capturing() -> Iterator[None]:
+    """A capture of torch's stream, in which no method of a tensor reads it on the host."""
+
+    def refused(name: str) -> Callable[..., None]:
+        return lambda *_, **__: refuse_in_capture(name)
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        for name in READERS:
+            stack.enter_context(mock.patch.object(Tensor, name, refused(name)))
+        asked = mock.patch("torch.cuda.is_current_stream_capturing", lambda: True)
+        stack.enter_context(asked)
+        stack.enter_context(mock.patch.object(FakeGraph, "capturing", True))
+        yield
+
+
 @dataclass(frozen=True)
 class _Call:
     """One kernel with the tensors that it read, wrote and made."""
@@ -91,44 +142,39 @@ class _Call:
     made: list[tuple[int, Tensor]]  # place among the results
 
     def run(self) -> None:
-        results = tree_leaves(self.func(*self.args, **self.kwargs))
+        results = tensors(self.func(*self.args, **self.kwargs))
         for place, tensor in self.made:
             tensor.copy_(results[place])
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(Operations):
     """Lets each operation run, and keeps what is needed to run it again and to undo it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[_Call] = []
-        self._made: dict[int, torch.UntypedStorage] = {}  # by address, as the next
+        # by storage: those made since, and those written, with their contents before
+        self._made: dict[int, torch.UntypedStorage] = {}
         self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        name = func.overloadpacket.__name__
-        if name == "lift_fresh" and args[0].dim():  # without an axis, a number for a kernel
+    def call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        given = args, kwargs
+        here = [x for x in tensors(given) if FakeGraph.on_device(x)]
+        name = name_of(func)
+        if name == "lift_fresh" and here and args[0].dim():  # else a number for a kernel
             refuse_in_capture("a copy from the host")
-        if waits(func, args):
+        if here and waits(func, *given):
             refuse_in_capture(name)
-        written = list(_written(func, args, kwargs))
-        for x in map(torch.Tensor.untyped_storage, written):
-            if x.data_ptr() not in self._made.keys() | self._before.keys():
-                self._before[x.data_ptr()] = x, x.clone()
-        given = {x.untyped_storage().data_ptr() for x in _tensors((args, kwargs))}
-        kept = _frozen(args), _frozen(kwargs)
+        changed = [x for x in written(func, *given) if FakeGraph.on_device(x)]
+        for storage in (x.untyped_storage() for x in changed):
+            if storage._cdata not in self._made.keys() | self._before.keys():
+                self._before[storage._cdata] = storage, storage.clone()
+        kept = [tree_map_only(Tensor, _kept, x) for x in given]
         results = func(*args, **kwargs)
-        made = [
-            (i, x)
-            for i, x in enumerate(tree_leaves(results))
-            if isinstance(x, Tensor) and x.untyped_storage().data_ptr() not in given
-        ]
-        self._made |= {s.data_ptr(): s for s in (x.untyped_storage() for _, x in made)}
-        if made or written:  # else it made a view
-            self.calls.append(_Call(func, *kept, _frozen(made)))
+        new = [(i, x) for i, x in made(results, given) if FakeGraph.on_device(x)]
+        self._made |= {s._cdata: s for s in (x.untyped_storage() for _, x in new)}
+        if new or changed:  # else it made a view, or the host worked
+            self.calls.append(_Call(func, *kept, [(i, _kept(x)) for i, x in new]))
         return results
 
     def undo(self) -> None:
@@ -138,32 +184,6 @@ class _Recorder(TorchDispatchMode):
             storage.fill_(GARBAGE)
 
 
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    return (x for x in tree_leaves(tree) if isinstance(x, Tensor))
-
-
-def _frozen(tree: Any) -> Any:
-    """The same tensors with the shapes that they have now, on the same addresses."""
-    return tree_map_only(Tensor, Tensor.detach, tree)
-
-
-def _written(func: Any, args: Iterable[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
-    """The arguments that an operation changes, by its schema."""
-    schema = func._schema.arguments
-    given = dict(zip((x.name for x in schema), args, strict=False)) | kwargs
-    for x in schema:
-        if x.alias_info and x.alias_info.is_write:
-            yield from _tensors(given.get(x.name))
-
-
-@contextmanager
-def _readers_refused() -> Iterator[None]:
-    """The methods of a tensor that read it on the host, refused."""
-
-    def refused(name: str) -> Callable[..., None]:
-        return lambda *_, **__: refuse_in_capture(name)
-
-    with ExitStack() as stack:
-        for name in READERS:
-            stack.enter_context(mock.patch.object(Tensor, name, refused(name)))
-        yield
+def _kept(x: Tensor) -> Tensor:
+    """The same memory in the shape that it has now; of the host, a copy of its numbers."""
+    return x.detach() if FakeGraph.on_device(x) else x.clone()
