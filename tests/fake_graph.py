@@ -12,7 +12,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 # the host needs the result at once: it is a number, or the length of a tensor
@@ -83,7 +83,7 @@ def waits(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
 
 
 class FakeGraph:
-    """Like torch.cuda.CUDAGraph, with `capture(function)` for the context of torch.cuda.graph."""
+    """Like torch.cuda.CUDAGraph; `recording` is like the context torch.cuda.graph."""
 
     capturing: ClassVar[bool] = False
     # whether a tensor is the device's; the host's are read at the capture, and never again
@@ -93,15 +93,21 @@ class FakeGraph:
         self._calls: list[_Call] | None = None
 
     def capture(self, function: Callable[[], object]) -> None:
-        """Record the kernels of a function; no tensor or generator of the device changes by it.
+        """Record the kernels of a function; see `recording`."""
+        with self.recording():
+            function()
 
-        Tensors that the function made hold garbage until the first replay.
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Record the kernels of a block; no tensor or generator of the device changes by it.
+
+        Tensors that the block made hold garbage until the first replay.
         """
         refuse_in_capture("capture")
         recorder = _Recorder()
         try:
             with _capturing(), recorder:
-                function()
+                yield
         finally:
             recorder.undo()
         self._calls = recorder.calls
@@ -117,15 +123,22 @@ class FakeGraph:
 
 @contextmanager
 def _capturing() -> Iterator[None]:
-    """A capture of torch's stream, in which no method of a tensor reads it on the host."""
+    """A capture of torch's stream, in which no method of a tensor reads it past the operations."""
 
-    def refused(name: str) -> Callable[..., None]:
-        return lambda *_, **__: refuse_in_capture(name)
+    def reader(name: str) -> Callable[..., Any]:
+        function = getattr(Tensor, name)
+
+        def read(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if FakeGraph.on_device(x):
+                refuse_in_capture(name)
+            return function(x, *args, **kwargs)
+
+        return read
 
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         for name in READERS:
-            stack.enter_context(mock.patch.object(Tensor, name, refused(name)))
+            stack.enter_context(mock.patch.object(Tensor, name, reader(name)))
         asked = mock.patch("torch.cuda.is_current_stream_capturing", lambda: True)
         stack.enter_context(asked)
         stack.enter_context(mock.patch.object(FakeGraph, "capturing", True))
@@ -168,20 +181,22 @@ class _Recorder(Operations):
         changed = [x for x in written(func, *given) if FakeGraph.on_device(x)]
         for storage in (x.untyped_storage() for x in changed):
             if storage._cdata not in self._made.keys() | self._before.keys():
-                self._before[storage._cdata] = storage, storage.clone()
-        kept = [tree_map_only(Tensor, _kept, x) for x in given]
+                with _disable_current_modes():
+                    self._before[storage._cdata] = storage, storage.clone()
+        kept = tree_map_only(Tensor, _kept, given)
         results = func(*args, **kwargs)
         new = [(i, x) for i, x in made(results, given) if FakeGraph.on_device(x)]
         self._made |= {s._cdata: s for s in (x.untyped_storage() for _, x in new)}
         if new or changed:  # else it made a view, or the host worked
-            self.calls.append(_Call(func, *kept, [(i, _kept(x)) for i, x in new]))
+            self.calls.append(_Call(func, *kept, made=[(i, _kept(x)) for i, x in new]))
         return results
 
     def undo(self) -> None:
-        for storage, before in self._before.values():
-            storage.copy_(before)
-        for storage in self._made.values():
-            storage.fill_(GARBAGE)
+        with _disable_current_modes():
+            for storage, before in self._before.values():
+                storage.copy_(before)
+            for storage in self._made.values():
+                storage.fill_(GARBAGE)  # type: ignore[attr-defined]
 
 
 def _kept(x: Tensor) -> Tensor:
