@@ -34,7 +34,7 @@ class Alone(Ranks):
     def __init__(self, policy: Policy | None = None):
         self.rank, self.world, self.device = 0, 1, torch.device("cpu")
         if policy is not None:
-            self._policy, self.pad_id = policy, policy.pad_id
+            self._policy, self.pad_id, self.device = policy, policy.pad_id, policy.device
 
     @contextmanager
     def policy(self) -> Iterator[Policy]:

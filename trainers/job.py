@@ -19,6 +19,7 @@ class Job:
             remedy = "or set train.max_new_tokens"
             raise TaskError(f"task.name = {config.task.name}: {why}, {remedy}")
         self.max_new_tokens = limit
+        self.rollout_tokens = config.train.rollout_tokens  # null: sized where a model is sampled
 
     def verifier(self) -> Verifier:
         """Return the verifier of the configuration; it starts its workers on first use."""
@@ -34,14 +35,22 @@ class Job:
         """Return a model's folder or hub id; `base` is the task's own, made on first use."""
         return self.task.base_model() if name == "base" else name
 
-    def decoding(self, temperature: float, top_p: float, features: bool = False) -> Decoding:
+    @property
+    def eval_tokens(self) -> int:
+        """The tokens of the longest answer in an evaluation."""
+        return self.config.eval.max_new_tokens or self.max_new_tokens
+
+    def decoding(
+        self, temperature: float, top_p: float, max_new_tokens: int, features: bool = False
+    ) -> Decoding:
         """Return the decoding; temperature and top_p differ between training and evaluation."""
         train = self.config.train
         return Decoding(
-            self.max_new_tokens,
+            max_new_tokens,
             temperature,
             top_p,
-            train.micro_batch_tokens,
+            self.rollout_tokens or 0,
             train.rollouts,
             features,
+            train.cuda_graph,
         )

@@ -21,10 +21,12 @@ class Decoding:
     max_new_tokens: int
     temperature: float = 1.0  # 0 is greedy
     top_p: float = 1.0
-    # tokens in memory at once: rows times columns of a batch, or slots of the paged cache
-    token_budget: int = 2**16
+    # tokens in memory at once: rows times columns of a batch, or slots of the paged cache; 0: as
+    # many as fit
+    token_budget: int = 0
     sampler: str = "cached"  # a name in SAMPLERS of eval/rollout/sample.py
     features: bool = False  # costs `cached` one more product with the head per token
+    cuda_graph: bool = True  # on a GPU, `cached` captures a token as a graph where it can
 
     def chunks(self, lengths: Sequence[int], n: int) -> Iterator[slice]:
         """Yield runs of prompts whose n completions, padded to the longest, fit the budget.

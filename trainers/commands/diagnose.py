@@ -169,7 +169,9 @@ class Diagnosis:
             policy,
             [x.prompt for x in problems],
             n,
-            self.job.decoding(options.temperature, options.top_p, features=True),
+            self.job.decoding(
+                options.temperature, options.top_p, self.job.max_new_tokens, features=True
+            ),
             derive_seed("diagnose", options.seed),
             mine,
         )

@@ -199,7 +199,7 @@ class _Models:
         options = self.config.eval
         chosen = options.temperature if temperature is None else temperature
         n = options.samples if chosen > 0 else 1  # greedy answers are all the same
-        drawing = self.job.decoding(chosen, options.top_p)
+        drawing = self.job.decoding(chosen, options.top_p, self.job.eval_tokens)
         draws = Draws(n, drawing, derive_seed("eval", options.seed))
         parts = [f"by {by:g}"] if by is not None else []
         parts += [f"T {chosen:g}"] if temperature is not None else []
@@ -235,7 +235,8 @@ class _Models:
     def _produce(self, begin: int, by: float | None, draws: Draws) -> Iterator[list[Record]]:
         """Yield the records from problem `begin` on, CHUNK problems at a time."""
         policy, drawing = self._policy(by), draws.decoding
-        uncut = drawing.temperature > 0 and drawing.top_p == 1
+        complete = drawing.max_new_tokens >= self.job.max_new_tokens
+        uncut = drawing.temperature > 0 and drawing.top_p == 1 and complete
         population = self.job.task.success(policy, drawing.temperature) if uncut else None
         with self.verifier:
             for first in range(begin, len(self.problems), CHUNK):

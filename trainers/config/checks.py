@@ -42,10 +42,7 @@ from trainers.config.values import (
     shown,
 )
 
-CONTINUOUS = [
-    5,
-    23,
-]  # the first transformers whose continuous batching eval/rollout/continuous.py knows
+CONTINUOUS = [5, 23]  # the first transformers whose batching eval/rollout/continuous.py knows
 
 
 Mistakes = Iterator[tuple[str, str]]
@@ -116,6 +113,10 @@ def _of_training(config: Config) -> Mistakes:
         least = ".".join(map(str, CONTINUOUS))
         remedy = f"needs transformers {least}, and this is {installed}; upgrade it, or use cached"
         yield "train.rollouts", remedy
+    flash = config.model.attention == "flash_attention_2"
+    if train.rollouts == "continuous" and torch.cuda.is_available() and not flash:
+        why = "on a GPU it needs flash attention; without, each token has a mask of all pages"
+        yield "train.rollouts", f"{why}; set model.attention=flash_attention_2, or use cached"
     if (train.warmup_steps or 0) > train.steps:
         yield "train.warmup_steps", f"exceeds train.steps = {train.steps}; lower it"
 

@@ -77,7 +77,7 @@ MAY_CHANGE = ("train.steps", "run.", "logging.", "diagnose.")  # in a run that i
 
 OF_BASE = (  # all that the evaluation before training depends on
     *("model.", "task.", "train.max_new_tokens", "train.rollouts", "eval.problems"),
-    *("eval.samples", "eval.temperature", "eval.top_p", "eval.seed"),
+    *("eval.samples", "eval.temperature", "eval.top_p", "eval.seed", "eval.max_new_tokens"),
 )
 
 

@@ -164,6 +164,13 @@ class TrainConfig:
     updates: int = key(1, "optimiser steps for each batch of rollouts", at_least=1)
     ratio_clip: float = key(0.2, "PPO's clip of the ratio, in all updates but the first", above=0)
     rollouts: str = choice("sampler, also of the evaluation", "cached", "continuous")
+    rollout_tokens: int | None = key(
+        None,
+        "rows times columns that the sampler holds at once, also in evaluation; null: as many as "
+        "fit the free memory of a GPU, 65,536 on a CPU",
+        at_least=1,
+    )
+    cuda_graph: bool = key(True, "sampler cached on a GPU: whether one token is a CUDA graph")
     max_new_tokens: int | None = key(
         None, "tokens of the longest completion; null: as the task needs", at_least=1
     )
@@ -207,6 +214,9 @@ class EvalConfig:
     samples: int = key(32, "answers to a problem", at_least=1)
     temperature: float = key(1.0, "temperature of the answers; 0: greedy", at_least=0)
     top_p: float = key(1.0, "share of the probability that is sampled", above=0, at_most=1)
+    max_new_tokens: int | None = key(
+        None, "tokens of the longest answer; null: as in training", at_least=1
+    )
     seed: int = key(0, "seed of the answers, the same before and after", at_least=0)
 
 

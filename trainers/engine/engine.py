@@ -211,6 +211,14 @@ class Engine(Ranks):
         return {name: mean / x.clamp_(min=FAINT * mean) for name, x in below.items()}
 
     @property
+    def unborn_bytes(self) -> int:
+        """The bytes of device memory that Adam's moments take from the first step on."""
+        if self.steps_taken or self.train.offload != "none":
+            return 0
+        trained = sum(_shape(p).numel() for _, p in self._trainable())
+        return 8 * trained // (self.world if self.stage else 1)
+
+    @property
     def steps_taken(self) -> int:
         """Return the number of optimiser steps; skipped steps do not count."""
         return int(max((float(s.get("step", 0)) for s in self._adam.state.values()), default=0.0))
@@ -305,6 +313,7 @@ def _deepspeed_config(config: Config) -> dict[str, Any]:
                 "eps": train.epsilon,
                 "weight_decay": train.weight_decay,
                 "torch_adam": True,  # DeepSpeed would compile its own
+                "fused": torch.cuda.is_available() and train.offload == "none",
             },
         },
         "data_types": {"grad_accum_dtype": "fp32"},  # a bfloat16 sum loses small parts

@@ -38,10 +38,9 @@ class Ranks:
             torch.cuda.set_device(self.device)
 
     def reduce(self, x: Tensor, how: str = "sum") -> Tensor:
-        """Return the sum or maximum over ranks, on the CPU."""
+        """Return the sum, maximum or minimum over ranks, on the CPU."""
         x = x.to(self.device)
-        op = {"sum": torch.distributed.ReduceOp.SUM, "max": torch.distributed.ReduceOp.MAX}[how]
-        torch.distributed.all_reduce(x, op)
+        torch.distributed.all_reduce(x, getattr(torch.distributed.ReduceOp, how.upper()))
         return x.cpu()
 
     def barrier(self) -> None:

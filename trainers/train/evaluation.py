@@ -38,7 +38,7 @@ class Evaluation:
     ) -> list[Record]:
         """Return one record per problem, in order, on every rank."""
         options = self.config.eval
-        how = self.job.decoding(options.temperature, options.top_p)
+        how = self.job.decoding(options.temperature, options.top_p, self.job.eval_tokens)
         draws = Draws(options.samples, how, derive_seed("eval", options.seed))
         mine = range(self.engine.rank, len(problems), self.engine.world)
         with self.engine.policy() as policy:
@@ -62,7 +62,8 @@ class Evaluation:
     def _population(self) -> Population | None:
         """Return the true success probabilities if task and decoding have any."""
         options = self.config.eval
-        if not self._knows or options.temperature == 0 or options.top_p < 1:
+        cut = options.top_p < 1 or self.job.eval_tokens < self.job.max_new_tokens
+        if not self._knows or options.temperature == 0 or cut:
             return None
         with self.engine.policy() as policy:
             population = self.task.success(policy, options.temperature)

@@ -24,6 +24,8 @@ class Reference:
     def __init__(self, config: Config, engine: Engine, load: Callable[[], Policy]):
         self.config, self.engine, self.load = config, engine, load
         self.base: Policy | None = None
+        used = bool(config.logging.kl_every or config.train.kl_coef)
+        self.second = used and not config.model.lora_rank  # whether there will be a second model
 
     def __call__(self, rollout: Rollout) -> tuple[float, Tensor]:
         """Return the mean KL of a completion over all ranks, and the token weights that lower it.

@@ -85,7 +85,7 @@ class Step:
                 policy,
                 [batch.problems[i].prompt for i in batch.mine],
                 train.samples,
-                self.job.decoding(train.temperature, 1.0, features),
+                self.job.decoding(train.temperature, 1.0, self.job.max_new_tokens, features),
                 batch.seed,
                 batch.mine,
             )

@@ -13,6 +13,7 @@ from eval.files import write_json, write_lines
 from eval.policy.logprobs import check_chunks
 from eval.policy.policy import Policy, load_policy
 from eval.records import Record
+from eval.rollout.budget import rollout_tokens
 from eval.rollout.sample import SAMPLERS
 from eval.scores.passk import problem_scores
 from eval.tasks.task import digest
@@ -65,11 +66,21 @@ class Trainer:
             with self.engine.policy() as policy:
                 check_chunks(policy)
         self.reference = Reference(config, self.engine, self._load_base)
+        if self.job.rollout_tokens is None:
+            self.job.rollout_tokens = self._rollout_tokens()
         self.evaluation = Evaluation(self.job, self.verifier, self.engine)
         self.step = Step(self.job, self.verifier, self.engine, self.reference)
         self.best, self.seconds = Best(config.train), 0.0
         # pass@1, and the largest pass@k of the evaluation that a batch can estimate
         self.shown = [1, min(self.evaluation.ks[-1], config.train.samples)]
+
+    def _rollout_tokens(self) -> int:
+        """Return the sampler's budget that fits the free memory of every rank."""
+        shortest = min(self.job.max_new_tokens, self.job.eval_tokens)
+        with self.engine.policy() as policy:
+            weights = sum(p.nbytes for p in policy.model.parameters()) * self.reference.second
+            tokens = rollout_tokens(policy, shortest, self.engine.unborn_bytes + weights)
+        return int(self.engine.reduce(torch.tensor(tokens), "min"))
 
     def run(self) -> dict[str, Any] | None:
         """Evaluate, train and evaluate again; return the summary on rank 0."""
