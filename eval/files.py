@@ -1,4 +1,4 @@
-"""Files that are whole or not there: JSON and JSON lines, replaced in one move."""
+"""JSON and JSON-lines files that are replaced in one move: complete or absent."""
 
 import json
 import os
@@ -10,15 +10,16 @@ from typing import Any
 from eval.errors import Refusal
 
 COPY = "restore it from a copy"
-# what must be there: a type, the shapes of keys ("*": each; "x?": x where it is set), or [a shape]
+# a required type, the shapes of keys ("*": each key; "x?": x if it is set), or [shape of items]
 Shape = Any
 
 
 class BadFile(Refusal, ValueError):
-    """A file that is not as it was written, in one line that names file and remedy."""
+    """A damaged file; the message is one line with file and remedy."""
 
 
 def replace_text(path: Path, text: str) -> None:
+    """Write a text file in one move, so that it is never incomplete."""
     part = path.with_name(f".{path.name}.part")
     with part.open("w") as file:
         file.write(text)
@@ -28,7 +29,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """A file's contents, or a folder's names, on the disk."""
+    """Force a file's contents, or a folder's names, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -37,17 +38,18 @@ def sync(path: Path) -> None:
 
 
 def usual_permissions(path: Path) -> None:
-    """Give a file, or a folder and all in it, the permissions that the user's umask asks for:
-    safetensors makes files, and tempfile folders, that only their owner may read.
+    """Give a file, or a folder with its contents, the permissions of the user's umask.
+
+    safetensors makes files, and tempfile makes folders, that only their owner may read.
     """
-    umask = os.umask(0o077)  # it can be read only by setting it
+    umask = os.umask(0o077)  # the umask can be read only by a change
     os.umask(umask)
     for place in [path, *path.rglob("*")]:
         mode = place.stat().st_mode
         wanted = (0o777 if place.is_dir() else 0o666) & ~umask
         if mode & 0o777 != wanted:
-            with suppress(PermissionError):  # of a disk that knows no permissions
-                place.chmod(mode & 0o7000 | wanted)  # a folder may hand its group on
+            with suppress(PermissionError):  # on a disk without permissions
+                place.chmod(mode & 0o7000 | wanted)  # keeps set-group-ID of a folder
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -64,24 +66,25 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_json(path: Path, shape: Shape, remedy: str = COPY) -> Any:
-    """The content, refused if it is not of the shape."""
+    """Return the content; refuse it if it does not have the shape."""
     return _parsed(path.read_bytes(), shape, str(path), remedy)
 
 
 def read_lines(path: Path, shape: Shape = dict, remedy: str = COPY) -> list[dict[str, Any]]:
-    """All records; none where there is no file. A line that is none of the shape is refused."""
+    """Return all records, none without a file; refuse a line that does not have the shape."""
     return list(_records(path, shape, remedy, cut=False))
 
 
 def whole_lines(path: Path, shape: Shape = dict, remedy: str = COPY) -> Iterator[dict[str, Any]]:
-    """The records but for a last one that has no end: it was being written in a life that was cut
-    short. Any other line that is none of the shape is refused.
+    """Yield the records except an unfinished last line, left by an interrupted process.
+
+    Any other line that does not have the shape is refused.
     """
     yield from _records(path, shape, remedy, cut=True)
 
 
 def cut_lines(path: Path, count: int) -> None:
-    """Keep the first lines of a file, which is made where there is none."""
+    """Keep the first `count` lines of a file; make the file if it does not exist."""
     with path.open("a+b") as file:
         file.seek(0)
         for _ in range(count):
@@ -90,7 +93,7 @@ def cut_lines(path: Path, count: int) -> None:
 
 
 def leaves(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """("train.lr", 3e-4), ... of nested mappings such as a configuration."""
+    """Yield ("train.lr", 3e-4), ... of nested mappings such as a configuration."""
     for key, value in content.items():
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{key}.")
@@ -99,7 +102,7 @@ def leaves(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def value_at(content: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path, or of a key that has dots itself; None where there is none."""
+    """Return the value at a dotted path or of a key with dots; None if there is none."""
     value: Any = content
     for part in [path] if path in content else path.split("."):
         value = value.get(part) if isinstance(value, dict) else None
@@ -111,10 +114,10 @@ def _lines(records: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _records(path: Path, shape: Shape, remedy: str, cut: bool) -> Iterator[dict[str, Any]]:
-    """The records of a file, if there is one; with `cut`, but for a last line without an end."""
+    """Yield the records of a file, if it exists; with `cut`, ignore an unfinished last line."""
     if not path.exists():
         return
-    with path.open("rb") as file:  # no splitlines, for which other characters end a line too
+    with path.open("rb") as file:  # not splitlines, which also splits at other characters
         for number, line in enumerate(file, 1):
             if cut and not line.endswith(b"\n"):
                 return
@@ -125,7 +128,7 @@ def _parsed(text: bytes, shape: Shape, place: str, remedy: str) -> Any:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        why = getattr(error, "msg", error)  # without its place, which is counted in this text
+        why = getattr(error, "msg", error)  # without the position, which is relative to this text
         raise BadFile(f"{place}: is damaged ({why}); {remedy}") from None
     for wrong in _misfits(content, shape):
         raise BadFile(f"{place}: is damaged ({wrong}); {remedy}")
@@ -133,7 +136,7 @@ def _parsed(text: bytes, shape: Shape, place: str, remedy: str) -> Any:
 
 
 def _misfits(content: Any, shape: Shape, name: str = "it") -> Iterator[str]:
-    """All that is missing or of another type."""
+    """Yield all values that are missing or of another type."""
     kind: Any = type(shape) if isinstance(shape, dict | list) else shape
     if not isinstance(content, kind):
         yield f"{name} is {content!r:.40}"
@@ -150,7 +153,7 @@ def _misfits(content: Any, shape: Shape, name: str = "it") -> Iterator[str]:
 
 
 def _places(content: Any, key: str) -> list[str]:
-    """The keys of which a shape's key speaks."""
+    """Return the keys of the content that a key of the shape stands for."""
     if key == "*":
         return list(content)
     name = key.removesuffix("?")

@@ -1,4 +1,4 @@
-"""Records: one problem and its answers, as evaluations make them and files hold them."""
+"""Records: one problem with its answers, in memory and in files."""
 
 from pathlib import Path
 from typing import Literal, NotRequired, TypedDict, cast
@@ -8,12 +8,12 @@ from eval.files import COPY, read_lines
 Slice = Literal["group", "level", "subject"]
 SLICES: tuple[Slice, ...] = ("group", "level", "subject")
 
-# each must have these; the scores need nothing else
+# required keys; the scores need no others
 RECORD = {"id": str | int, "n": int, "c": int, "verdicts": list}
 
 
 class Slices(TypedDict, total=False):
-    """The parts of the problems that this one belongs to."""
+    """The slices of the problems that this problem belongs to."""
 
     group: str
     level: str
@@ -21,7 +21,7 @@ class Slices(TypedDict, total=False):
 
 
 class Record(Slices):
-    """n answers to one problem, c of them right; more where `eval.scores.evaluate` made it."""
+    """n answers to one problem, c of them right; `eval.scores.evaluate` adds further keys."""
 
     id: str
     n: int
@@ -32,12 +32,12 @@ class Record(Slices):
     undecided: NotRequired[int]
     truncated: NotRequired[int | None]  # None: not known
     length: NotRequired[float]  # mean over the answers
-    wrong: NotRequired[dict[str, int]]  # how often each wrong answer was given
+    wrong: NotRequired[dict[str, int]]  # wrong answer -> its count
     responses: NotRequired[list[str]]
-    p: NotRequired[float]  # the true success probability, where the task knows it
-    tokens: NotRequired[tuple[list[int], list[list[int]]]]  # the prompt's, each answer's
+    p: NotRequired[float]  # the true success probability, if the task knows it
+    tokens: NotRequired[tuple[list[int], list[list[int]]]]  # those of the prompt, of each answer
 
 
 def read_records(path: Path, remedy: str = COPY) -> list[Record]:
-    """All records of a file; none where there is no file."""
+    """Return all records of a file; none if there is no file."""
     return cast(list[Record], read_lines(path, RECORD, remedy))

@@ -3,10 +3,10 @@
 python launch/ablate.py --configs configs/*.yaml --seeds 0 1 2 [--jobs N] [--out DIR] [key=a,b ...]
                         [--curves NAME,NAME-NAME,...]
 
-Every combination becomes one run in DIR/<configuration>[,key=value]/seed<seed>. What is finished is
-skipped, what was interrupted is resumed, and what fails is told and does not stop the others. The
-base that runs share is evaluated once. In the end all finished runs in DIR are compared. --dry-run
-says what would be done, and how long it may take.
+Every combination becomes one run in DIR/<configuration>[,key=value]/seed<seed>. The command skips
+finished runs, resumes interrupted ones, and reports a run that fails without stopping the others.
+Runs with the same base share its evaluation. At the end the command compares all finished runs in
+DIR. --dry-run only prints the plan and an estimate of the time.
 """
 
 import signal
@@ -24,11 +24,11 @@ def main() -> int:
     parser = command_line(__doc__)
     parser.add_argument("--configs", nargs="+", required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--jobs", type=int, default=1, help="number of runs at a time")
     parser.add_argument("--out", type=Path, default=Path("runs"))
-    parser.add_argument("--margin", type=float, default=0.0, help="as of compare.py")
-    parser.add_argument("--curves", default="", help="as of compare.py")
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    parser.add_argument("--margin", type=float, default=0.0, help="as in compare.py")
+    parser.add_argument("--curves", default="", help="as in compare.py")
+    parser.add_argument("--dry-run", action="store_true", help="only print the plan")
     parser.add_argument("sweeps", nargs="*", metavar="key=a,b", help="one run for each value")
     arguments = parser.parse_intermixed_args()
 
@@ -39,7 +39,7 @@ def main() -> int:
 
 
 def ablate(arguments: Namespace) -> int:
-    """Run all combinations, then compare what is finished. Returns 1 if a run has failed."""
+    """Run all combinations, then compare the finished runs; return 1 if a run has failed."""
     from eval.report import page
     from eval.report.compare import render
     from eval.report.runs import find_runs

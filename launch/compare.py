@@ -1,9 +1,10 @@
-"""Runs side by side, grouped over seeds.
+"""Compare runs side by side, grouped over seeds.
 
 python launch/compare.py RUN [RUN ...] [--out DIR] [--margin 0.005] [--curves NAME,NAME-NAME,...]
 
-DIR gets compare.md, compare.csv, compare.json, the pictures, and compare.html with all of it. With
---curves also curves.png: any scalars of metrics.jsonl, or differences of two, over training.
+The command writes compare.md, compare.csv, compare.json, the pictures, and compare.html, a page
+with all of these, into DIR. --curves adds curves.png: scalars of metrics.jsonl, or differences of
+two scalars, over training.
 """
 
 import sys
@@ -19,14 +20,14 @@ from trainers.config.arguments import command_line
 def main() -> int:
     parser = command_line(__doc__)
     parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or one above several"
+        "runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run, or of several runs"
     )
-    parser.add_argument("--out", type=Path, help="folder for tables, pictures and the page")
+    parser.add_argument("--out", type=Path, help="folder for the tables, the pictures and the page")
     parser.add_argument(
-        "--margin", type=float, default=0.0, help="a change within it is no change (default 0)"
+        "--margin", type=float, default=0.0, help="smaller changes count as no change (default 0)"
     )
     parser.add_argument(
-        "--curves", default="", help="scalars to draw over training, with commas between"
+        "--curves", default="", help="scalars to draw over training, separated by commas"
     )
     arguments = parser.parse_args()
 
@@ -36,7 +37,7 @@ def main() -> int:
 
 
 def show(arguments: Namespace) -> None:
-    """Print the runs side by side; with --out also write tables, pictures and the page."""
+    """Print the runs side by side; with --out also write the tables, the pictures and the page."""
     from eval.errors import Refusal
     from eval.report.compare import compare, notes, render
     from eval.report.runs import find_runs

@@ -3,10 +3,11 @@
 python    launch/diagnose.py --config FILE [--out DIR] [key=value ...]
 deepspeed launch/diagnose.py --config FILE [--out DIR] [key=value ...]      several ranks
 
-The `diagnose` section says how: n answers to each of the prompts, at a temperature and a top_p.
-Gradients are those of the distribution that is so sampled, top_p included. DIR gets diagnosis.md
-and .json, prompts.jsonl, pictures, TensorBoard; the same command goes on where it was interrupted.
---plan says what memory it needs, from the model's config.json alone.
+The section `diagnose` of the configuration sets the number of prompts, the number of answers to
+each prompt, the temperature and top_p. The gradients are those of the sampled distribution, top_p
+included. The command writes diagnosis.md, diagnosis.json, prompts.jsonl, pictures and TensorBoard
+files into DIR. After an interruption the same command goes on. --plan prints the memory that the
+diagnosis needs, from the model's config.json alone.
 """
 
 import os
@@ -52,7 +53,7 @@ def main() -> int:
 
 
 def diagnose(config: "Config", folder: "Folder | None") -> None:
-    """Measure on all ranks; rank 0 writes into the folder that it has opened, and closes it."""
+    """Measure on all ranks; rank 0 writes into its open folder and closes it."""
     import transformers
 
     from eval.diagnosis.report import write

@@ -1,8 +1,9 @@
-"""The paper's toy: its printed figures, its pictures, and every rule's path.
+"""Reproduce the paper's toy: its printed figures, its pictures, and the path of every rule.
 
 python launch/toy.py [--out DIR] [--delta X] [--hard SHARE] [--prompts N] [--k K]
 
-Leaves toy.json and PNG pictures in DIR (runs/toy). The numbers are exact: nothing is sampled.
+The command writes toy.json and PNG pictures into DIR (default runs/toy). The numbers are exact:
+nothing is sampled.
 """
 
 import json
@@ -18,11 +19,11 @@ from trainers.config.arguments import command_line
 
 def main() -> int:
     parser = command_line(__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="a folder of its own")
-    parser.add_argument("--delta", type=float, default=1.0, help="distance of easy and hard")
+    parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="a new folder")
+    parser.add_argument("--delta", type=float, default=1.0, help="distance between easy and hard")
     parser.add_argument("--hard", type=float, default=0.3, help="share of hard prompts")
-    parser.add_argument("--prompts", type=int, default=6000, help="of the population")
-    parser.add_argument("--k", type=int, default=5, help="of the population's pass@k")
+    parser.add_argument("--prompts", type=int, default=6000, help="prompts of the population")
+    parser.add_argument("--k", type=int, default=5, help="the k of the population's pass@k")
     arguments = parser.parse_args()
 
     from trainers.commands.main import attempt
@@ -51,8 +52,8 @@ def study(arguments: Namespace) -> None:
     setting = toy.Setting(arguments.delta, arguments.hard, arguments.prompts, arguments.k)
     if not _free(arguments.out, toy.parameters(setting)):
         raise Refusal(f"--out = {arguments.out}: holds something else; name a new folder")
-    found = toy.study(setting, lambda names: tqdm(names, desc="rules", leave=False))
-    content = toy.results(found)
+    results = toy.study(setting, lambda names: tqdm(names, desc="rules", leave=False))
+    content = toy.results(results)
     print(toy.report(content))
 
     from eval.toy.pictures import PICTURES, save
@@ -60,12 +61,12 @@ def study(arguments: Namespace) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_json(arguments.out / "toy.json", content)
     for name, draw in tqdm(PICTURES.items(), desc="pictures", leave=False):
-        save(draw(found), arguments.out / f"{name}.png")
+        save(draw(results), arguments.out / f"{name}.png")
     print(f"\n{len(PICTURES)} pictures and toy.json: {arguments.out}")
 
 
 def _free(out: Path, parameters: dict) -> bool:
-    """A new or empty folder, or one that holds this very toy."""
+    """Return whether the folder is new, is empty, or holds a toy of the same parameters."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return True
     before = out / "toy.json"

@@ -1,9 +1,9 @@
-"""Train, with evaluation before and after.
+"""Train a model, with an evaluation before and after.
 
 deepspeed launch/train.py --config configs/pcgrad.yaml [key=value ...]
 python    launch/train.py --config configs/pcgrad.yaml [key=value ...]      one rank, no launcher
 
---plan says what memory that needs, from the model's config.json alone.
+--plan prints the memory that the run needs, from the model's config.json alone.
 """
 
 import os
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def train(config: "Config", folder: "RunFolder | None") -> None:
-    """Train on all ranks, from the folder that rank 0 has opened to the table that it prints."""
+    """Train on all ranks; rank 0 writes into its open folder and prints the table."""
     import transformers
 
     from eval.errors import Refusal

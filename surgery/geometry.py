@@ -59,13 +59,13 @@ class Geometry:
 
     @property
     def finite(self) -> bool:
-        """Whether all measurements are finite."""
+        """True if all measurements are finite."""
         agreement = self.agreement is None or bool(self.agreement.isfinite().all())
         return agreement and (self.products is None or self.products.finite)
 
     @property
     def degenerate(self) -> bool:
-        """Whether |J_1|^2 is measured as 0, so that ratios to it are undefined."""
+        """True if |J_1|^2 is measured as 0, so that ratios to it are undefined."""
         return self.products is not None and self.products.norm_1 <= 0
 
 

@@ -151,7 +151,7 @@ class Figure:
 
     @property
     def matches(self) -> bool:
-        """Whether our value rounds to the printed digits."""
+        """True if our value rounds to the printed digits."""
         mantissa, _, exponent = self.printed.partition("e")
         digits = len(mantissa.partition(".")[2])
         unit = 10.0 ** (int(exponent or 0) - digits)

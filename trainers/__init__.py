@@ -1,3 +1,4 @@
-"""How: configuration, engine, measurement, the training step, checkpoints, metrics. The only
-importer of deepspeed.
+"""Configuration, engine, measurement, the training step, checkpoints, metrics.
+
+This is the only package that imports deepspeed.
 """

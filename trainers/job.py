@@ -1,4 +1,4 @@
-"""What every command builds from a configuration: task, verifier, base and decoding."""
+"""The parts that every command builds from a configuration: task, verifier, base and decoding."""
 
 from eval.rollout.rollout import Decoding
 from eval.tasks.registry import build_task
@@ -8,7 +8,7 @@ from trainers.config.schema import Config
 
 
 class Job:
-    """A configuration's task with all that judges and bounds its answers; it loads no model."""
+    """The task of a configuration, with verifier, decoding and token limit; it loads no model."""
 
     def __init__(self, config: Config):
         self.config = config
@@ -19,29 +19,38 @@ class Job:
             remedy = "or set train.max_new_tokens"
             raise TaskError(f"task.name = {config.task.name}: {why}, {remedy}")
         self.max_new_tokens = limit
+        self.rollout_tokens = config.train.rollout_tokens  # null: sized where a model is sampled
 
     def verifier(self) -> Verifier:
-        """A judge as configured, which starts its workers when it is first asked."""
+        """Return the verifier of the configuration; it starts its workers on first use."""
         task = self.config.task
         mode = task.verifier or self.task.verifier
         return Verifier(mode, task.verify_workers, task.verify_seconds)
 
     def base_path(self) -> str:
-        """The folder or hub id of the model that the run begins with."""
+        """Return the folder or hub id of the model that the run begins with."""
         return self.path_of(self.config.model.path)
 
     def path_of(self, name: str) -> str:
-        """A model's folder or hub id, where `base` is the task's own, made on first use."""
+        """Return a model's folder or hub id; `base` is the task's own, made on first use."""
         return self.task.base_model() if name == "base" else name
 
-    def decoding(self, temperature: float, top_p: float, features: bool = False) -> Decoding:
-        """How to sample: temperature and top_p differ between training and evaluation."""
+    @property
+    def eval_tokens(self) -> int:
+        """The tokens of the longest answer in an evaluation."""
+        return self.config.eval.max_new_tokens or self.max_new_tokens
+
+    def decoding(
+        self, temperature: float, top_p: float, max_new_tokens: int, features: bool = False
+    ) -> Decoding:
+        """Return the decoding; temperature and top_p differ between training and evaluation."""
         train = self.config.train
         return Decoding(
-            self.max_new_tokens,
+            max_new_tokens,
             temperature,
             top_p,
-            train.micro_batch_tokens,
+            self.rollout_tokens or 0,
             train.rollouts,
             features,
+            train.cuda_graph,
         )

@@ -1,6 +1,6 @@
-"""One step's batch, from its prompts to its update: what the stages of a step hand to each other.
+"""The batch of one step, which each stage of the step fills and hands to the next.
 
-It stands above the rooms because `measure` reads it and `train` fills it.
+The module stands beside the folders because `measure` reads the batch and `train` fills it.
 """
 
 from dataclasses import dataclass, field
@@ -17,15 +17,15 @@ from surgery.rules import Decision
 class StepBatch:
     """A batch that the stages fill in this order; reading a field before its stage is an error.
 
-    N prompts with n samples each; `mine` are this rank's prompts, and only `rollout`, `verdicts`
-    and `applied` are of those alone. All else is the same on every rank.
+    It has N prompts with n samples each. `mine` are this rank's prompts. `rollout`, `verdicts` and
+    `applied` hold values of these prompts only; all other fields are the same on every rank.
     """
 
     # prompts
     step: int
-    seed: int  # of the random stream that draws the completions
+    seed: int  # seed of the random stream that draws the completions
     k: int  # objective.k of this step
-    weight_k: int  # the same, or 1 under an estimator that has an objective of its own
+    weight_k: int  # equals k, or 1 under an estimator that has an objective of its own
     problems: list[Problem]
     mine: range
 
@@ -34,10 +34,10 @@ class StepBatch:
 
     # verify
     verdicts: list[bool | None] = field(init=False)  # None: undecided
-    correct: Tensor = field(init=False)  # [N, n] in float64, as are the next five
+    correct: Tensor = field(init=False)  # [N, n] in float64, like the next five
     undecided: Tensor = field(init=False)
     entropy: Tensor = field(init=False)  # mean over the completion's tokens
-    logprob: Tensor = field(init=False)  # of the completion
+    logprob: Tensor = field(init=False)  # log-probability of the completion
     length: Tensor = field(init=False)
     truncated: Tensor = field(init=False)
 
@@ -47,19 +47,19 @@ class StepBatch:
     weights: Tensor = field(init=False)  # [N] unbiased estimates of w_k
 
     # measure
-    realised: float | None = field(init=False)  # <J_1, the watched step>; None: none was watched
+    realised: float | None = field(init=False)  # <J_1, watched step>; None: no step was watched
     geometry: Geometry = field(init=False)
     measured: dict[str, float] = field(init=False)  # the probe's scalars; empty without a measure
 
     # decide
     decision: Decision = field(init=False)
-    advantages: Tensor = field(init=False)  # [N, n] of the rewards, after the rule
-    drift: float | None = field(init=False)  # mean KL to the base; None: not looked at
+    advantages: Tensor = field(init=False)  # [N, n] advantages of the rewards, after the rule
+    drift: float | None = field(init=False)  # mean KL to the base; None: not estimated
     applied: Tensor = field(init=False)  # [mine, n] or [mine, n, columns] weights of the backward
 
     # update
     lr: float = field(init=False)
-    loss: float = field(init=False)  # of the first update
-    norms: list[float | None] = field(init=False)  # each update's gradient; None: not finite
+    loss: float = field(init=False)  # loss of the first update
+    norms: list[float | None] = field(init=False)  # gradient norm per update; None: not finite
 
-    seconds: dict[str, float] = field(init=False)  # of the stages, and of all as "step"
+    seconds: dict[str, float] = field(init=False)  # seconds per stage; "step" is their total

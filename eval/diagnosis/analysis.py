@@ -1,7 +1,8 @@
-"""Numbers of a diagnosis: products, cosines and sign changes, with intervals.
+"""The numbers of a diagnosis: products, cosines and sign changes, with intervals.
 
-Intervals are over prompts, BCa, of each prompt's influence on a product (`surgery.interference`).
-Functions of several products, such as cosines, are percentiles over common resamples.
+Intervals of products are BCa intervals over prompts, of each prompt's influence on the product
+(`surgery.interference`). Intervals of functions of several products, such as cosines, are
+percentiles over common resamples.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,9 +43,9 @@ PAIRS = [(delta_1, delta_2) for delta_1 in EASY for delta_2 in HARD]
 
 
 def analyse(measures: Mapping[str, Measured], records: Sequence[Record], k: int) -> dict[str, Any]:
-    """Everything that diagnosis.json holds, but for the settings.
+    """Return the contents of diagnosis.json except the settings.
 
-    `measures` are "last_layer" and, where it was asked for, "ghost"; the last one is decisive.
+    `measures` are "last_layer" and, if configured, "ghost"; the last one is decisive.
     """
     features = measures["last_layer"]
     assert isinstance(features, FeatureSums)
@@ -66,15 +67,15 @@ def analyse(measures: Mapping[str, Measured], records: Sequence[Record], k: int)
 
 def _measure(x: Measured, k: int) -> dict[str, Any]:
     rows = [_row(x, EVERYTHING, k, None), *(_row(x, filtered(*p), k, p) for p in PAIRS)]
-    found: dict[str, Any] = {"groups": rows}
+    result: dict[str, Any] = {"groups": rows}
     if measurable(x, WIDEST):
-        found["cosines"] = cosines(x, [("plugin", m) for m in ladder(k)], WIDEST)
-        found["against_k"] = against_k(x, k)
-    return found
+        result["cosines"] = cosines(x, [("plugin", m) for m in ladder(k)], WIDEST)
+        result["against_k"] = against_k(x, k)
+    return result
 
 
 def _row(x: Measured, group: Group, k: int, pair: tuple[float, float] | None) -> dict[str, Any]:
-    """One filter's line: <J_k, J_1> by either estimator, and what the theory needs."""
+    """Return one filter's row: <J_k, J_1> by both estimators, and the theory's quantities."""
     kind = shells(x.counts, x.n)[members(x, group)]
     row: dict[str, Any] = {
         "delta_1": pair[0] if pair else None,
@@ -100,7 +101,7 @@ def _row(x: Measured, group: Group, k: int, pair: tuple[float, float] | None) ->
 def _theory(
     x: Measured, group: Group, k: int, pair: tuple[float, float], kind: Tensor
 ) -> dict[str, Any]:
-    """k* of the theory beside the sign change that was measured, both by the plug-in."""
+    """Return k* of the theory and the measured sign change, both by the plug-in."""
     agreement = cross(x, PASS_1, PASS_1, group)
     positive, negative = (float(part.clamp(min=0).mean()) for part in (agreement, -agreement))
     share = torch.full_like(agreement, 1 / len(agreement))
@@ -116,16 +117,16 @@ def _theory(
 
 
 def interval(phi: Tensor) -> Interval:
-    """The product whose influences are `phi`, with its interval.
+    """Return the product whose influences are `phi`, with its interval.
 
-    The mean of the influences is twice the product: its interval is moved back by the product.
+    The mean of the influences is twice the product, so its interval is shifted by the product.
     """
     value, scale = float(phi.mean()) / 2, float(phi.std())
     if not scale > 0:
         return {"value": value, "low": None, "high": None}
     drawn = _draws(len(phi)) @ (phi / scale)
-    found = bca(phi / scale, drawn_means=drawn).interval  # which rounds to absolute digits
-    low, high = found["low"], found["high"]
+    scaled = bca(phi / scale, drawn_means=drawn).interval  # scaled, as bca rounds absolutely
+    low, high = scaled["low"], scaled["high"]
     if low is None or high is None:
         return {"value": value, "low": None, "high": None}
     return {"value": value, "low": low * scale - value, "high": high * scale - value}
@@ -133,23 +134,23 @@ def interval(phi: Tensor) -> Interval:
 
 @lru_cache(2)
 def _draws(size: int) -> Tensor:
-    """[RESAMPLES, size] how often each prompt is drawn, as a share: rows times values are means."""
+    """Return the share of each prompt in each resample [RESAMPLES, size]."""
     drawn = torch.randint(size, (RESAMPLES, size), generator=torch.Generator().manual_seed(0))
     shares = torch.zeros(RESAMPLES, size, dtype=torch.float64)
     return shares.scatter_add_(1, drawn, torch.full((1, 1), 1 / size).double().expand_as(drawn))
 
 
 def resampled(phi: Tensor) -> Tensor:
-    """[RESAMPLES, ...] products under resamples of the prompts [N, ...], common to all columns."""
+    """Return products [RESAMPLES, ...] under resamples of the prompts, common to all columns."""
     columns = phi.reshape(len(phi), -1)
     means = _draws(len(phi)) @ columns
     return (means - columns.mean(0) / 2).view(-1, *phi.shape[1:])
 
 
 def cosines(x: Measured, levels: Sequence[Level], group: Group) -> dict[str, Any]:
-    """cos(J_a, J_b) of all levels, with percentile intervals.
+    """Return cos(J_a, J_b) of all levels, with percentile intervals.
 
-    None where a square is not positive, as an unbiased estimate of one can be.
+    A cosine is None if a square is not positive, which an unbiased estimate allows.
     """
     phi = torch.stack(
         [torch.stack([influence(x, a, b, group) for b in levels], 1) for a in levels], 1
@@ -175,13 +176,13 @@ def _or_none(x: float) -> float | None:
 
 
 def curve(x: Measured, group: Group, k: int) -> tuple[list[float], list[float]]:
-    """<J_m, J_1> by the plug-in for real m from 1 to k."""
+    """Return <J_m, J_1> by the plug-in for real m from 1 to k."""
     grid = torch.logspace(0, float(torch.tensor(float(k)).log2()), 121, base=2.0).double().tolist()
     return grid, products(x, [("plugin", m) for m in grid], PASS_1, group)
 
 
 def against_k(x: Measured, k: int) -> dict[str, Any]:
-    """<J_m, J_1> over the widest filter: the plug-in's curve, and both estimators on the ladder."""
+    """Return <J_m, J_1> over the widest filter, by the plug-in as a curve, by both at some m."""
     ks = ladder(k)
     grid, values = curve(x, WIDEST, k)
     plugin = [interval(influence(x, ("plugin", m), PASS_1, WIDEST)) for m in ks]
@@ -202,7 +203,7 @@ def against_k(x: Measured, k: int) -> dict[str, Any]:
 
 
 def sign_change(ks: Sequence[float], values: Sequence[float]) -> float | None:
-    """The smallest k from which values are negative, between two points linearly; None if never."""
+    """Return the smallest k with negative values, by linear interpolation; None if never."""
     if values[0] < 0:
         return ks[0]
     for (k_0, v_0), (k_1, v_1) in pairwise(zip(ks, values, strict=True)):
@@ -212,7 +213,7 @@ def sign_change(ks: Sequence[float], values: Sequence[float]) -> float | None:
 
 
 def proxy(features: FeatureSums, ghost: Measured) -> list[dict[str, Any]]:
-    """Correlations of the last layer's agreements with the exact ones."""
+    """Return correlations of the last layer's agreements with the exact ones."""
     kind = shells(features.counts, features.n)
     a, b = (cross(x, PASS_1, PASS_1, EVERYTHING) for x in (features, ghost))
     known = (features.counts > 0) & (features.counts < features.n)
@@ -235,7 +236,7 @@ def _correlation(a: Tensor, b: Tensor) -> float | None:
 
 
 def _ranks(x: Tensor) -> Tensor:
-    """Ranks, equal values sharing theirs."""
+    """Return ranks; equal values share their mean rank."""
     _, place, counts = x.unique(return_inverse=True, return_counts=True)
     return (counts.cumsum(0) - (counts - 1) / 2).double()[place]
 
@@ -243,28 +244,28 @@ def _ranks(x: Tensor) -> Tensor:
 def worst_pairs(
     features: FeatureSums, records: Sequence[Record], k: int, count: int = 10
 ) -> list[dict[str, Any]]:
-    """The most negative <g_k,i, g_1,j> by the last layer: one's pass@k costs the other's pass@1.
+    """Return the most negative <g_k,i, g_1,j>: the pass@k of i costs pass@1 of j (last layer).
 
-    The worst pair first, then the worst of those in which both texts play their part anew.
+    The worst pair comes first. A later pair must not repeat a text in the same role.
     """
     chosen = members(features, WIDEST).nonzero().squeeze(1)
     g_k, g_1 = (features.gradients(x)[chosen] for x in (("plugin", k), PASS_1))
-    whole = float((g_k.sum(0) @ g_1.sum(0)) - (g_k * g_1).sum())
-    found = list[dict[str, Any]]()
+    total = float((g_k.sum(0) @ g_1.sum(0)) - (g_k * g_1).sum())
+    pairs = list[dict[str, Any]]()
     met: tuple[set[Any], set[Any]] = (set(), set())
     for i, j, value in most_negative(g_k, g_1, 5 * count):
         texts = [_who(records[int(chosen[x])]) for x in (i, j)]
         names = [(x["prompt"], x["gold"]) for x in texts]
-        if len(found) == count or any(x in y for x, y in zip(names, met, strict=True)):
+        if len(pairs) == count or any(x in y for x, y in zip(names, met, strict=True)):
             continue
         for name, seen in zip(names, met, strict=True):
             seen.add(name)
         cosine = float(g_1[i] @ g_1[j] / (g_1[i].norm() * g_1[j].norm()))
-        share = value / whole if whole < 0 else None
+        share = value / total if total < 0 else None
         raised, lowered = texts
-        found.append({"raised": raised, "lowered": lowered, "product": value})
-        found[-1] |= {"cosine": cosine, "share": share}
-    return found
+        pairs.append({"raised": raised, "lowered": lowered, "product": value})
+        pairs[-1] |= {"cosine": cosine, "share": share}
+    return pairs
 
 
 def _who(record: Record) -> dict[str, Any]:
@@ -276,7 +277,7 @@ def _who(record: Record) -> dict[str, Any]:
 def per_prompt(
     measures: Mapping[str, Measured], records: Sequence[Record], k: int
 ) -> list[dict[str, Any]]:
-    """One line a prompt: what it was, its answers, its weights and agreements over all prompts."""
+    """Return one row per prompt: record, weights, and agreements over all prompts."""
     features = next(iter(measures.values()))
     weights = pass_at_k_weight(features.counts / features.n, k)
     unbiased = prompt_weight(features.n, features.counts, k)

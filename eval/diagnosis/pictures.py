@@ -1,4 +1,4 @@
-"""Pictures of a diagnosis. Easy prompts are blue circles, hard ones red triangles, throughout."""
+"""Pictures of a diagnosis, with blue circles for easy prompts and red triangles for hard ones."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -23,43 +23,43 @@ from surgery.interference import (
 from surgery.objectives import pass_at_k_weight
 
 COLOURS = {"easy": BLUE, "hard": VERMILLION}
-KERNEL_PROMPTS = {"easy": 120, "hard": 80}  # as figure 2 of arXiv 2602.21189
+KERNEL_PROMPTS = {"easy": 120, "hard": 80}  # as in figure 2 of arXiv 2602.21189
 
 
 def pictures(
-    found: Mapping[str, Any], measures: Mapping[str, Measured]
+    figures: Mapping[str, Any], measures: Mapping[str, Measured]
 ) -> dict[str, tuple[str, Figure]]:
-    """{file: (caption, figure)}; none where no prompts with a gradient can be held together."""
+    """Return {file: (caption, figure)}; empty without prompts with a gradient to compare."""
     measure = list(measures)[-1]
-    x, result = measures[measure], found["measures"][measure]
+    x, result = measures[measure], figures["measures"][measure]
     features = measures["last_layer"]
     assert isinstance(features, FeatureSums)
     mixed = (x.counts > 0) & (x.counts < x.n) & members(x, WIDEST)
     if "cosines" not in result or not mixed.any():
         return {}
-    k = found["k"]
+    k = figures["k"]
     made = {
-        "agreement": ("Agreement, weight and what they make together", agreement(x, measure, k)),
+        "agreement": ("Agreement, weight and their product", agreement(x, measure, k)),
         "weights": ("Weight against agreement", weight_against_agreement(x, measure, k)),
         "thresholds": ("All thresholds", thresholds(result["groups"], measure, k)),
-        "kernel": ("Which prompts pull together", kernel(features)),
+        "kernel": ("Cosines between the prompts' gradients", kernel(features)),
         "cosines": ("Between all k", cosine_map(result["cosines"], measure)),
         "against_k": ("Where the sign changes", against_k(result, measure)),
     }
     if "ghost" in measures:
-        made["proxy"] = ("The last layer as a proxy", proxy(features, measures["ghost"], found))
+        made["proxy"] = ("The last layer as a proxy", proxy(features, measures["ghost"], figures))
     return made
 
 
 def _groups(x: Measured) -> tuple[Tensor, dict[str, Tensor]]:
-    """Rates of the widest filter's members, and which of them are easy or hard."""
+    """Return rates of the widest filter's members, and masks of the easy and hard ones."""
     chosen = members(x, WIDEST)
     kind = shells(x.counts, x.n)[chosen]
     return x.counts[chosen] / x.n, {"easy": kind > MIDDLE, "hard": kind < MIDDLE}
 
 
 def agreement(x: Measured, measure: str, k: int) -> Figure:
-    """Three panels: a_i by group, w_k over the success rate, the contributions w_i a_i / E[w].
+    """Draw three panels: a_i by group, w_k over the success rate, contributions w_i a_i / E[w].
 
     The mean of the contributions is the agreement under pass@k.
     """
@@ -97,7 +97,7 @@ def agreement(x: Measured, measure: str, k: int) -> Figure:
 
 
 def _over_rate(axes: Axes, values: Tensor, groups: Mapping[str, Tensor], rate: Tensor) -> None:
-    """Each prompt as a mark over its success rate, which tells overlapping ones apart."""
+    """Draw each prompt as a mark over its success rate, which separates overlapping marks."""
     axes.axvline(0, color="0.8", linewidth=0.8)
     for name, part in groups.items():
         share = float((values[part] < 0).double().mean()) if part.any() else 0.0
@@ -108,7 +108,7 @@ def _over_rate(axes: Axes, values: Tensor, groups: Mapping[str, Tensor], rate: T
 
 
 def weight_against_agreement(x: Measured, measure: str, k: int) -> Figure:
-    """Each prompt's weight over its agreement: the interference lies left of 0 and high up."""
+    """Draw each prompt's weight over its agreement; interference is left of 0 and high up."""
     rate, groups = _groups(x)
     a, w = cross(x, PASS_1, PASS_1, WIDEST), pass_at_k_weight(rate, k)
     figure = plots.figure(7.6, 5)
@@ -132,7 +132,7 @@ def weight_against_agreement(x: Measured, measure: str, k: int) -> Figure:
 
 
 def thresholds(rows: Sequence[Mapping[str, Any]], measure: str, k: int) -> Figure:
-    """<J_k, J_1> of each filter by both estimators, with intervals."""
+    """Draw <J_k, J_1> of each filter by both estimators, with intervals."""
     rows = [row for row in rows if row["measured"]]
     figure = plots.figure(8.2, 5)
     axes = figure.subplots()
@@ -167,7 +167,7 @@ def _filter_name(row: Mapping[str, Any]) -> str:
 
 
 def kernel(features: FeatureSums) -> Figure:
-    """Cosines of the prompts' pass@1 gradients, sorted by difficulty, where there is a gradient."""
+    """Draw cosines of the prompts' non-zero pass@1 gradients, sorted by difficulty."""
     kind = shells(features.counts, features.n)
     g = features.gradients(PASS_1)
     has = g.norm(dim=1) > 0
@@ -194,10 +194,10 @@ def kernel(features: FeatureSums) -> Figure:
     return figure
 
 
-def cosine_map(found: Mapping[str, Any], measure: str) -> Figure:
-    """cos(J_k, J_m), each with its value."""
-    ks = [int(k) for k in found["k"]]
-    values = torch.tensor([[float("nan") if c is None else c for c in r] for r in found["value"]])
+def cosine_map(cosines: Mapping[str, Any], measure: str) -> Figure:
+    """Draw cos(J_k, J_m), each with its value."""
+    ks = [int(k) for k in cosines["k"]]
+    values = torch.tensor([[float("nan") if c is None else c for c in r] for r in cosines["value"]])
     figure = plots.figure(6.2, 5)
     axes = figure.subplots()
     image = axes.imshow(values.tolist(), cmap="PuOr_r", vmin=-1, vmax=1)
@@ -215,32 +215,32 @@ def cosine_map(found: Mapping[str, Any], measure: str) -> Figure:
 
 
 def against_k(result: Mapping[str, Any], measure: str) -> Figure:
-    """<J_k, J_1> against k, its measured change of sign, and the theory's."""
-    found = result["against_k"]
+    """Draw <J_k, J_1> against k, its measured change of sign, and the theoretical one."""
+    series = result["against_k"]
     widest = next(r for r in result["groups"] if (r["delta_1"], r["delta_2"]) == (0.80, 0.15))
     figure = plots.figure(7.6, 5)
     axes = figure.subplots()
     axes.axhline(0, color="0.4", linewidth=1)
-    axes.plot(found["grid"], found["curve"], color=BLUE, linewidth=1.4)
-    values = [p["value"] for p in found["plugin"]]
+    axes.plot(series["grid"], series["curve"], color=BLUE, linewidth=1.4)
+    values = [p["value"] for p in series["plugin"]]
     bars = [
-        [p["value"] - (p["value"] if p["low"] is None else p["low"]) for p in found["plugin"]],
-        [(p["value"] if p["high"] is None else p["high"]) - p["value"] for p in found["plugin"]],
+        [p["value"] - (p["value"] if p["low"] is None else p["low"]) for p in series["plugin"]],
+        [(p["value"] if p["high"] is None else p["high"]) - p["value"] for p in series["plugin"]],
     ]
     axes.errorbar(
-        found["k"], values, yerr=bars, fmt="o", color=BLUE, capsize=3, label="plug-in, 95 %"
+        series["k"], values, yerr=bars, fmt="o", color=BLUE, capsize=3, label="plug-in, 95 %"
     )
-    axes.plot(found["k"], found["loo"], "s", color=VERMILLION, mfc="none", label="unbiased (loo)")
-    change = found["sign_change"]["value"]
+    axes.plot(series["k"], series["loo"], "s", color=VERMILLION, mfc="none", label="unbiased (loo)")
+    change = series["sign_change"]["value"]
     if change is not None:
         label = f"measured sign change {change:.2f}"
         axes.axvline(change, color="0.1", linestyle="--", linewidth=1.2, label=label)
     star = widest["k_star"]
-    if star <= found["k"][-1]:
+    if star <= series["k"][-1]:
         label = f"theory: negative from k* = {star:.2f}"
         axes.axvline(star, color=GREEN, linestyle="-.", linewidth=1.6, label=label)
     axes.set_xscale("log", base=2)
-    axes.set_xticks(found["k"], [str(k) for k in found["k"]])
+    axes.set_xticks(series["k"], [str(k) for k in series["k"]])
     axes.set_xlabel("k")
     axes.set_ylabel(f"$\\langle\\nabla J_k, \\nabla J_1\\rangle$ ({_named(measure)})")
     plots.plain(axes)
@@ -248,8 +248,8 @@ def against_k(result: Mapping[str, Any], measure: str) -> Figure:
     return figure
 
 
-def proxy(features: FeatureSums, ghost: Measured, found: Mapping[str, Any]) -> Figure:
-    """Each prompt's agreement by the last layer against the exact one."""
+def proxy(features: FeatureSums, ghost: Measured, figures: Mapping[str, Any]) -> Figure:
+    """Draw each prompt's agreement by the last layer against the exact one."""
     _, groups = _groups(features)
     a, b = (cross(x, PASS_1, PASS_1, WIDEST) for x in (features, ghost))
     figure = plots.figure(6.4, 5)
@@ -260,9 +260,9 @@ def proxy(features: FeatureSums, ghost: Measured, found: Mapping[str, Any]) -> F
         axes.scatter(a[part], b[part], s=26, alpha=0.6, **_marks(name), label=name)
     _symmetric(axes, "x", a)
     _symmetric(axes, "y", b)
-    whole = found["proxy"][0] if found["proxy"] else {"spearman": None}
-    if whole["spearman"] is not None:
-        axes.plot([], [], " ", label=f"Spearman {whole['spearman']:.2f} over all prompts")
+    overall = figures["proxy"][0] if figures["proxy"] else {"spearman": None}
+    if overall["spearman"] is not None:
+        axes.plot([], [], " ", label=f"Spearman {overall['spearman']:.2f} over all prompts")
     axes.set(xlabel="agreement by the last layer", ylabel="agreement over all parameters (ghost)")
     plots.plain(axes)
     plots.legend_above(axes)
@@ -270,7 +270,7 @@ def proxy(features: FeatureSums, ghost: Measured, found: Mapping[str, Any]) -> F
 
 
 def _marks(name: str) -> Look:
-    """A prompt's mark by its group, the same in all pictures."""
+    """Return a prompt's mark by its group, the same in all pictures."""
     shape = {"color": COLOURS[name], "marker": LEVEL_MARKERS[name]}
     return {**shape, "edgecolor": "white", "linewidth": 0.3}
 
@@ -280,7 +280,7 @@ def _named(measure: str) -> str:
 
 
 def _symmetric(axes: Axes, way: Literal["x", "y"], values: Tensor) -> None:
-    """A logarithmic scale on either side of 0. It would label every decade: there is no room."""
+    """Set a logarithmic scale on both sides of 0, with few labels, as all would not fit."""
     largest = float(values.abs().max()) or 1.0
     scale, axis = (axes.set_xscale, axes.xaxis) if way == "x" else (axes.set_yscale, axes.yaxis)
     scale("symlog", linthresh=largest / 100)

@@ -1,4 +1,4 @@
-"""A diagnosis as text: markdown, which is also what the terminal shows."""
+"""A diagnosis as markdown, for the file and for the terminal."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +10,7 @@ from eval.records import Record
 from eval.report.tables import NONE, markdown_table, number, spread
 from surgery.interference import Measured
 
-Row = Mapping[str, Any]  # one of the lists of diagnosis.json
-
+Row = Mapping[str, Any]  # an item of a list in diagnosis.json
 
 NAMES = {"ghost": "all parameters (ghost)", "last_layer": "last layer"}
 
@@ -28,9 +27,9 @@ def write(
 
     from eval.diagnosis.pictures import pictures
 
-    found = analyse(measures, records, k) | {"settings": settings}
-    made = pictures(found, measures)
-    text = markdown(found, {name: caption for name, (caption, _) in made.items()})
+    figures = analyse(measures, records, k) | {"settings": settings}
+    made = pictures(figures, measures)
+    text = markdown(figures, {name: caption for name, (caption, _) in made.items()})
     for old in out.glob("events.out.*"):
         old.unlink()
     with SummaryWriter(str(out)) as board:
@@ -40,31 +39,32 @@ def write(
             board.add_figure(f"diagnosis/{name}", figure, close=False)
     write_lines(out / "prompts.jsonl", per_prompt(measures, records, k))
     replace_text(out / "diagnosis.md", text)
-    write_json(out / "diagnosis.json", found)
+    write_json(out / "diagnosis.json", figures)
     return text
 
 
-def markdown(found: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
-    settings, k = found["settings"], found["k"]
+def markdown(figures: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+    settings, k = figures["settings"], figures["k"]
     lines = [
         f"# Interference of pass@{k} with pass@1",
         "",
-        f"{settings['model.path']} on {settings['task.name']}: {found['prompts']} prompts, n ="
-        f" {found['n']}, T = {settings['diagnose.temperature']:g}, top-p"
+        f"{settings['model.path']} on {settings['task.name']}: {figures['prompts']} prompts, n ="
+        f" {figures['n']}, T = {settings['diagnose.temperature']:g}, top-p"
         f" {settings['diagnose.top_p']:g}, seed {settings['diagnose.seed']}. pass@1"
-        f" {found['pass@1']:.3f}; {found['easy']} easy prompts (rate > 0.80), {found['hard']} hard"
-        f" ones (< 0.15), {found['no_gradient']} always or never solved and so without a gradient.",
+        f" {figures['pass@1']:.3f}; {figures['easy']} easy prompts (rate > 0.80), {figures['hard']}"
+        f" hard ones (< 0.15), {figures['no_gradient']} always or never solved, which have no"
+        " gradient.",
     ]
-    for name, result in reversed(found["measures"].items()):
+    for name, result in reversed(figures["measures"].items()):
         only = settings["surgery.modules"] if name == "ghost" else None
         title = f"parameters that match {only} (ghost)" if only else NAMES[name]
         lines += ["", f"## {title}", "", _filter_table(result["groups"], k)]
         if "cosines" in result:
             lines += ["", _cosine_table(result["cosines"]), "", _sign_change(result)]
-    if found["proxy"]:
-        lines += ["", "## The last layer as a proxy", "", _proxy_table(found["proxy"])]
-    if found["pairs"]:
-        lines += ["", "## Which prompts interfere", "", _pair_table(found["pairs"], k)]
+    if figures["proxy"]:
+        lines += ["", "## The last layer as a proxy", "", _proxy_table(figures["proxy"])]
+    if figures["pairs"]:
+        lines += ["", "## Which prompts interfere", "", _pair_table(figures["pairs"], k)]
     for name, caption in pictures.items():
         lines += ["", f"## {caption}", "", f"![{caption}]({name}.png)"]
     return "\n".join(lines) + "\n"
@@ -92,11 +92,11 @@ def _filter_table(rows: Sequence[Row], k: int) -> str:
     return markdown_table(header, cells)
 
 
-def _cosine_table(found: Mapping[str, Any]) -> str:
-    header = ["cos(J_k,J_m)", *(f"m = {k:g}" for k in found["k"])]
+def _cosine_table(cosines: Mapping[str, Any]) -> str:
+    header = ["cos(J_k,J_m)", *(f"m = {k:g}" for k in cosines["k"])]
     rows = [
         [f"k = {k:g}", *(number(c, ".2f") for c in row)]
-        for k, row in zip(found["k"], found["value"], strict=True)
+        for k, row in zip(cosines["k"], cosines["value"], strict=True)
     ]
     return markdown_table(header, rows)
 
@@ -111,8 +111,8 @@ def _sign_change(result: Mapping[str, Any]) -> str:
         else "⟨J_k,J_1⟩ of the widest filter is negative for no k"
     )
     return (
-        f"{measured}; the theory says: at the latest from k* = {widest['k_star']:.2f} on, if easy"
-        " prompts agree and hard ones do not, which holds for"
+        f"{measured}; the theory predicts: at the latest from k* = {widest['k_star']:.2f} on, if"
+        " easy prompts agree and hard ones do not, which holds for"
         f" {100 * (1 - widest['outside_share']):.0f} % of the agreement."
     )
 
@@ -152,6 +152,6 @@ def _pair_table(rows: Sequence[Row], k: int) -> str:
 
 
 def _text(who: Row) -> str:
-    """One line of a cell; diagnosis.json has the whole."""
+    """Return one line for a cell; diagnosis.json has the complete texts."""
     text = " ".join(f"{who['prompt']} → {who['gold']}".split()).replace("|", "\\|")
     return text if len(text) <= 60 else f"{text[:28]} … {text[-29:]}"

@@ -92,7 +92,7 @@ def log_softmax(
     the edge.
     """
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    logp = torch.log_softmax(wide / temperature, dim=-1)
+    logp = torch.log_softmax(wide if temperature == 1 else wide / temperature, dim=-1)
     if top_p == 1:
         return logp
     ordered, order = logp.detach().double().exp().sort(dim=-1, descending=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 
+import torch
 from torch import Tensor
 
 
@@ -25,8 +26,8 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ ((x >> 31) & ((1 << 33) - 1))
 
 
-def uniform(seed: int, rows: Tensor, t: int) -> Tensor:
-    """Return float64 uniforms in [0, 1), one for each row at position t."""
+def uniform(seed: int, rows: Tensor, t: int | Tensor) -> Tensor:
+    """Return float64 uniforms in [0, 1), one for each row at position t, a number or one int64."""
     key = _mix(rows * _wrap(0x9E3779B97F4A7C15) + seed)
-    key = _mix(key + _wrap((t + 1) * 0xD1B54A32D192ED03))
+    key = _mix(key + (torch.as_tensor(t) + 1) * _wrap(0xD1B54A32D192ED03))
     return ((key >> 11) & ((1 << 53) - 1)).double() * 2.0**-53

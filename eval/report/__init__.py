@@ -1,1 +1,1 @@
-"""Runs side by side: tables, pictures, one page."""
+"""The comparison of runs: tables, pictures, one page."""

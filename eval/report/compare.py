@@ -1,4 +1,4 @@
-"""Runs side by side: a row for each group of seeds, with intervals and verdicts."""
+"""A comparison of runs: one row per group of seeds, with intervals and verdicts."""
 
 import csv
 import io
@@ -20,19 +20,19 @@ Row = dict[str, Any]
 
 
 def compare(runs: Sequence[Run], margin: float = 0.0) -> list[Row]:
-    """One row a group, by the exact values where all its runs have them.
+    """Return one row per group, with exact values if all runs have them.
 
-    A verdict is better or worse where Holm's p over all rows, of the hypothesis that the change
-    lies within the margin, is below 0.05; else it is "cannot tell".
+    The hypothesis is that the change lies within the margin. If Holm's p over all rows is below
+    0.05, the verdict is better or worse; else it is "cannot tell".
     """
     groups = grouped(runs)
     exact = all(run.exact for run in runs)
-    found = curves(list(groups.values()), exact)
+    mixtures = curves(list(groups.values()), exact)
     rows, estimates = [], []
     for name, members in groups.items():
         metrics = list(dict.fromkeys(("pass@1", members[0].k)))
         estimates.append({metric: _estimate(members, metric, exact) for metric in metrics})
-        distance = above(members, found, exact)
+        distance = above(members, mixtures, exact)
         row: Row = {
             "run": name,
             "seeds": len(members),
@@ -56,8 +56,10 @@ def compare(runs: Sequence[Run], margin: float = 0.0) -> list[Row]:
 
 
 def _estimate(runs: Sequence[Run], metric: str, exact: bool) -> Estimate:
-    """The change: over seeds where values are true; over problems, and seeds if there are several,
-    where they are sampled.
+    """Return the change of a metric with its interval.
+
+    The interval of true values is over seeds. That of sampled values is over problems and, if there
+    are several, seeds.
     """
     changes = [
         run.value("after", metric, exact) - run.value("before", metric, exact) for run in runs
@@ -88,7 +90,7 @@ def _scores(runs: Sequence[Run], metric: str, exact: bool) -> dict[str, Any]:
 def _judge(
     rows: Sequence[Row], estimates: Sequence[Mapping[str, Estimate]], metric: str, margin: float
 ) -> None:
-    """Adds change, p-values and verdict of one metric to all rows that have it."""
+    """Add change, p-values and verdict of one metric to all rows that have it."""
     family = [
         (row[metric], x[metric]) for row, x in zip(rows, estimates, strict=True) if metric in x
     ]
@@ -105,7 +107,7 @@ def word(estimate: Estimate, p: float) -> str:
 
 
 def _difficulty(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Problems gained and lost by difficulty: means over seeds, p of a single seed only."""
+    """Return problems gained and lost by difficulty: means over seeds, p for one seed only."""
     tables = [by_difficulty(run.records("before"), run.records("after")) for run in runs]
     rows = []
     for level in dict.fromkeys(x["difficulty"] for part in tables for x in part):
@@ -118,26 +120,26 @@ def _difficulty(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def header(k: int) -> list[str]:
-    found = ["run", "seeds"]
+    columns = ["run", "seeds"]
     for metric in dict.fromkeys(("pass@1", f"pass@{k}")):
-        found += [metric, "change", "verdict"]
-    return [*found, "above mix", "lowest pass@1", "frontier share", "seconds"]
+        columns += [metric, "change", "verdict"]
+    return [*columns, "above mix", "lowest pass@1", "frontier share", "seconds"]
 
 
 def cells(row: Row) -> list[str]:
-    found = [row["run"], str(row["seeds"])]
+    texts = [row["run"], str(row["seeds"])]
     for metric in dict.fromkeys(("pass@1", f"pass@{row['k']}")):
         x = row[metric]
-        found.append(f"{x['before']:.3f} → {x['after']['value']:.3f}")
-        found += [spread(x["change"], "+", x["too_few"]), x["verdict"]]
+        texts.append(f"{x['before']:.3f} → {x['after']['value']:.3f}")
+        texts += [spread(x["change"], "+", x["too_few"]), x["verdict"]]
     distance, share = row["above_mix"], row.get("frontier_share")
-    found.append(NONE if distance is None else spread(distance, "+"))
-    found += [f"{row['lowest_pass@1']:.3f}", number(share, ".2f")]
-    return [*found, f"{row['seconds']:.0f}"]
+    texts.append(NONE if distance is None else spread(distance, "+"))
+    texts += [f"{row['lowest_pass@1']:.3f}", number(share, ".2f")]
+    return [*texts, f"{row['seconds']:.0f}"]
 
 
 def render(rows: Sequence[Row], markdown: bool = False) -> str:
-    """A table for each k, for the terminal or as markdown."""
+    """Return a table for each k, for the terminal or as markdown."""
     tables = []
     for k in dict.fromkeys(row["k"] for row in rows):
         lines = [cells(row) for row in rows if row["k"] == k]
@@ -149,7 +151,7 @@ def render(rows: Sequence[Row], markdown: bool = False) -> str:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """Every number of the rows, one column each; what a row has not is left empty."""
+    """Return the rows as CSV, one column per number; missing numbers are empty."""
     flat = [dict(leaves({k: x for k, x in row.items() if k != "difficulty"})) for row in rows]
     out = io.StringIO()
     writer = csv.DictWriter(out, list(dict.fromkeys(k for row in flat for k in row)))
@@ -159,7 +161,7 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 
 def notes(rows: Sequence[Row], margin: float) -> list[str]:
-    """How to read the table, in sentences."""
+    """Return sentences that explain the table."""
     values = "True values" if rows[0]["exact"] else "Sampled values"
     lines = [
         f"{values}; means over seeds. Changes are paired, with Student-t 95 % intervals over seeds"

@@ -1,4 +1,4 @@
-"""The curve that fixed mixtures trace over lambda, and how far above it another rule ends."""
+"""The curve of fixed mixtures over lambda, and the distance of other rules above it."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from eval.scores.passk import problem_scores
 Point = tuple[float, float]  # (pass@1, pass@k)
 
 
-# what two runs must share for one to be held against the other: the work, not how it was tuned
+# the keys that two comparable runs share: the work, but not its tuning
 PROTOCOL = (
     *("model.", "task.", "objective.k", "eval.k", "eval.problems", "eval.samples"),
     *("eval.temperature", "eval.top_p", "eval.seed"),
@@ -33,8 +33,9 @@ PROTOCOL = (
 
 @dataclass(frozen=True)
 class Curve:
-    """Ends of runs [lambda, seed, metric, problem] of one setting; lambdas ascend from 0, which is
-    pass@k alone.
+    """Ends of runs [lambda, seed, metric, problem] of one setting.
+
+    The lambdas ascend; lambda = 0 is pass@k alone.
     """
 
     protocol: str
@@ -50,7 +51,7 @@ class Curve:
 
 
 def end(run: Run, exact: bool) -> Tensor:
-    """pass@1 and pass@k of each problem [metric, problem]; exact values are of one column."""
+    """Return pass@1 and pass@k of each problem [metric, problem]; exact values have one column."""
     if exact:
         values = [[run.value("after", metric, exact)] for metric in ("pass@1", run.k)]
         return torch.tensor(values, dtype=torch.float64)
@@ -59,13 +60,13 @@ def end(run: Run, exact: bool) -> Tensor:
 
 
 def curves(groups: Sequence[Sequence[Run]], exact: bool) -> list[Curve]:
-    """One for each setting under which two lambdas or more were run on shared seeds."""
+    """Return one curve per setting that has two lambdas or more with common seeds."""
     settings: dict[str, dict[float, Sequence[Run]]] = {}
     for runs in groups:
         mix = mixture(runs[0])
         if mix is not None:
             settings.setdefault(_setting(runs[0]), {})[mix] = runs
-    found = []
+    mixtures = []
     for setting, by_lambda in settings.items():
         seeds = set.intersection(
             *({x.summary["seed"] for x in runs} for runs in by_lambda.values())
@@ -78,24 +79,24 @@ def curves(groups: Sequence[Sequence[Run]], exact: bool) -> list[Curve]:
             for mix in lambdas
         ]
         protocol = _protocol(by_lambda[lambdas[0]][0])
-        found.append(Curve(protocol, setting, lambdas, sorted(seeds), torch.stack(ends)))
-    return found
+        mixtures.append(Curve(protocol, setting, lambdas, sorted(seeds), torch.stack(ends)))
+    return mixtures
 
 
 def mixture(run: Run) -> float | None:
-    """The lambda of a fixed mixture; None of any other rule."""
+    """Return the lambda of a fixed mixture; None for any other rule."""
     if run.config.get("objective.k_schedule"):
         return None
     rule = run.config["surgery.rule"]
     return {"mix": run.config["surgery.mix"], "none": 0.0}.get(rule)
 
 
-def above(runs: Sequence[Run], found: Sequence[Curve], exact: bool) -> Interval | None:
-    """pass@k minus the curve's pass@k at the same pass@1, over the seeds that both have.
+def above(runs: Sequence[Run], mixtures: Sequence[Curve], exact: bool) -> Interval | None:
+    """Return pass@k minus the curve's pass@k at the same pass@1, over the common seeds.
 
-    None where there is no curve under the same protocol, or the runs are on it.
+    Return None if no curve has the same protocol, or if the runs are on the curve.
     """
-    rivals = [curve for curve in found if curve.protocol == _protocol(runs[0])]
+    rivals = [curve for curve in mixtures if curve.protocol == _protocol(runs[0])]
     if mixture(runs[0]) is not None and any(x.setting == _setting(runs[0]) for x in rivals):
         return None
     by_seed = {run.summary["seed"]: run for run in runs}
@@ -108,10 +109,10 @@ def above(runs: Sequence[Run], found: Sequence[Curve], exact: bool) -> Interval 
 
 
 def distance(ends: Tensor, curves: Sequence[Tensor], exact: bool) -> Interval:
-    """How far the mean of ends [seed, metric, problem] lies above curves [lambda, seed, ...].
+    """Return how far the mean of ends [seed, metric, problem] is above curves [lambda, seed, ...].
 
-    Of several curves (such as one for each learning rate) the highest counts. Exact values differ
-    between seeds alone: a jackknife over them.
+    With several curves (such as one for each learning rate) the highest one counts. Exact values
+    vary only over seeds, so their interval is a jackknife over seeds.
     """
 
     def gaps(places: Sequence[int]) -> list[float]:
@@ -120,51 +121,53 @@ def distance(ends: Tensor, curves: Sequence[Tensor], exact: bool) -> Interval:
 
     if exact:
         return jackknife(lambda places: min(gaps(places)), len(ends)).interval
-    found = gaps(range(len(ends)))
-    return sampled(torch.cat([curves[found.index(min(found))], ends[None]]))
+    distances = gaps(range(len(ends)))
+    highest = curves[distances.index(min(distances))]
+    return sampled(torch.cat([highest, ends[None]]))
 
 
 def sampled(runs: Tensor) -> Interval:
-    """The `gap` of runs [run, seed, metric, problem] that share their problems.
+    """Return the `gap` of runs [run, seed, metric, problem] that share their problems.
 
-    All mean ends are drawn anew with the covariance that seeds and problems give them, longer by
-    the ratio of Student's t to the normal quantile; the interval's ends are quantiles of the drawn
-    gaps. The error of the linearised gap (delta method) gives the degrees of freedom only: near a
-    bend of the curve it depends on the side on which the run happened to end.
+    The interval's ends are quantiles of simulated gaps. The simulation draws all mean ends with
+    their covariance over seeds and problems, scaled by the ratio of Student's t to the normal
+    quantile. The error of the linearised gap (delta method) gives only the degrees of freedom: near
+    a bend of the curve it depends on the side on which the run happened to end.
     """
     mean = runs.mean((1, 3))
     apart = runs - mean[:, None, :, None]
     slopes = torch.autograd.functional.jacobian(gap, mean)
-    found = spread(torch.einsum("rm,rsmp->sp", slopes, apart))
-    if found.seeds + found.added == 0:
+    variances = spread(torch.einsum("rm,rsmp->sp", slopes, apart))
+    if variances.seeds + variances.added == 0:
         return unknown(float(gap(mean))).interval
     generator = torch.Generator().manual_seed(0)
 
     def drawn(deviations: Tensor) -> Tensor:
-        """Normal, with the covariance of a mean over the last dimension."""
+        """Draw normal values with the covariance of a mean over the last dimension."""
         size = deviations.shape[-1]
         root = torch.linalg.qr(deviations.flatten(0, 1).T, mode="r").R
         normal = torch.randn(RESAMPLES, len(root), generator=generator, dtype=mean.dtype)
         return (normal @ root).unflatten(1, mean.shape) / math.sqrt(size * max(size - 1, 1))
 
-    share = math.sqrt(found.added / found.problems) if found.problems else 0.0
+    share = math.sqrt(variances.added / variances.problems) if variances.problems else 0.0
     noise = share * drawn(apart.mean(1)) + drawn(apart.mean(3).transpose(1, 2))
     level = (1 + LEVEL) / 2
-    longer = t_quantile(level, found.freedom) / normal_quantile(level)
+    longer = t_quantile(level, variances.freedom) / normal_quantile(level)
     ends = torch.tensor([1 - level, level], dtype=mean.dtype)
     low, high = gap(mean + longer * noise).quantile(ends).tolist()
     return {"value": float(gap(mean)), "low": low, "high": high}
 
 
 def gap(means: Tensor) -> Tensor:
-    """pass@k of the last of [..., run, metric] minus the height of the others' curve."""
+    """Return pass@k of the last of [..., run, metric] minus the height of the others' curve."""
     last = means[..., -1, :]
     return last[..., 1] - height(means[..., :-1, :], last[..., 0])
 
 
 def height(points: Tensor, pass_1: Tensor) -> Tensor:
-    """pass@k of the broken line through points [..., point, metric] at a pass@1; the highest, where
-    it passes twice, and level beyond its ends.
+    """Return pass@k at a pass@1 on the broken line through points [..., point, metric].
+
+    If the line has several values there, the highest one counts. Beyond its ends the line is level.
     """
     x, y = points.unbind(-1)
     at = pass_1[..., None]
@@ -180,16 +183,16 @@ def height(points: Tensor, pass_1: Tensor) -> Tensor:
 
 
 def _protocol(run: Run) -> str:
-    """What it shares with all runs that did the same work, as one text."""
+    """Return the settings common to all runs of the same work, as one text."""
     return _text(run, [k for k in run.config if k.startswith(PROTOCOL)])
 
 
 def _setting(run: Run) -> str:
-    """All but the rule and the seed, as one text."""
+    """Return all settings except the rule and the seed, as one text."""
     return _text(run, [k for k in run.config if not k.startswith(("surgery.", *NOT_COMPARED))])
 
 
 def _text(run: Run, keys: Sequence[str]) -> str:
-    """With the problems of its evaluation: data may have changed under its name."""
+    """Return the values of keys, and the evaluation's problems, as data may have changed."""
     problems = [x["id"] for x in run.records("after")]
     return repr(([(k, run.config[k]) for k in sorted(keys)], problems))

@@ -1,4 +1,4 @@
-"""One HTML page with everything in it: no script, no font, no picture from anywhere else."""
+"""One self-contained HTML page, without scripts and without external fonts or pictures."""
 
 import base64
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ details { margin: .4rem 0; } summary { cursor: pointer; }
 
 def page(title: str, parts: Sequence[str]) -> str:
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-    icon = '<link rel="icon" href="data:,">'  # or a browser would ask for one
+    icon = '<link rel="icon" href="data:,">'  # without it a browser requests one
     return (
         f'<!doctype html><html lang="en"><head>{head}{icon}<title>{escape(title)}</title>'
         f"<style>{STYLE}</style></head><body><h1>{escape(title)}</h1>{''.join(parts)}</body></html>\n"

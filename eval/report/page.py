@@ -1,4 +1,4 @@
-"""Everything that a comparison of runs leaves behind: tables, pictures, one HTML page."""
+"""The output of a comparison of runs: tables, pictures, one HTML page."""
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from eval.report.tables import difficulty_cells
 def write(runs: Sequence[Run], out: Path, margin: float, scalars: Sequence[str] = ()) -> list[Row]:
     """Write compare.md, .csv, .json, .html and all pictures into `out`; return the rows.
 
-    `scalars` are drawn over training, in a picture of their own.
+    A further picture shows the `scalars` over training.
     """
     rows = compare(runs, margin)
     _check(scalars, runs)
@@ -46,9 +46,9 @@ def write(runs: Sequence[Run], out: Path, margin: float, scalars: Sequence[str] 
 
 GAINED = (
     "A problem counts as solved if more than half of its answers are right. Easy, medium, hard:"
-    " above 0.80, between, below 0.15 for the base; where the true rate is not known, one half of"
-    " the base's answers says how hard a problem was, and the other half is what the change is held"
-    " against. Numbers are means over seeds; p is McNemar's exact one, for a single seed."
+    " above 0.80, between, below 0.15 for the base. If the true rate is not known, one half of the"
+    " base's answers gives the difficulty of a problem, and the change is measured against the"
+    " other half. Numbers are means over seeds; p is McNemar's exact p-value, for a single seed."
 )
 
 
@@ -57,14 +57,14 @@ def _ks(rows: Sequence[Row]) -> list[int]:
 
 
 class Picture(NamedTuple):
-    name: str  # of its file
+    name: str  # file name without its suffix
     title: str
     caption: str
     figure: Figure
 
 
 def _pictures(rows: Sequence[Row], runs: Sequence[Run]) -> Iterator[Picture]:
-    """All pictures of the rows: those of one k, then those of the next."""
+    """Yield all pictures of the rows, one k after the other."""
     ks = _ks(rows)
     for k in ks:
         part = [row for row in rows if row["k"] == k]

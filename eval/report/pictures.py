@@ -1,4 +1,4 @@
-"""Pictures of runs side by side."""
+"""Pictures that compare runs."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -20,9 +20,10 @@ from eval.tasks.registry import build_task
 def pareto(
     rows: Sequence[Row], groups: Mapping[str, list[Run]], curves: Sequence[Curve], k: int
 ) -> Figure:
-    """pass@k against pass@1: the base, every run's path, ends with intervals over seeds.
+    """Draw pass@k against pass@1: the base, every run's path, ends with intervals over seeds.
 
-    Beside them the fixed mixtures' curve, and the best that is reachable where the task knows it.
+    The picture also has the curve of the fixed mixtures, and the best reachable values if the task
+    knows them.
     """
     figure = plots.figure(9.5, 6)
     axes = figure.subplots()
@@ -75,15 +76,15 @@ def _bars(x: Interval) -> list[list[float]] | None:
 
 
 def frontier(run: Run, k: int) -> list[tuple[float, float]] | None:
-    """The best (pass@1, pass@k) that any policy of the run's task can reach, where it knows."""
+    """Return the best reachable (pass@1, pass@k) of the run's task, or None if unknown."""
     if ":" in run.config["task.name"]:
-        return None  # a file of the user's own need not be here any more
+        return None  # the user's file may be gone
     options = {key.removeprefix("task."): x for key, x in run.config.items() if key[:5] == "task."}
     return build_task(options).frontier(k)
 
 
 def against_k(rows: Sequence[Row]) -> Figure:
-    """pass@k against k, before and after."""
+    """Draw pass@k against k, before and after."""
     figure = plots.figure(8.5, 5)
     axes = figure.subplots()
     plots.plain(axes)
@@ -103,7 +104,7 @@ def against_k(rows: Sequence[Row]) -> Figure:
 
 
 def over_steps(rows: Sequence[Row], groups: Mapping[str, list[Run]], k: int) -> Figure:
-    """pass@1 and pass@k over training: mean over seeds, with the range of the seeds."""
+    """Draw pass@1 and pass@k over training: mean over seeds, with the range of the seeds."""
     figure = plots.figure(12, 5)
     panels = figure.subplots(1, 2, sharex=True)
     for axes, metric in zip(panels, ("pass@1", f"pass@{k}"), strict=True):
@@ -118,7 +119,7 @@ def over_steps(rows: Sequence[Row], groups: Mapping[str, list[Run]], k: int) -> 
 
 
 def _over_seeds(axes: Axes, i: int, label: str, paths: Sequence[dict[int, float]]) -> None:
-    """Line i: the mean over seeds at the steps that all have, and the range of the seeds."""
+    """Draw line i: the mean over seeds at their common steps, and the range of the seeds."""
     steps = sorted(set(paths[0]).intersection(*paths))
     values = [[path[step] for path in paths] for step in steps]
     low, high = [min(x) for x in values], [max(x) for x in values]
@@ -129,7 +130,7 @@ def _over_seeds(axes: Axes, i: int, label: str, paths: Sequence[dict[int, float]
 
 
 def of_scalars(names: Sequence[str], groups: Mapping[str, list[Run]]) -> Figure:
-    """Any scalars of metrics.jsonl over training, a panel each, of the runs that have them."""
+    """Draw scalars of metrics.jsonl over training, one panel each, for the runs with them."""
     figure, panels = plots.panels(len(names), 3, (3.6, 2.9), 0.5)
     known: dict[str, Artist] = {}
     for axes, name in zip(panels, names, strict=True):
@@ -150,7 +151,7 @@ def of_scalars(names: Sequence[str], groups: Mapping[str, list[Run]]) -> Figure:
 
 
 def flows(groups: Mapping[str, list[Run]]) -> Figure:
-    """Moves of problems between easy, medium and hard, as shares; each seed's problems count."""
+    """Draw moves between easy, medium and hard, as shares of the problems of all seeds."""
     figure, panels = plots.panels(len(groups), 4, (3.1, 2.7), 0.4)
     for axes, (name, runs) in zip(panels, groups.items(), strict=True):
         tables = [moves(run.records("before"), run.records("after")) for run in runs]
@@ -160,7 +161,7 @@ def flows(groups: Mapping[str, list[Run]]) -> Figure:
 
 
 def _alluvial(axes: Axes, table: Sequence[Sequence[int]]) -> None:
-    """Ribbons from the levels of before, on the left, to those of after; easy on top."""
+    """Draw ribbons from the levels before (left) to the levels after (right); easy on top."""
     total = sum(map(sum, table))
     gap = 0.03
     ends = [sum(row) for row in table], [sum(column) for column in zip(*table, strict=True)]

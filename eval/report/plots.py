@@ -7,11 +7,11 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart by the colour-blind
+# Okabe and Ito's palette, which colour-blind readers can distinguish
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, YELLOW, BLACK = "#E69F00", "#56B4E9", "#F0E442", "#000000"
 
-# of runs and rules in their order; a second round changes marker and line
+# for runs and rules in their order; a second round changes marker and line
 COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 MARKERS, LINES = ("o", "^", "s", "D", "v", "P", "X"), ("-", "--", ":", "-.")
 
@@ -26,7 +26,7 @@ RATES: Look = {"cmap": "viridis", "vmin": 0, "vmax": 1}  # marks coloured by a s
 
 
 def style(i: int) -> Look:
-    """Colour and line of run or rule i."""
+    """Return colour and line of run or rule i."""
     turn = i // len(COLOURS)
     return {"color": COLOURS[i % len(COLOURS)], "linestyle": LINES[turn % len(LINES)]}
 
@@ -36,14 +36,14 @@ def marker(i: int) -> str:
 
 
 def figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches; its parts make room for each other."""
+    """Return an empty figure of a size in inches, whose parts do not overlap."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def panels(
     count: int, columns: int, size: tuple[float, float], below: float
 ) -> tuple[Figure, list[Axes]]:
-    """As many panels of a size, in rows of at most `columns`, with room for what stands `below`."""
+    """Return `count` panels of a size, at most `columns` per row, with room `below` in inches."""
     columns = min(columns, count)
     rows = math.ceil(count / columns)
     made = figure(size[0] * columns, size[1] * rows + below)
@@ -54,26 +54,26 @@ def panels(
 
 
 def plain(axes: Axes) -> None:
-    """A pale grid behind the data, and no frame above and to the right."""
+    """Put a pale grid behind the data, and remove the frame above and to the right."""
     axes.grid(color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def legend_beside(axes: Axes, **more: Any) -> None:
-    """The legend to the right of the axes: no data can lie under it."""
+    """Put the legend to the right of the axes, so that it covers no data."""
     place: Look = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
     axes.legend(fontsize=8, frameon=False, **place, **more)
 
 
 def legend_above(axes: Axes) -> None:
-    """The legend above the axes, in two columns."""
+    """Put the legend above the axes, in two columns."""
     place: Look = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
     axes.legend(fontsize=8, frameon=False, **place, ncols=2)
 
 
 def legend_under(axes: Axes) -> None:
-    """The legend under the axes, in two columns."""
+    """Put the legend under the axes, in two columns."""
     place: Look = {"loc": "upper left", "bbox_to_anchor": (0, -0.16)}
     axes.legend(fontsize=8, frameon=False, **place, ncols=2)
 

@@ -1,4 +1,4 @@
-"""Finished runs on disk, and what they say step by step."""
+"""Finished runs on disk, and their values step by step."""
 
 import os
 from collections import Counter
@@ -14,19 +14,13 @@ from eval.errors import Refusal
 from eval.files import leaves, read_json, read_lines
 from eval.records import Record, read_records
 
-# no part of what a run is; train.top_p could only be 1, and is no key any more
+# keys that may differ within a group; train.top_p could only be 1 and is no longer a key
 NOT_COMPARED = ("seed", "run.", "logging.", "diagnose.", "eval.every", "train.top_p")
-
 
 OTHERS = "restore it from a copy, or leave the run out"
 
-
 NUMBER = int | float
-
-
 INTERVAL = {"value": NUMBER, "low": NUMBER | None, "high": NUMBER | None}
-
-
 SUMMARY = {
     **{"run": str, "seed": int, "k": int, "steps": int, "seconds": NUMBER},
     **{"before": {"*": INTERVAL}, "after": {"*": INTERVAL}, "change?": {"*": INTERVAL}},
@@ -38,7 +32,7 @@ SUMMARY = {
 
 
 def read_summary(path: Path, remedy: str = OTHERS) -> dict[str, Any]:
-    """A run's summary.json, with all that is read of it."""
+    """Return a run's summary.json after a check of all keys that are read."""
     k = read_json(path, SUMMARY, remedy)["k"]
     names = ("pass@1", f"pass@{k}")
     ends = {when: dict.fromkeys(names, INTERVAL) for when in ("before", "after", "change?")}
@@ -48,13 +42,13 @@ def read_summary(path: Path, remedy: str = OTHERS) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Run:
-    group: str  # runs of one group differ in the seed alone
+    group: str  # runs of one group differ only in the seed
     folder: Path
     summary: dict[str, Any]
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """{"train.lr": 3e-4, ...}"""
+        """The configuration as {"train.lr": 3e-4, ...}."""
         return dict(leaves(OmegaConf.to_container(OmegaConf.load(self.folder / "config.yaml"))))  # type: ignore[arg-type]
 
     @cached_property
@@ -62,7 +56,7 @@ class Run:
         return read_lines(self.folder / "metrics.jsonl", {"step": int}, OTHERS)
 
     def records(self, when: str) -> list[Record]:
-        """One record a problem, `before` or `after`."""
+        """Return one record per problem, `before` or `after`."""
         return read_records(self.folder / "eval" / f"{when}.jsonl", OTHERS)
 
     @property
@@ -71,7 +65,7 @@ class Run:
 
     @property
     def exact(self) -> bool:
-        """Whether its true pass@k are known."""
+        """True if the exact values of pass@k are known."""
         return bool(self.summary.get("exact"))
 
     def value(self, when: str, metric: str, exact: bool) -> float:
@@ -80,12 +74,12 @@ class Run:
         return self.summary[when][metric]["value"]
 
     def path(self, metric: str, exact: bool) -> list[tuple[int, float]]:
-        """(step, value) from start to end."""
+        """Return (step, value) from start to end."""
         name = f"{'exact' if exact else 'eval'}/{metric}"
         return [(x["step"], x[name]) for x in self.history if name in x]
 
     def scalar(self, name: str) -> list[tuple[int, float]]:
-        """(step, value) of a scalar of metrics.jsonl, or of "a-b", one less another."""
+        """Return (step, value) of a scalar of metrics.jsonl, or of a difference "a-b"."""
         first, *others = name.split("-")
         return [
             (x["step"], x[first] - sum(x[other] for other in others))
@@ -95,9 +89,9 @@ class Run:
 
 
 def find_runs(folders: Iterable[Path]) -> list[Run]:
-    """Every finished run at or below the folders.
+    """Return every finished run in the folders or below them.
 
-    Runs are of one group if they lie side by side, as seed0, seed1, ... do.
+    Runs form one group if they are in the same folder, such as seed0, seed1, ...
     """
     paths = sorted({path.resolve() for x in folders for path in x.rglob("summary.json")})
     paths = [path for path in paths if (path.parent / "config.yaml").exists()]
@@ -106,7 +100,7 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
     twice = {name for name, n in Counter(name for _, name in places).items() if n > 1}
     if not twice:
         return runs
-    top = os.path.commonpath([run.folder.parent for run in runs])  # what tells them apart is below
+    top = os.path.commonpath([run.folder.parent for run in runs])  # the paths differ below it
     return [
         replace(run, group=os.path.relpath(run.folder.parent, top)) if run.group in twice else run
         for run in runs
@@ -114,11 +108,11 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
 
 
 class BadRuns(Refusal):
-    """Runs that cannot be compared, in one line."""
+    """The runs cannot be compared; the message is one line."""
 
 
 def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs of each group, by seed."""
+    """Return the runs of each group, by seed."""
     groups: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.summary["seed"]):
         groups.setdefault(run.group, []).append(run)
@@ -128,6 +122,6 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
                 values = first.config.get(key), run.config.get(key)
                 if values[0] != values[1] and not key.startswith(NOT_COMPARED):
                     differs = f"{key} = {values[1]}, but {values[0]} in {first.folder}"
-                    remedy = "runs side by side differ in the seed alone: move one of them"
+                    remedy = "runs in one folder may differ only in the seed: move one of them"
                     raise BadRuns(f"{run.folder}: {differs}; {remedy}")
     return {name: groups[name] for name in dict.fromkeys(run.group for run in runs)}

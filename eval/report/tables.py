@@ -1,4 +1,4 @@
-"""Tables for the terminal and as markdown, their numbers, and the texts of a run and of scores."""
+"""Tables for the terminal and as markdown, and the texts of a run and of scores."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,9 +8,10 @@ from eval.scores.passk import verdict
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for the terminal: the first column is flush left, the others flush right.
+    """Return a table for the terminal, the first column flush left, the others flush right.
 
-    Cells may be names out of data: each stays in its line, and what cannot be printed is a space.
+    Cells may contain names from data: characters that cannot be printed become spaces, so that each
+    cell stays in its line.
     """
     header, *rows = ([_printable(cell) for cell in row] for row in [header, *rows])
     widths = _widths([header, *rows])
@@ -28,7 +29,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def markdown_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], aligned: bool = True
 ) -> str:
-    """A table as markdown; `aligned`, all cells of a column are as wide as the widest one."""
+    """Return a table as markdown; `aligned` gives all cells of a column the same width."""
     widths = _widths([header, *rows]) if aligned else [0] * len(header)
     rule = ["-" * (width if aligned else 3) for width in widths]
     padded = [
@@ -46,9 +47,9 @@ def _printable(text: str) -> str:
     return "".join(x if x.isprintable() else " " for x in text)
 
 
-NONE = "–"  # a number that there is not
+NONE = "–"  # a missing number
 STAR = "*"
-TOO_FEW = "* Too few solved: fewer than five problems bear what was solved, or failed."
+TOO_FEW = "* Too few solved: fewer than five problems have all successes, or all failures."
 
 
 def number(x: float | None, form: str) -> str:
@@ -56,16 +57,16 @@ def number(x: float | None, form: str) -> str:
 
 
 def spread(x: Interval, sign: str = "", too_few: bool = False, form: str = ".3f") -> str:
-    """The value with its interval, where it has one; a star where too few problems bear it."""
+    """Return the value with its interval, if it has one, and a star for too few problems."""
     form = f"{sign}{form}"
     ends = "" if x["low"] is None else f" [{x['low']:{form}}, {x['high']:{form}}]"
     return f"{x['value']:{form}}{ends}{STAR if too_few else ''}"
 
 
 def run_table(summary: Mapping[str, Any]) -> str:
-    """A run's results: each pass@k before and after, its change, and a verdict.
+    """Return a run's results: each pass@k before and after, its change, and a verdict.
 
-    Exact values follow where they are known.
+    Exact values follow if they are known.
     """
     exact = summary.get("exact")
     header = ["", "before", "after", "change"]
@@ -98,7 +99,7 @@ def run_table(summary: Mapping[str, Any]) -> str:
 
 
 def score_report(summary: Mapping[str, Any]) -> str:
-    """One model, or one file of generations: how it was asked, its scores, and its slices."""
+    """Return settings, scores and slices of one model or one file of generations."""
     exact, n = summary.get("exact"), summary["n"]
     rows = []
     for (name, passed), voted in zip(
@@ -112,8 +113,8 @@ def score_report(summary: Mapping[str, Any]) -> str:
     error = summary["standard_error"]
     facts = [
         *([] if error is None else [f"pass@1 has a standard error of {error:.3f} over problems"]),
-        f"{summary['distinct']:.1f} distinct answers a problem",
-        f"{summary['length']:.1f} {_unit(summary)} an answer",
+        f"{summary['distinct']:.1f} distinct answers per problem",
+        f"{summary['length']:.1f} {_unit(summary)} per answer",
         f"{_share(summary['truncated_share'])} truncated",
         f"{_share(summary['undecided_share'])} undecided verdicts",
     ]
@@ -130,7 +131,7 @@ def _explained(text: str) -> str:
 
 
 def _how(summary: Mapping[str, Any], swept: bool = False) -> str:
-    """Model, problems and decoding; for a sweep without the settings that its lines show."""
+    """Return model, problems and decoding; a sweep omits the settings that its lines show."""
     settings = summary["settings"]
     name = settings["model"] if swept else summary["label"]
     parts = [f"{name}: {summary['problems']} problems", f"n = {summary['n']}"]
@@ -166,7 +167,7 @@ def _slice_table(slices: Sequence[Mapping[str, Any]]) -> str:
 
 
 def sweep_report(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """One line for each decoding temperature or point between two models."""
+    """Return one line for each decoding temperature or point between two models."""
     most = max(summaries, key=lambda x: x["n"])
     names = list(most["scores"])
     rows = [
@@ -188,7 +189,7 @@ def sweep_report(summaries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def difficulty_cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines: problems gained and lost by difficulty, of every run that `rows` has."""
+    """Return header and lines of problems gained and lost by difficulty, for every run."""
     lines = []
     for row in rows:
         for x in row["difficulty"]:

@@ -21,10 +21,12 @@ class Decoding:
     max_new_tokens: int
     temperature: float = 1.0  # 0 is greedy
     top_p: float = 1.0
-    # tokens in memory at once: rows times columns of a batch, or slots of the paged cache
-    token_budget: int = 2**16
+    # tokens in memory at once: rows times columns of a batch, or slots of the paged cache; 0: as
+    # many as fit
+    token_budget: int = 0
     sampler: str = "cached"  # a name in SAMPLERS of eval/rollout/sample.py
     features: bool = False  # costs `cached` one more product with the head per token
+    cuda_graph: bool = True  # on a GPU, `cached` captures a token as a graph where it can
 
     def chunks(self, lengths: Sequence[int], n: int) -> Iterator[slice]:
         """Yield runs of prompts whose n completions, padded to the longest, fit the budget.
@@ -71,7 +73,7 @@ class Rollout:
     """n completions for each prompt; row i n + j is completion j of prompt i."""
 
     prompts: list[list[int]]
-    completions: list[list[int]]  # token ids, with the end-of-text token where there is one
+    completions: list[list[int]]  # token ids, with the end-of-text token if there is one
     texts: list[str]  # without the end-of-text token
     truncated: Tensor  # [rows] bool: no end of text within the limit
     logprobs: Tensor  # [rows] log-probability of the completion under the distribution sampled

@@ -1,10 +1,12 @@
 """Sampling of n completions per prompt with the configured sampler."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from eval.policy.policy import Policy
+from eval.rollout.budget import rollout_tokens
 from eval.rollout.cached import Cached
 from eval.rollout.continuous import Continuous
 from eval.rollout.recompute import measure
@@ -28,12 +30,19 @@ def sample(
     `problem_ids` name the prompts in the random stream. With `cached`, a subset of the prompts
     therefore gets the same draws as it gets among all prompts.
     """
+    if not decoding.token_budget:
+        tokens = rollout_tokens(policy, decoding.max_new_tokens)
+        decoding = replace(decoding, token_budget=tokens)
     sampler = SAMPLERS[decoding.sampler]
     sampler.check(policy)
     ids = policy.encode(prompts)
     names = list(range(len(ids)) if problem_ids is None else problem_ids)
-    completions, readings = sampler.draw(policy, Order(ids, names, n, decoding, seed))
-    readings = readings or measure(policy, ids, completions, decoding)
+    try:
+        completions, readings = sampler.draw(policy, Order(ids, names, n, decoding, seed))
+        readings = readings or measure(policy, ids, completions, decoding)
+    except torch.OutOfMemoryError:
+        why = f"train.rollout_tokens = {decoding.token_budget}: too much for the device's memory"
+        raise SamplingFailed(f"{why}; set half of it") from None
     if not readings.logprobs.isfinite().all():
         row = int(readings.logprobs.isfinite().logical_not().nonzero()[0])
         why = f"the model's logits are not finite after the prompt {prompts[row // n][:60]!r}"

@@ -1,4 +1,4 @@
-"""Which problems a change gained and lost, by how hard they were: where interference shows."""
+"""Problems gained and lost in a change, by difficulty, where interference shows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,9 +9,7 @@ from eval.records import Record
 from eval.scores.intervals import mcnemar
 
 LEVELS = ("easy", "medium", "hard")
-
-
-EASY, HARD = 0.80, 0.15  # a success rate above, below
+EASY, HARD = 0.80, 0.15  # easy above the first success rate, hard below the second
 
 
 def level_of(rate: float) -> str:
@@ -19,33 +17,34 @@ def level_of(rate: float) -> str:
 
 
 def difficulty(before: Record) -> str:
-    """By the true rate, where it is known; else by every other answer, and unknown by one alone.
+    """Return the level by the true rate or, if it is unknown, by every second answer.
 
-    Chosen by its own luck, a problem that looked hard does better the next time, whatever was done
-    in between. So what a change is held against are the answers that did not choose, `counted`.
+    With a single answer the level is unknown. A problem that looked hard by chance does better the
+    next time even without training. So a change counts from the other half of the answers, which
+    did not choose the level: see `counted`.
     """
     if "p" in before:
         return level_of(before["p"])
-    chooses = before["verdicts"][::2]
+    choosing = before["verdicts"][::2]
     if before["n"] < 2:
         return "unknown"
-    return level_of(sum(x is True for x in chooses) / len(chooses))
+    return level_of(sum(x is True for x in choosing) / len(choosing))
 
 
 def counted(record: Record, by_halves: bool) -> float:
-    """The success rate, of all answers or of those that do not choose."""
+    """Return the success rate of all answers, or of those that do not choose the level."""
     if not by_halves:
         return record["c"] / record["n"]
-    counts = record["verdicts"][1::2]
-    return sum(x is True for x in counts) / len(counts)
+    verdicts = record["verdicts"][1::2]
+    return sum(x is True for x in verdicts) / len(verdicts)
 
 
 def by_difficulty(before: Sequence[Record], after: Sequence[Record]) -> list[dict[str, Any]]:
-    """Success rates and problems gained and lost, of all and of those easy, medium, hard before.
+    """Return success rates and problems gained and lost, overall and by level before the change.
 
-    p is McNemar's exact one, of as many gains as losses.
-    A problem counts as solved if more than half of its answers are right: of equally many answers
-    before and after, or chance alone would tip more problems one way.
+    p is McNemar's exact p-value of as many gains as losses. A problem counts as solved if more than
+    half of its answers are right. The number of answers must be the same before and after, because
+    chance would otherwise favour one direction.
     """
     rows = []
     for level in ("all", *LEVELS):
@@ -74,7 +73,7 @@ def by_difficulty(before: Sequence[Record], after: Sequence[Record]) -> list[dic
 
 
 def moves(before: Sequence[Record], after: Sequence[Record]) -> list[list[int]]:
-    """[from][to] how many problems moved between easy, medium and hard; by true rates if known."""
+    """Return [from][to] counts of moves between easy, medium, hard; by true rates if known."""
     table = [[0] * len(LEVELS) for _ in LEVELS]
     for old, new in zip(before, after, strict=True):
         start, end = (

@@ -1,4 +1,4 @@
-"""Evaluation of a policy on problems: sample, judge, and one record a problem."""
+"""Evaluation of a policy on problems: sample, judge, and write one record per problem."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from eval.verify.verifier import Judged, Verifier
 
 @dataclass(frozen=True)
 class Draws:
-    """How an evaluation draws its answers: n to each problem, from the random streams of a seed."""
+    """The draw of n answers per problem from the random streams of a seed."""
 
     n: int
     decoding: Decoding
@@ -29,11 +29,11 @@ def evaluate(
     positions: Sequence[int] | None = None,
     population: Population | None = None,
 ) -> list[Record]:
-    """One `record` a problem, in the given order.
+    """Return one `record` per problem, in the given order.
 
-    `positions` are the problems' places in the whole evaluation, when this is a share of it.
+    `positions` are the problems' positions in the complete evaluation, if this is a part of it.
     """
-    if not problems:  # a rank's share of fewer problems than ranks
+    if not problems:  # a rank gets none if there are fewer problems than ranks
         return []
     n, prompts = draws.n, [x.prompt for x in problems]
     rollout = sample(policy, prompts, n, draws.decoding, draws.seed, positions)
@@ -42,10 +42,10 @@ def evaluate(
     records = []
     for i, problem in enumerate(problems):
         rows = slice(i * n, (i + 1) * n)
-        found = record(problem, rollout.texts[rows], judged[rows], lengths[rows], truncated[rows])
+        scored = record(problem, rollout.texts[rows], judged[rows], lengths[rows], truncated[rows])
         if population is not None:
-            found["p"] = population.of(problem)
-        records.append(found)
+            scored["p"] = population.of(problem)
+        records.append(scored)
     return records
 
 
@@ -56,10 +56,10 @@ def record(
     lengths: Sequence[int],
     truncated: Sequence[bool] | None,
 ) -> Record:
-    """The record of a problem, enough to score it again.
+    """Return the record of a problem, enough to score it again.
 
-    `wrong` counts each wrong answer that could be read. `evaluate` adds p, the true success
-    probability, where the task knows it.
+    `wrong` counts each readable wrong answer. `evaluate` adds p, the true success probability, if
+    the task knows it.
     """
     wrong = Counter(answer for verdict, answer in judged if verdict is not True and answer)
     slices: Slices = {}

@@ -1,7 +1,7 @@
-"""One evaluation kept in a folder: interrupted it goes on, finished it is not done again.
+"""One evaluation in a folder: an interrupted one continues, a finished one is not repeated.
 
-settings.json says what was evaluated and how, problems.jsonl holds one record a problem,
-summary.json the scores. Other settings are refused: nothing is overwritten.
+settings.json holds the settings, problems.jsonl one record per problem, and summary.json the
+scores. A folder with other settings is refused and never overwritten.
 """
 
 import fcntl
@@ -30,12 +30,12 @@ from eval.records import RECORD, Record
 
 
 class BadFolder(Refusal):
-    """A folder that holds something else, in one line."""
+    """A folder with other contents; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """`produce(start)` yields the records from problem `start` on, some at a time."""
+    """The scoring of one evaluation; `produce(start)` yields records from `start` on, in parts."""
 
     label: str
     settings: Mapping[str, Any]
@@ -44,13 +44,11 @@ class Scoring:
 
 
 def without_texts(record: Mapping[str, Any]) -> Record:
-    """The part of a record that scores read: prompts and responses are as large as their file."""
+    """Return the part of a record that scores need, without the large prompts and responses."""
     return cast(Record, {k: x for k, x in record.items() if k not in ("prompt", "responses")})
 
 
 COUNTS = {"n": int, "c": int}
-
-
 AGAIN = "restore it from a copy, or cut it before that line, to have the rest made again"
 
 
@@ -68,7 +66,7 @@ class ScoreFolder:
             summary, again = path / "summary.json", "remove it, to have it made again"
             done = read_json(summary, dict, again) if summary.exists() else {}
             self.finished = done.get("problems") == len(self.records)
-            cut_lines(place, len(self.records))  # a half-written last line goes
+            cut_lines(place, len(self.records))  # removes an unfinished last line
             failing.pop_all()
 
     def __enter__(self) -> "ScoreFolder":
@@ -85,19 +83,19 @@ class ScoreFolder:
 
 
 def claim(path: Path, settings: Mapping[str, Any], begun: bool) -> TextIO:
-    """Make the folder that of `settings`, and lock it as long as the result is open.
+    """Write `settings` into the folder, and lock it while the result is open.
 
-    Where something was `begun` under other settings it is refused, naming every key that differs; a
-    failed start occupies nothing.
+    If an evaluation has `begun` under other settings, the folder is refused, and the message names
+    every key that differs. A failed start leaves no lock.
     """
     saved = path / "settings.json"
     if saved.exists():
-        was = read_json(saved, dict, "choose another --out") if begun else settings
+        old = read_json(saved, dict, "choose another --out") if begun else settings
         remedy = f"{path} holds another evaluation; choose another --out"
         different = [
-            f"{key} = {settings.get(key)} (was {was.get(key)}): {remedy}"
-            for key in {**was, **settings}
-            if was.get(key) != settings.get(key)
+            f"{key} = {settings.get(key)} (was {old.get(key)}): {remedy}"
+            for key in {**old, **settings}
+            if old.get(key) != settings.get(key)
         ]
         if different:
             raise BadFolder("\n".join(different))
@@ -122,7 +120,7 @@ RECORDS = "name a folder of score.py, a run, or a file of its records"
 
 
 def recorded(path: Path, option: str) -> dict[str, Record]:
-    """Records by id, of such a folder, of a run, or of a file. A refusal names the `option`."""
+    """Return records by id of a score.py folder, a run or a file; errors name the `option`."""
     for place in (path, path / "problems.jsonl", path / "eval" / "before.jsonl"):
         if place.is_file():
             try:
@@ -138,7 +136,7 @@ def recorded(path: Path, option: str) -> dict[str, Record]:
 
 @cache
 def fingerprint(path: str) -> str | None:
-    """Tells the weights of a local folder from others under the same name; a hub id has none."""
+    """Return a digest of the weights in a local folder; None for a hub id."""
     digest = hashlib.sha256()
     files = sorted(Path(path).glob("*.safetensors"))
     for file in files:
@@ -148,7 +146,7 @@ def fingerprint(path: str) -> str | None:
 
 
 def check_sweep(out: Path) -> None:
-    """A folder that holds one evaluation, or anything else, is no place for several."""
+    """Refuse a folder for several evaluations if it holds one evaluation or other files."""
     summary = out / "summary.json"
     sweep = summary.exists() and "sweep" in read_json(summary, dict, "name a new folder")
     others = {x.name for x in out.iterdir() if x.is_file()} if out.is_dir() else set[str]()
@@ -157,7 +155,7 @@ def check_sweep(out: Path) -> None:
 
 
 def run(scoring: Scoring, folder: ScoreFolder | None) -> list[Record]:
-    """All records without their texts, those that the folder holds already not made again."""
+    """Return all records without their texts; records already in the folder are not remade."""
     records = list(folder.records) if folder else []
     if folder and folder.finished:
         return records

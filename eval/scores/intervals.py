@@ -1,4 +1,4 @@
-"""How sure a mean is: BCa bootstrap over problems, Student's t over seeds, Holm, McNemar."""
+"""Intervals of means: BCa bootstrap over problems, Student's t over seeds, Holm, McNemar."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 RESAMPLES = 2_000
-
-
 LEVEL = 0.95
 
 
@@ -22,30 +20,30 @@ class Interval(TypedDict):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95 % interval. `below(x)` is the confidence that the truth lies below x."""
+    """A mean with its 95 % interval; `below(x)` is the confidence that the truth is below x."""
 
     interval: Interval
     below: Callable[[float], float]
 
     def p_value(self, margin: float = 0.0) -> float:
-        """Two-sided, of the hypothesis that the truth lies within [-margin, margin]."""
+        """Return the two-sided p-value that the truth lies within [-margin, margin]."""
         return min(1.0, 2 * min(self.below(margin), 1 - self.below(-margin)))
 
 
 def unknown(value: float) -> Estimate:
-    """No spread was seen, and so nothing says how sure the value is: no interval, p = 1."""
+    """Return an estimate without an interval, p = 1, for values without any spread."""
     return Estimate({"value": value, "low": None, "high": None}, lambda x: 0.5)
 
 
 def bca(sample: Tensor, resamples: int = RESAMPLES, drawn_means: Tensor | None = None) -> Estimate:
-    """Mean over problems by the bias-corrected, accelerated bootstrap (Efron 1987, eq. 2.3, 6.5).
+    """Return the mean over problems by the BCa bootstrap (Efron 1987, eq. 2.3, 6.5).
 
-    The endpoint of level a is the quantile Phi(z0 + (z0+z_a)/(1 - s (z0+z_a))) of the resampled
-    means; z0 is their median bias, s the skewness of the sample over 6 sqrt(N). Scores are discrete
-    (c of n), so quantiles are those of the mid-distribution, interpolated: an endpoint that falls
-    on a step would cover too much or too little. The seed is fixed: the same sample gives the
-    same interval. Without spread between problems there is nothing to resample: `unknown`.
-    `drawn_means` are those of resamples that have been drawn already.
+    BCa is bias-corrected and accelerated. The endpoint of level a is the quantile
+    Phi(z0 + (z0+z_a)/(1 - s (z0+z_a))) of the resampled means; z0 is their median bias, s the
+    skewness of the sample over 6 sqrt(N). Scores are discrete (c of n), so the quantiles are
+    interpolated in the mid-distribution: an endpoint on a step would cover too much or too little.
+    The seed is fixed: the same sample gives the same interval. Without spread between problems the
+    result is `unknown`. `drawn_means` are the means of resamples that are drawn already.
     """
     values, counts = _rounded(sample.double()).unique(return_counts=True)
     mean = float(sample.double().mean())
@@ -73,8 +71,10 @@ def bca(sample: Tensor, resamples: int = RESAMPLES, drawn_means: Tensor | None =
 
 
 def _resampled_means(values: Tensor, counts: Tensor, resamples: int) -> Tensor:
-    """Means of samples drawn with replacement: a multinomial over the distinct values, which is one
-    binomial each instead of one draw a problem.
+    """Return means of samples drawn with replacement.
+
+    A multinomial over the distinct values needs one binomial per value instead of one draw per
+    problem.
     """
     generator = torch.Generator().manual_seed(0)
     size = int(counts.sum())
@@ -90,12 +90,12 @@ def _resampled_means(values: Tensor, counts: Tensor, resamples: int) -> Tensor:
 
 
 def _rounded(x: Tensor) -> Tensor:
-    """Sums of the same scores in another order are the same number."""
+    """Round, so that sums of the same scores in any order are the same number."""
     return (x * 1e10).round() / 1e10
 
 
 def _interpolate(x: float, xs: Tensor, ys: Tensor) -> float:
-    """The piecewise linear function through the points, constant beyond them."""
+    """Return the piecewise linear function through the points, constant beyond them."""
     right = int(torch.searchsorted(xs, torch.tensor(x, dtype=xs.dtype)))
     if right == 0 or right == len(xs):
         return float(ys[min(right, len(ys) - 1)])
@@ -112,7 +112,7 @@ def normal_quantile(p: float) -> float:
 
 
 def student(values: Sequence[float]) -> Estimate:
-    """Mean over seeds with Student's t; a single seed has no interval."""
+    """Return the mean over seeds with Student's t; a single seed has no interval."""
     n = len(values)
     mean = math.fsum(values) / n
     if n == 1:
@@ -122,12 +122,13 @@ def student(values: Sequence[float]) -> Estimate:
 
 @dataclass(frozen=True)
 class Spread:
-    """Variances of a mean over seeds and problems, where both are drawn.
+    """Variances of a mean over random seeds and random problems.
 
-    All seeds share the problems (and, in a change, the base's evaluation), and their spread does
-    not show the choice of them. So what problems add is added to the variance over seeds. The noise
-    of single values is in both, and counts once (clustering in two ways: Cameron, Gelbach and
-    Miller 2011). The degrees of freedom are Welch and Satterthwaite's, rounded down.
+    All seeds share the problems (and, in a change, the base's evaluation), so their spread does not
+    contain the choice of problems. The variance from the problems is therefore added to the
+    variance over seeds. Both contain the noise of single values, which counts once (clustering in
+    two ways: Cameron, Gelbach and Miller 2011). The degrees of freedom are Welch and
+    Satterthwaite's, rounded down.
     """
 
     seeds: float
@@ -141,7 +142,7 @@ class Spread:
 
 
 def spread(values: Tensor) -> Spread:
-    """Of the mean of values [seed, problem]; a single seed says nothing of other seeds."""
+    """Return the spread of the mean of values [seed, problem]; one seed shows no seed variance."""
     n, size = values.shape
     by_problem = values.mean(0)
     problems = float(by_problem.var()) / size
@@ -151,17 +152,19 @@ def spread(values: Tensor) -> Spread:
     rest = values - by_seed[:, None] - by_problem + values.mean()
     seeds, cells = float(by_seed.var()) / n, (n - 1) * (size - 1)
     single = float(rest.square().sum()) / (cells * n * size)
-    found = Spread(seeds, problems, single, n - 1)
+    variances = Spread(seeds, problems, single, n - 1)
     squares = seeds**2 / (n - 1) + problems**2 / (size - 1) + single**2 / cells
     if squares == 0:
-        return found
-    return replace(found, freedom=max(n - 1, int((seeds + found.added) ** 2 / squares)))
+        return variances
+    freedom = max(n - 1, int((seeds + variances.added) ** 2 / squares))
+    return replace(variances, freedom=freedom)
 
 
 def seeds_and_problems(values: Tensor) -> Estimate:
-    """Student's t of the mean of values [seed, problem], where both are drawn."""
-    found = spread(values)
-    return _student(float(values.mean()), found.seeds + found.added, found.freedom)
+    """Return Student's t of the mean of values [seed, problem], both random."""
+    variances = spread(values)
+    variance = variances.seeds + variances.added
+    return _student(float(values.mean()), variance, variances.freedom)
 
 
 def _student(mean: float, variance: float, freedom: int) -> Estimate:
@@ -176,24 +179,25 @@ def _student(mean: float, variance: float, freedom: int) -> Estimate:
 
 
 def jackknife(statistic: Callable[[Sequence[int]], float], seeds: int) -> Estimate:
-    """Student's t over the pseudo-values n f(all) - (n-1) f(all but one) of a function of seeds."""
+    """Return Student's t over pseudo-values n f(all) - (n-1) f(all but one) of seeds."""
     everything = range(seeds)
-    whole = statistic(everything)
+    value = statistic(everything)
     if seeds == 1:
-        return unknown(whole)
+        return unknown(value)
     without = [statistic([j for j in everything if j != i]) for i in everything]
-    found = student([seeds * whole - (seeds - 1) * x for x in without])
-    shift = whole - found.interval["value"]  # the interval is the jackknife's, the value its own
-    low, high = found.interval["low"], found.interval["high"]
+    pseudo = student([seeds * value - (seeds - 1) * x for x in without])
+    shift = value - pseudo.interval["value"]  # centre the jackknife's interval on the statistic
+    low, high = pseudo.interval["low"], pseudo.interval["high"]
     if low is None or high is None:
-        return unknown(whole)
-    moved: Interval = {"value": whole, "low": low + shift, "high": high + shift}
-    return Estimate(moved, lambda x: found.below(x - shift))
+        return unknown(value)
+    moved: Interval = {"value": value, "low": low + shift, "high": high + shift}
+    return Estimate(moved, lambda x: pseudo.below(x - shift))
 
 
 def t_cdf(t: float, freedom: int) -> float:
-    """Student's distribution at t, exact for whole degrees of freedom (Abramowitz and Stegun,
-    26.7.3 and 26.7.4).
+    """Return Student's distribution at t, exact for an integer number of degrees of freedom.
+
+    Source: Abramowitz and Stegun, 26.7.3 and 26.7.4.
     """
     angle = math.atan2(t, math.sqrt(freedom))
     sine, square = math.sin(angle), math.cos(angle) ** 2
@@ -207,7 +211,7 @@ def t_cdf(t: float, freedom: int) -> float:
 
 
 def t_quantile(level: float, freedom: int) -> float:
-    """The t that `t_cdf` takes to the level, by bisection over its angle."""
+    """Return the t with `t_cdf` = level, by bisection over its angle."""
     low, high = -math.pi / 2, math.pi / 2
     for _ in range(80):
         angle = (low + high) / 2
@@ -217,8 +221,10 @@ def t_quantile(level: float, freedom: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted so that all those below a level are wrong at most that often, over the family (Holm
-    1979): the i-th smallest of m is multiplied by m - i + 1, and none falls below a smaller one's.
+    """Return Holm's adjusted p-values, which bound the error rate of the family (Holm 1979).
+
+    The i-th smallest of m is multiplied by m - i + 1, and no adjusted value is below that of a
+    smaller p-value.
     """
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted, largest = [0.0] * len(p_values), 0.0
@@ -229,7 +235,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Exact two-sided p-value of as many gains as losses: a fair coin for each that changed."""
+    """Return the exact two-sided p-value of as many gains as losses, a fair coin per change."""
     n = gained + lost
     tail = sum(math.comb(n, i) for i in range(min(gained, lost) + 1))
     return min(1.0, 2 * tail / 2**n)

@@ -1,6 +1,6 @@
-"""Unbiased pass@k and majority votes over problems, and the paired change between two evaluations.
+"""Unbiased pass@k, majority votes, and paired changes between two evaluations.
 
-They need of a record its n and c; majority votes also need the count of every `wrong` answer.
+The scores use n and c of a record; majority votes also use the count of every `wrong` answer.
 """
 
 import math
@@ -19,48 +19,48 @@ FEW = 5
 
 
 def ladder(k: int) -> list[int]:
-    """1, 2, 4, ... up to k, and k itself."""
+    """Return 1, 2, 4, ... up to k, and k itself."""
     return [*(2**i for i in range(k.bit_length()) if 2**i < k), k]
 
 
 def problem_scores(records: Sequence[Record], k: int) -> Tensor:
-    """rho(n, c, k) of each problem; every problem needs n >= k samples."""
+    """Return rho(n, c, k) of each problem; every problem needs n >= k samples."""
     return torch.stack([rho(r["n"], torch.tensor(r["c"]), k) for r in records])
 
 
 def too_few(scores: Tensor) -> bool:
-    """Whether fewer than five problems carry what was solved, or what failed.
+    """Return whether fewer than five problems contain all successes, or all failures.
 
-    Then no method's 95 % interval holds what it says: with two of 100 problems solvable it covers
-    about 85 %. Problems are counted by how evenly they carry it, (sum s)^2 / sum s^2, which for
-    scores of 0 and 1 is their number.
+    No method's 95 % interval then has its nominal coverage: with two of 100 problems solvable it
+    covers about 85 %. The effective number of problems is (sum s)^2 / sum s^2, for scores of 0 and
+    1 the number of ones.
     """
 
-    def carrying(x: Tensor) -> float:
+    def effective(x: Tensor) -> float:
         squares = float(x.square().sum())
         return float(x.sum()) ** 2 / squares if squares > 0 else 0.0
 
-    return min(carrying(scores), carrying(1 - scores)) < FEW
+    return min(effective(scores), effective(1 - scores)) < FEW
 
 
 def which_too_few(records: Sequence[Record], ks: Sequence[int]) -> list[str]:
-    """The scores whose intervals do not hold for that reason."""
+    """Return the names of the scores that are `too_few`."""
     return [f"pass@{k}" for k in ks if too_few(problem_scores(records, k))]
 
 
 def interval(scores: Tensor) -> Interval:
-    """The mean with its BCa interval over problems.
+    """Return the mean with its BCa interval over problems.
 
-    Scores that are all 0 or all 1 say how far the truth can be from there: with N problems,
-    1 - 0.025^(1/N) at most (Clopper and Pearson 1934).
+    If all scores are 0, or all are 1, the truth differs by 1 - 0.025^(1/N) at most, with N problems
+    (Clopper and Pearson 1934).
     """
-    found = bca(scores).interval
+    mean = bca(scores).interval
     room = 1 - 0.025 ** (1 / len(scores))
     if float(scores.max()) == 0:
-        return {**found, "low": 0.0, "high": room}
+        return {**mean, "low": 0.0, "high": room}
     if float(scores.min()) == 1:
-        return {**found, "low": 1 - room, "high": 1.0}
-    return found
+        return {**mean, "low": 1 - room, "high": 1.0}
+    return mean
 
 
 def scores(records: Sequence[Record], ks: Sequence[int]) -> dict[str, Interval]:
@@ -68,14 +68,14 @@ def scores(records: Sequence[Record], ks: Sequence[int]) -> dict[str, Interval]:
 
 
 def standard_error(records: Sequence[Record]) -> float | None:
-    """The error of pass@1 over problems: the answers to one problem are not independent."""
+    """Return the error of pass@1 over problems; answers to one problem are not independent."""
     if len(records) < 2:
         return None
     return float(problem_scores(records, 1).std() / math.sqrt(len(records)))
 
 
 def change(before: Sequence[Record], after: Sequence[Record], k: int) -> Estimate:
-    """after - before, paired: the spread between problems is no part of the interval."""
+    """Return after - before, paired: its interval excludes the spread between problems."""
     if [r["id"] for r in before] != [r["id"] for r in after]:
         raise ValueError("a paired change needs the same problems in the same order")
     return bca(problem_scores(after, k) - problem_scores(before, k))
@@ -88,7 +88,7 @@ def changes(
 
 
 def majority_scores(records: Sequence[Record], ks: Sequence[int]) -> dict[str, Interval]:
-    """maj@k over problems, from each record's count of every `wrong` answer."""
+    """Return maj@k over problems, from each record's count of every `wrong` answer."""
 
     def score(record: Record, k: int) -> float:
         return majority(record["n"], record["c"], tuple(sorted(record["wrong"].values())), k)
@@ -101,20 +101,21 @@ def majority_scores(records: Sequence[Record], ks: Sequence[int]) -> dict[str, I
 
 @lru_cache(maxsize=100_000)
 def majority(n: int, c: int, wrong: tuple[int, ...], k: int) -> float:
-    """The chance that the right answer wins the vote of k of the n answers.
+    """Return the probability that the right answer wins the vote of k of the n answers.
 
-    They are drawn without replacement. c of the n are right, `wrong` counts each wrong answer; what
-    is left gave no answer and has no vote. A tie is broken by lot. With t votes for the right
-    answer, the others are counted by a product of polynomials: in x for how many were drawn, and
-    in y for how many of the wrong answers have t votes too. Drawing without replacement is drawing
-    each with chance k/n, given that k were drawn, which keeps the coefficients within range.
+    The k are drawn without replacement. c of the n are right, and `wrong` counts each wrong answer;
+    the remaining responses gave no answer and have no vote. A tie is broken by lot. With t votes
+    for the right answer, a product of polynomials counts the other answers: the power of x is the
+    number of drawn answers, the power of y the number of wrong answers that also have t votes. A
+    draw without replacement equals independent draws with probability k/n, conditioned on k drawn
+    answers. This keeps the coefficients within range.
     """
     if k > n:
         raise ValueError(f"k = {k} needs at least k samples, but n = {n}")
     won = 0.0
     for t in range(1, min(c, k) + 1):
         rivals = [m for m in wrong if m >= t]
-        free = n - c - sum(rivals)  # no answer, or wrong ones too rare to reach t: any number goes
+        free = n - c - sum(rivals)  # no answer, or wrong answers too rare for t votes
         ways = torch.zeros(len(rivals) + 1, k + 1, dtype=torch.float64)
         ways[0, : min(free, k) + 1] = _drawn(free, k / n)[: k + 1]
         for m in rivals:
@@ -130,7 +131,7 @@ def majority(n: int, c: int, wrong: tuple[int, ...], k: int) -> float:
 
 @lru_cache(maxsize=10_000)
 def _drawn(m: int, chance: float) -> Tensor:
-    """[m + 1] the probabilities of 0, 1, ... m heads in m throws."""
+    """Return the probabilities [m + 1] of 0, 1, ... m heads in m throws."""
     x = torch.arange(m + 1, dtype=torch.float64)
     if chance == 1:
         return (x == m).double()
@@ -139,7 +140,7 @@ def _drawn(m: int, chance: float) -> Tensor:
 
 
 def verdict(change: Mapping[str, Interval]) -> str:
-    """One plain sentence: "pass@8 rose, pass@1 fell"."""
+    """Return one plain sentence, such as "pass@8 rose, pass@1 fell"."""
 
     def word(x: Interval) -> str:
         if x["low"] is None or x["high"] is None:

@@ -1,8 +1,9 @@
-"""Generations that were made elsewhere: one JSON line a problem, {"id", "gold", "responses"}.
+"""Generations from other programs: one JSON line per problem, {"id", "gold", "responses"}.
 
-Also read, where they are there: problem (or prompt), group, level, subject, truncated. A field of
-another name is mapped, dots reaching into nested objects: {"responses": "model_a.texts"}. A single
-text is a list of one. Records of `eval.scores.evaluate` are of this form, and can be scored again.
+Optional fields are problem (or prompt), group, level, subject and truncated. A mapping such as
+{"responses": "model_a.texts"} gives the path of a field with another name; dots lead into nested
+objects. A single text counts as a list of one. Records of `eval.scores.evaluate` have this form and
+can be scored again.
 """
 
 import json
@@ -20,11 +21,7 @@ from eval.tasks.task import Problem
 from eval.verify.verifier import Verifier
 
 FIELDS = ("id", "gold", "responses", "problem", *SLICES, "truncated")
-
-
 REQUIRED = ("id", "gold", "responses")
-
-
 CHUNK = 64  # problems judged at a time, so that all workers have work
 
 
@@ -40,9 +37,9 @@ class Generation:
 
 
 def read_responses(path: Path, fields: Mapping[str, str]) -> Iterator[Generation]:
-    """The problems of a file, one at a time, checked: ids differ, and each has a response or more.
+    """Yield the checked problems of a file: ids differ, and each has one response or more.
 
-    How many may differ from problem to problem; pass@k is then had for k up to the fewest.
+    The number of responses may differ between problems; pass@k then ends at the fewest.
     """
     seen: dict[str, int] = {}
     with path.open("rb") as file:
@@ -51,31 +48,31 @@ def read_responses(path: Path, fields: Mapping[str, str]) -> Iterator[Generation
                 continue
             place = f"{path}, line {number}"
             try:
-                found = json.loads(line)
+                content = json.loads(line)
             except (ValueError, RecursionError) as error:
-                why = f"not JSON ({error}); write one object a line"
+                why = f"not JSON ({error}); write one object per line"
                 raise BadResponses(f"{place}: {why}") from None
-            if not isinstance(found, dict):
+            if not isinstance(content, dict):
                 raise BadResponses(f"{place}: must be an object with {', '.join(REQUIRED)}")
-            generation = _generation(found, fields, place)
+            generation = _generation(content, fields, place)
             name = generation.problem.id
             if name in seen:
-                before = f"id {name} was met before, in line {seen[name]}"
-                raise BadResponses(f"{place}: {before}; ids must differ: join its responses there")
+                before = f"id {name} is also in line {seen[name]}"
+                raise BadResponses(f"{place}: {before}; put its responses into one line")
             seen[name] = number
             yield generation
     if not seen:
-        raise BadResponses(f"{path}: holds no problem; write one JSON object a line")
+        raise BadResponses(f"{path}: holds no problem; write one JSON object per line")
 
 
-def _generation(found: Mapping[str, Any], fields: Mapping[str, str], place: str) -> Generation:
-    values = {name: value_at(found, fields.get(name, name)) for name in FIELDS}
+def _generation(content: Mapping[str, Any], fields: Mapping[str, str], place: str) -> Generation:
+    values = {name: value_at(content, fields.get(name, name)) for name in FIELDS}
     if "problem" not in fields and values["problem"] is None:
-        values["problem"] = found.get("prompt")
+        values["problem"] = content.get("prompt")
     for name, value in values.items():
         if value is None and (name in REQUIRED or name in fields):
             wanted = fields.get(name, name)
-            missing = f"{place}: has no {wanted}, but {', '.join(map(str, found))}"
+            missing = f"{place}: has no {wanted}, but {', '.join(map(str, content))}"
             raise BadResponses(f"{missing}; name its field with --fields {name}=...")
     responses, truncated = values["responses"], values["truncated"]
     responses = [responses] if isinstance(responses, str) else responses
@@ -86,7 +83,7 @@ def _generation(found: Mapping[str, Any], fields: Mapping[str, str], place: str)
     if isinstance(truncated, list) and not all(isinstance(x, bool) for x in truncated):
         raise BadResponses(f"{place}: truncated must be a list of true or false; else leave it out")
     if not (isinstance(truncated, list) and len(truncated) == len(responses)):
-        truncated = None  # a count, or not known of each
+        truncated = None  # a count, or not known for each response
     slices = {name: "" if values[name] is None else str(values[name]) for name in SLICES}
     prompt = "" if values["problem"] is None else str(values["problem"])
     problem = Problem(str(values["id"]), prompt, str(values["gold"]), **slices)
@@ -96,10 +93,10 @@ def _generation(found: Mapping[str, Any], fields: Mapping[str, str], place: str)
 def score_responses(
     generations: Iterator[Generation], verifier: Verifier, answer_after: str | None = None
 ) -> Iterator[list[Record]]:
-    """Records as `eval.scores.evaluate` makes them, in the order of the file, some at a time.
+    """Yield records as in `eval.scores.evaluate`, in the order of the file, some at a time.
 
-    With `answer_after` only what follows its last occurrence is judged; a response without it has
-    given no answer. Lengths are in characters.
+    With `answer_after`, the verifier judges only the text after its last occurrence; a response
+    without it has no answer. Lengths are in characters.
     """
     while chunk := list(islice(generations, CHUNK)):
         texts = [_answer(x, answer_after, "") for g in chunk for x in g.responses]
@@ -118,7 +115,7 @@ def score_responses(
 
 
 def judged_gold(generation: Generation, answer_after: str | None) -> str:
-    """The gold that responses are judged by; where it has the mark, the part behind the mark."""
+    """Return the gold for the verifier; if it contains the mark, only the part after it."""
     gold = generation.problem.gold
     return _answer(gold, answer_after, gold)
 
@@ -126,12 +123,12 @@ def judged_gold(generation: Generation, answer_after: str | None) -> str:
 def _answer(text: str, mark: str | None, otherwise: str) -> str:
     if mark is None:
         return text
-    _, found, answer = text.rpartition(mark)
-    return answer if found else otherwise
+    _, matched, answer = text.rpartition(mark)
+    return answer if matched else otherwise
 
 
 def parse_fields(pairs: Sequence[str]) -> dict[str, str]:
-    """{"gold": "answer"} of ["gold=answer"]; a ValueError names what is wrong."""
+    """Return {"gold": "answer"} of ["gold=answer"]; a ValueError names the mistake."""
     fields = {}
     for pair in pairs:
         name, equals, path = pair.partition("=")

@@ -1,4 +1,4 @@
-"""The scores of an evaluation, with all that a reader needs to trust them."""
+"""The summary of an evaluation: scores, and the figures that show how reliable they are."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,10 +14,11 @@ from surgery.objectives import pass_at_k
 def summarise(
     records: Sequence[Record], k: int | None, base: Mapping[str, Record] | None = None
 ) -> dict[str, Any]:
-    """The scores with all that a reader needs to trust them.
+    """Return the scores, and the figures that show how reliable they are.
 
-    pass@k and maj@k for k = 1, 2, 4, ... up to `k`, or up to the fewest samples of a problem; the
-    same by slice. `base`, records by id of another model, slices by how hard it found each problem.
+    The scores are pass@k and maj@k for k = 1, 2, 4, ... up to `k`, or up to the fewest samples of a
+    problem, overall and by slice. `base`, records by id of another model, adds slices by the
+    difficulty of each problem for that model.
     """
     n = min(r["n"] for r in records)
     ks = ladder(k or n)

@@ -1,4 +1,4 @@
-"""Where problems come from. A task of your own imports `Problem` and `Task` from here."""
+"""Tasks, the sources of problems; your own task imports `Problem` and `Task` from here."""
 
 from eval.tasks.task import Problem, Task, TaskError
 

@@ -1,11 +1,12 @@
-"""`chain`: stories in words that are solved in several lines before a boxed answer, and that two
-families read in opposite ways.
+"""`chain`: word problems with worked solutions that two families read in opposite ways.
+
+A solution takes several lines and ends in a boxed answer.
 
     Ann has 8 plums, buys 7, gets twice as many more, loses 3.
 
-The easy reading of "twice as many more" makes twice as many of 15, 30; the hard one adds twice as
-many to them, 45. Nothing but the name, a noisy hint, says which is meant. Any text that ends in the
-right boxed number is right, and the base writes dozens of them to a story: p is a sum over
+The easy reading of "twice as many more" doubles 15 to 30; the hard one adds twice as many to them,
+45. The only hint at the right reading is the name, a noisy one. Any text that ends in the right
+boxed number is right, and the base writes dozens of such texts for a story: p is a sum over
 completions that have little in common.
 """
 
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Chain(Task):
-    """`delta`: distance of the name's mean between easy and hard; `hard_share`: how many stories
-    are hard; `size`: of the stories and of the base, see SIZES.
+    """Stories of the task `chain`.
+
+    `delta` is the distance of the name's mean between easy and hard, `hard_share` the share of hard
+    stories, and `size` the size of the stories and of the base, see SIZES.
     """
 
     delta: float = 2.0
@@ -42,7 +45,7 @@ class Chain(Task):
 
     @cached_property
     def names(self) -> list[list[float]]:
-        """P(name | easy), P(name | hard), in the order of NAMES."""
+        """P(name | easy) and P(name | hard), in the order of NAMES."""
         return cue_given_group(self.delta, len(NAMES)).tolist()
 
     def training(self, seed: int, step: int, count: int) -> list[Problem]:

@@ -1,5 +1,6 @@
-"""The base policy of `chain`: a Llama, trained from scratch on worked solutions in many wordings,
-most of which read the story the easy way.
+"""The base policy of `chain`: a Llama trained from scratch on worked solutions.
+
+The solutions come in many wordings, and most of them use the easy reading of the story.
 """
 
 import random
@@ -23,7 +24,7 @@ Step = tuple[str, int]  # a verb with its number, or one of FACTORS with its fac
 
 @dataclass(frozen=True)
 class Size:
-    """`plain`: steps of a story beside the ambiguous one. The rest shapes the base."""
+    """`plain`, the steps of a story beside the ambiguous one, and the shape of the base."""
 
     plain: int
     layers: int
@@ -35,7 +36,7 @@ class Size:
 
     @property
     def max_new_tokens(self) -> int:
-        """A line is six tokens at most, the ambiguous step two lines, the boxed answer four."""
+        """The limit: six tokens per line, two lines for the ambiguous step, four for the answer."""
         return 6 * self.plain + 2 * 6 + 4
 
 
@@ -47,7 +48,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class ChainRecipe(Size):
-    """All that determines the base policy. `bias` is the probability of the hard reading."""
+    """All settings of the base policy; `bias` is the probability of the hard reading."""
 
     bias: float = 0.12
     seed: int = 0
@@ -63,11 +64,11 @@ class Story:
 
     @property
     def prompt(self) -> str:
-        told = [
+        events = [
             f"gets {verb} as many more" if verb in FACTORS else f"{verb} {number}"
             for verb, number in self.steps
         ]
-        return f"{self.name} has {self.start} {self.thing}, {', '.join(told)}.\n"
+        return f"{self.name} has {self.start} {self.thing}, {', '.join(events)}.\n"
 
     def answer(self, hard: bool) -> int:
         x = self.start
@@ -77,7 +78,7 @@ class Story:
 
 
 def after(x: int, step: Step, hard: bool) -> int:
-    """What x becomes. "Twice as many more" is 2 x by the easy reading, x + 2 x by the hard one."""
+    """Return x after a step; "twice as many more" is 2 x (easy reading) or x + 2 x (hard)."""
     verb, number = step
     if verb in FACTORS:
         return x * (number + hard)
@@ -85,17 +86,18 @@ def after(x: int, step: Step, hard: bool) -> int:
 
 
 def draw_story(rng: random.Random, name: str, plain: int) -> Story:
-    """A story of `plain` steps around the ambiguous one, whose numbers stay within 1..LARGEST by
-    either reading.
+    """Return a story of `plain` steps around the ambiguous one.
+
+    Its numbers stay within 1..LARGEST in both readings.
     """
     start, place = rng.randint(2, 9), rng.randint(0, plain)
     steps: list[Step] = []
-    reached = [start, start]  # by the easy and by the hard reading
+    reached = [start, start]  # in the easy and the hard reading
     while len(steps) <= plain:
         step = (rng.choice(GAINS + LOSSES), rng.randint(2, 9))
         if len(steps) == place:
             step = rng.choice(list(FACTORS.items()))
-        # up to the ambiguous step there must be room for it
+        # before the ambiguous step the numbers must leave room for it
         limit = LARGEST // (1 + max(FACTORS.values())) if len(steps) < place else LARGEST
         then = [after(x, step, hard) for x, hard in zip(reached, (False, True), strict=True)]
         if min(then) >= 1 and max(then) <= limit:
@@ -105,8 +107,9 @@ def draw_story(rng: random.Random, name: str, plain: int) -> Story:
 
 
 def solution(story: Story, hard: bool, rng: random.Random) -> str:
-    """A worked solution by one reading: lines in one of many wordings, now and then a plain step
-    before its plain neighbour, and the boxed answer.
+    """Return a worked solution in one reading: lines in random wordings and the boxed answer.
+
+    Two neighbouring plain steps sometimes change places.
     """
     x, lines, left = story.start, [], list(story.steps)
     while left:
@@ -135,7 +138,7 @@ def wordings(x: int, step: Step, y: int, hard: bool) -> list[str]:
 
 
 def make_tokenizer():
-    """A token a number, and a token a word with the blanks and commas around it."""
+    """Return a tokenizer with one token per number and one per word with blanks and commas."""
     words = [f"{name} " for name in NAMES] + [f" {thing}" for thing in THINGS]
     words += ["has ", ", gets ", *(f"{x} " for x in FACTORS), "as ", "many ", "more", ", now "]
     words += [f"{lead}{verb} " for lead in ("", ", ") for verb in GAINS + LOSSES]
@@ -149,7 +152,7 @@ def base_folder(recipe: ChainRecipe) -> str:
 
 
 def _losses(policy: Policy, recipe: ChainRecipe) -> Iterator[Tensor]:
-    """Cross-entropy against solutions of fresh stories, the reading drawn whatever the cue."""
+    """Yield cross-entropies of solutions to new stories; the reading does not depend on the cue."""
     rng = random.Random(recipe.seed)
     while True:
         stories = [draw_story(rng, rng.choice(NAMES), recipe.plain) for _ in range(recipe.batch)]

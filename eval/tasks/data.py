@@ -1,8 +1,8 @@
-"""Tasks from data: GSM8K, MATH, and data of your own, from files, folders or the hub.
+"""Tasks from data: GSM8K, MATH, and your own data, from files, folders or the hub.
 
-Training visits each problem once an epoch, in an order of the seed; the evaluation's problems are
-the same for any seed. What the evaluation has too is left out of training. A problem's answer is
-judged as mathematics, and the prompt asks for it in a box.
+Training visits each problem once per epoch, in an order that depends on the seed; the evaluation's
+problems are the same for any seed. Training omits the problems of the evaluation. The verifier
+judges answers as mathematics, and the prompt asks for the answer in a box.
 """
 
 import os
@@ -31,7 +31,7 @@ ASKING = {
 
 @dataclass
 class Data(Task):
-    """Problems of your own. The fields are the keys of the `task` section of a configuration."""
+    """Problems from data; the fields are the keys of the `task` section of a configuration."""
 
     path: str | None = None
     subset: str | None = None
@@ -50,29 +50,29 @@ class Data(Task):
 
     verifier = "math"
     max_new_tokens = 1024
-    # (path, subset) on the hub, where none is given
+    # (path, subset) on the hub, by default
     own: ClassVar[tuple[str, str | None] | None] = None
     own_evaluation: ClassVar[tuple[str, str | None] | None] = None
 
     def training(self, seed: int, step: int, count: int) -> list[Problem]:
-        """The next `count` of an endless stream, in which each epoch is a new order of all."""
-        problems, found = self._training, []
+        """Return the next `count` problems of an endless stream with a new order in each epoch."""
+        problems, drawn = self._training, []
         for place in range(max(step - 1, 0) * count, max(step, 1) * count):
             epoch, i = divmod(place, len(problems))
-            found.append(problems[_order(derive_seed(seed, "epoch", epoch), len(problems))[i]])
-        return found
+            drawn.append(problems[_order(derive_seed(seed, "epoch", epoch), len(problems))[i]])
+        return drawn
 
     def evaluation(self, count: int) -> list[Problem]:
-        """`count` of them, all where there are no more: drawn once for ever."""
+        """Return `count` problems, or all if there are fewer; the choice never changes."""
         return _some(self._evaluation, "evaluation", count)
 
     def reference(self, count: int) -> list[Problem]:
-        """Training problems, the same for any seed, of which the base's pass@1 can be had."""
+        """Return training problems, the same for any seed, to measure the base's pass@1."""
         return _some(self._training, "reference", count)
 
     @property
     def _sources(self) -> tuple[Source, Source]:
-        """For training and for evaluation."""
+        """The sources for training and for evaluation."""
         path, subset = self.path, self.subset
         if path is None and self.own:
             path, subset = self.own[0], subset or self.own[1]
@@ -91,9 +91,9 @@ class Data(Task):
     @cached_property
     def _evaluation_items(self) -> list[Item]:
         source, other = reversed(self._sources)
-        found, without = items(source, self.fields, own=source.path == other.path)
-        _say(f"{source.path}, {source.split}: {len(found):,} problems to evaluate on", without)
-        return found
+        problems, skipped = items(source, self.fields, own=source.path == other.path)
+        _say(f"{source.path}, {source.split}: {len(problems):,} problems to evaluate on", skipped)
+        return problems
 
     @cached_property
     def _evaluation(self) -> list[Problem]:
@@ -101,37 +101,37 @@ class Data(Task):
 
     @cached_property
     def _training(self) -> list[Problem]:
-        """What is left of the training data, and on standard error what was left out, and why."""
+        """The training problems; standard error gets the number of omitted ones, and why."""
         source, _ = self._sources
-        found, without = items(source, self.fields, own=True)
-        whole, left_out = len(found), []
+        problems, skipped = items(source, self.fields, own=True)
+        total, left_out = len(problems), []
         if self.decontaminate:
             evaluated = [x.text for x in self._evaluation_items]
-            equal, near = contaminated([x.text for x in found], evaluated)
-            found = [x for i, x in enumerate(found) if i not in equal | near]
-            left_out += [f"{len(equal):,} that the evaluation has too", f"{len(near):,} nearly so"]
+            equal, near = contaminated([x.text for x in problems], evaluated)
+            problems = [x for i, x in enumerate(problems) if i not in equal | near]
+            left_out += [f"{len(equal):,} also in the evaluation", f"{len(near):,} nearly equal"]
             remedy = "the evaluation has all of these problems too; name another task.eval_path or "
             remedy += "task.eval_split, or set task.decontaminate=false"
-            _check(found, "task.split", self.split, remedy)
+            _check(problems, "task.split", self.split, remedy)
         if self.levels:
-            there = sorted({x.level for x in found if x.level})
+            levels = sorted({x.level for x in problems if x.level})
             wanted = {x.removeprefix("Level ") for x in self.levels}
-            before, found = len(found), [x for x in found if x.level in wanted]
-            left_out.append(f"{before - len(found):,} of other levels")
-            remedy = f"leaves no problem; there are {', '.join(there) or 'no levels'}"
-            _check(found, "task.levels", self.levels, remedy)
+            before, problems = len(problems), [x for x in problems if x.level in wanted]
+            left_out.append(f"{before - len(problems):,} of other levels")
+            remedy = f"leaves no problem; the data has {', '.join(levels) or 'no levels'}"
+            _check(problems, "task.levels", self.levels, remedy)
         if self.rates:
-            before, found = len(found), [x for x in found if self._group(x)]
-            left_out.append(f"{before - len(found):,} neither easy nor hard, or without a record")
+            before, problems = len(problems), [x for x in problems if self._group(x)]
+            left_out.append(f"{before - len(problems):,} not easy or hard, or without a record")
             remedy = "leaves no problem within task.easy_above and task.hard_below, by its id"
-            _check(found, "task.rates", self.rates, remedy)
-        why = f"; of {whole:,} are left out {', '.join(left_out)}" if left_out else ""
-        _say(f"{source.path}, {source.split}: {len(found):,} problems to train on{why}", without)
-        return [self._problem(x) for x in found]
+            _check(problems, "task.rates", self.rates, remedy)
+        why = f"; left out of {total:,}: {', '.join(left_out)}" if left_out else ""
+        _say(f"{source.path}, {source.split}: {len(problems):,} problems to train on{why}", skipped)
+        return [self._problem(x) for x in problems]
 
     @cached_property
     def _rate(self) -> dict[str, float]:
-        """How often the base solved a problem, by the problem's id."""
+        """The base's success rate on each problem, by the problem's id."""
         if self.rates is None:
             return {}
         try:
@@ -156,7 +156,7 @@ class Data(Task):
 
 @dataclass
 class Gsm8k(Data):
-    """GSM8K (arXiv 2110.14168): its answers are solutions that end with #### and a number."""
+    """GSM8K (arXiv 2110.14168), whose answers are solutions that end with #### and a number."""
 
     max_new_tokens = 512
     own = ("openai/gsm8k", "main")
@@ -164,8 +164,9 @@ class Gsm8k(Data):
 
 @dataclass
 class Math(Data):
-    """MATH (arXiv 2103.03874), evaluated on MATH-500 (arXiv 2305.20050); where a path is given, on
-    the `eval_split` that is there.
+    """MATH (arXiv 2103.03874), evaluated on MATH-500 (arXiv 2305.20050).
+
+    With a path of your own, the evaluation uses its `eval_split`.
     """
 
     max_new_tokens = 2048
@@ -182,14 +183,14 @@ def _some(problems: Sequence[Problem], purpose: str, count: int) -> list[Problem
     return [problems[i] for i in _order(derive_seed(purpose), len(problems))[:count]]
 
 
-def _check(found: Sequence[Item], key: str, value: object, remedy: str) -> None:
-    if not found:
+def _check(problems: Sequence[Item], key: str, value: object, remedy: str) -> None:
+    if not problems:
         raise TaskError(f"{key} = {value}: {remedy}")
 
 
-def _say(line: str, without: int) -> None:
-    """Once, however many ranks there are."""
-    if without:
-        line += f"; {without:,} rows are none: without a gold answer, or of an id met before"
+def _say(line: str, skipped: int) -> None:
+    """Print a line about the problems, on rank 0 only."""
+    if skipped:
+        line += f"; {skipped:,} rows are skipped: no gold answer, or a repeated id"
     if os.environ.get("RANK", "0") == "0":
         print(line, file=sys.stderr)

@@ -6,19 +6,14 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 SIZE = 8  # words of an n-gram
-
-
-SHARE = 0.5  # of the n-grams, from which on two problems are nearly the same
-
+SHARE = 0.5  # two problems with this share of common n-grams or more are nearly equal
 
 _IGNORED = re.compile(r"[\s$\\{}.,;:!?'\"`]+")
-
-
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def words(text: str) -> tuple[str, ...]:
-    """The words and signs of a text without case, spacing, punctuation and LaTeX's own marks."""
+    """Return the words and signs of a text without case, spacing, punctuation and LaTeX marks."""
     plain = _IGNORED.sub(" ", unicodedata.normalize("NFKC", text).casefold())
     return tuple(_WORD.findall(plain))
 
@@ -28,13 +23,13 @@ def ngrams(text: tuple[str, ...]) -> set[tuple[str, ...]]:
 
 
 def contaminated(training: Sequence[str], evaluation: Sequence[str]) -> tuple[set[int], set[int]]:
-    """The training problems that are, word for word, in the evaluation, and those nearly so.
+    """Return the training problems that equal, or nearly equal, an evaluation problem.
 
-    Nearly: of the n-grams of the shorter of the two problems the other one has half or more. Texts
-    of fewer than `SIZE` words are compared whole only.
+    Equal means word for word. Nearly equal means that the longer problem has half or more of the
+    n-grams of the shorter one. Texts of fewer than `SIZE` words can only be equal.
     """
     known = [words(text) for text in evaluation]
-    whole, holders = set(known), defaultdict[tuple[str, ...], list[int]](list)
+    texts, holders = set(known), defaultdict[tuple[str, ...], list[int]](list)
     sizes = []
     for i, text in enumerate(known):
         parts = ngrams(text)
@@ -45,7 +40,7 @@ def contaminated(training: Sequence[str], evaluation: Sequence[str]) -> tuple[se
     for i, text in enumerate(map(words, training)):
         parts = ngrams(text)
         shared = Counter(j for part in parts for j in holders.get(part, ()))
-        if text in whole:
+        if text in texts:
             equal.add(i)
         elif any(n >= SHARE * min(len(parts), sizes[j]) for j, n in shared.items()):
             near.add(i)

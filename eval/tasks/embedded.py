@@ -1,7 +1,7 @@
-"""What the tasks that come with the project share: a noisy cue to a hidden label, and a base
-policy trained from scratch.
+"""The common parts of `twin` and `chain`: a noisy cue to a hidden label, and a trained base.
 
-The base is cached as an ordinary Hugging Face folder under the hash of its recipe.
+The base policy is trained from scratch and cached as an ordinary Hugging Face folder. The hash of
+its recipe is in the name of the folder.
 """
 
 import hashlib
@@ -23,14 +23,15 @@ from eval.policy.policy import Policy
 from eval.tasks.task import TaskError
 
 PAD, END = "<pad>", "<eos>"
-OWN_GPU = 256  # a base of this width or more is trained on a GPU, where there is one
+OWN_GPU = 256  # a base of this width or more is trained on a GPU, if there is one
 
 Losses = Callable[[Policy, Any], Iterator[Tensor]]  # (policy, recipe) -> the loss of each step
 
 
 def cue_given_group(delta: float, cues: int) -> Tensor:
-    """[2, cues] P(cue | easy), P(cue | hard), for cue = clamp(floor(2 s + cues/2), 0, cues - 1),
-    s ~ N(-+delta/2, 1).
+    """Return P(cue | easy), P(cue | hard) as [2, cues].
+
+    cue = clamp(floor(2 s + cues/2), 0, cues - 1), s ~ N(-+delta/2, 1).
     """
     edges = torch.arange(1, cues, dtype=torch.float64) / 2 - cues / 4
     means = torch.tensor([[-delta / 2], [delta / 2]], dtype=torch.float64)
@@ -39,7 +40,7 @@ def cue_given_group(delta: float, cues: int) -> Tensor:
 
 
 def word_level(pattern: str, symbols: list[str]) -> Any:
-    """A tokenizer whose tokens are the matches of `pattern`; they join to the text itself."""
+    """Return a tokenizer whose tokens are the matches of `pattern`; they join to the text."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -52,11 +53,10 @@ def word_level(pattern: str, symbols: list[str]) -> Any:
 
 
 def base_folder(name: str, recipe: Any, tokenizer: Any, losses: Losses) -> str:
-    """The folder of the trained base, made if it is not there. Two runs may ask at once: the first
-    rename wins.
+    """Return the folder of the trained base; train it if it is not there.
 
-    `recipe` is a dataclass with all that determines the base: seed, layers, width, heads, steps,
-    lr, and what is the task's own.
+    If two runs train it at once, the first rename wins. `recipe` is a dataclass with all settings
+    of the base: seed, layers, width, heads, steps, lr, and the task's own.
     """
     digest = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode()).hexdigest()[:16]
     cache = os.environ.get("PASSK_SURGERY_CACHE") or Path.home() / ".cache" / "passk-surgery"
@@ -66,7 +66,7 @@ def base_folder(name: str, recipe: Any, tokenizer: Any, losses: Losses) -> str:
             folder.parent.mkdir(parents=True, exist_ok=True)
             work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         except OSError as error:
-            remedy = "the base cannot be kept there; name a folder that can be written"
+            remedy = "the base cannot be saved there; name a writable folder"
             raise TaskError(f"PASSK_SURGERY_CACHE = {cache}: {error.strerror}: {remedy}") from None
         try:
             _train(recipe, tokenizer, losses).model.save_pretrained(work)
@@ -82,8 +82,10 @@ def base_folder(name: str, recipe: Any, tokenizer: Any, losses: Losses) -> str:
 
 
 def _train(recipe: Any, tokenizer: Any, losses: Losses) -> Policy:
-    """A small Llama, by AdamW under one cycle. On a CPU in one thread: the model is too small to
-    share, and so it is the same everywhere.
+    """Train a small Llama with AdamW and a one-cycle learning rate.
+
+    On a CPU one thread trains: the model is too small for several, and the result is then the same
+    on every machine.
     """
     from tqdm import tqdm
 
@@ -114,7 +116,7 @@ def new_llama(recipe: Any, tokenizer: Any) -> Any:
 
 
 def llama_config(recipe: Any, tokenizer: Any) -> Any:
-    """The shape of the base, which is known before it is trained."""
+    """Return the shape of the base, which is known before its training."""
     from transformers import LlamaConfig
 
     return LlamaConfig(

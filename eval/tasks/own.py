@@ -1,4 +1,4 @@
-"""A task of the user's own: its mistakes end a command in one line."""
+"""A user's task, whose mistakes end a command in one line."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
@@ -16,16 +16,16 @@ T = TypeVar("T")
 
 
 def filled(factory: type[T], options: Mapping[str, Any]) -> T:
-    """A dataclass made from those options that it has as fields."""
+    """Return a dataclass made from the options that are its fields."""
     known = {f.name for f in fields(factory) if f.init}  # type: ignore[arg-type]
     return factory(**{key: value for key, value in options.items() if key in known})
 
 
 class OwnTask(Task):
-    """The user's own `file.py:Class`, with the defaults of `Task` where it lacks a method.
+    """The user's `file.py:Class`, with the defaults of `Task` for missing methods.
 
     The class may extend `Task` or, as in version 0.1, be any dataclass. The methods that every
-    command needs are checked: a mistake is a line that names the file.
+    command needs are checked: a mistake gives one line that names the file.
     """
 
     def __init__(self, options: Mapping[str, Any]):
@@ -33,7 +33,7 @@ class OwnTask(Task):
         self._task = self._load(options)
         for method in ("training", "evaluation"):
             if self._written(method) is None:
-                raise self._refusal(f"has no method {method}; add it, as `Task` has it")
+                raise self._refusal(f"has no method {method}; add it, as in `Task`")
         verifier = options.get("verifier") or getattr(self._task, "verifier", None)
         if verifier not in ("exact", "math", "boxed") and ":" not in str(verifier):
             why = f"has the verifier {verifier}; write exact, math, boxed or file.py:function"
@@ -51,12 +51,12 @@ class OwnTask(Task):
                 return filled(factory, options)
         except TaskError:
             raise
-        except Exception as error:  # whatever the user's file does
+        except Exception as error:  # the user's file may raise anything
             raise self._refusal(f"{fault(error, self._name)}; correct the class") from None
-        raise self._refusal("is no class of data; write a class, with @dataclass above it")
+        raise self._refusal("is no dataclass; write a class with @dataclass above it")
 
     def _written(self, name: str) -> Callable[..., Any] | None:
-        """The method of the user's class; None where it has none but the default of `Task`."""
+        """Return the method of the user's class; None if only `Task` has it."""
         method = getattr(self._task, name, None)
         default = getattr(method, "__func__", None) is getattr(Task, name)
         return method if callable(method) and not default else None
@@ -95,14 +95,14 @@ class OwnTask(Task):
         return (self._written("frontier") or super().frontier)(k, points)
 
     def _problems(self, name: str, *arguments: int) -> list[Problem]:
-        found = self._checked(name, *arguments)
-        mistake = _not_problems(found, arguments[-1], name == "training")
+        problems = self._checked(name, *arguments)
+        mistake = _not_problems(problems, arguments[-1], name == "training")
         if mistake:
             raise self._refusal(f"{name}{arguments} {mistake}")
-        return found
+        return problems
 
     def _checked(self, name: str, *arguments: int) -> Any:
-        """The result of a method of the user's, or the line that says how it failed."""
+        """Return the result of a user's method; raise one line with the reason if it fails."""
         method = self._written(name)
         assert method is not None
         try:
@@ -117,16 +117,17 @@ class OwnTask(Task):
         return TaskError(f"task.name = {self._name}: {why}")
 
 
-def _not_problems(found: Any, count: int, exactly: bool) -> str | None:
-    """What is wrong with the problems that a task gave, if anything is."""
-    if not isinstance(found, list | tuple) or not found:
-        return f"returned {found!r:.80}; return a list of Problem"
-    for x in found:
+def _not_problems(problems: Any, count: int, exactly: bool) -> str | None:
+    """Return the mistake in the problems that a task returned, or None."""
+    if not isinstance(problems, list | tuple) or not problems:
+        return f"returned {problems!r:.80}; return a list of Problem"
+    for x in problems:
         if not isinstance(x, Problem):
             return f"returned {x!r:.80} among its problems; return a list of Problem"
         for name in ("prompt", "gold"):
             if not isinstance(getattr(x, name), str):
-                return f"returned a problem whose {name} is {getattr(x, name)!r:.40}, and no text"
-    if exactly and len(found) != count:
-        return f"returned {len(found)} problems of {count}; return as many as it is asked for"
+                value = f"{getattr(x, name)!r:.40}"
+                return f"returned a problem whose {name} is {value}; give it a text"
+    if exactly and len(problems) != count:
+        return f"returned {len(problems)} problems instead of {count}; return {count}"
     return None

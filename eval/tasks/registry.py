@@ -1,4 +1,4 @@
-"""The tasks by their names. A new task is one file and one line in TASKS."""
+"""The tasks by name; a new task is one file and one line in TASKS."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,9 +22,9 @@ OF_DATA = [name for name, task in TASKS.items() if issubclass(task, Data)]
 
 
 def build_task(options: Mapping[str, Any]) -> Task:
-    """The task named `options["name"]`, or of a `file.py:Class`, a dataclass.
+    """Return the task `options["name"]`, a name in TASKS or a dataclass `file.py:Class`.
 
-    It is given those options that it has as fields.
+    The options that are its fields become their values.
     """
     task = TASKS.get(options["name"])
     return OwnTask(options) if task is None else filled(task, options)

@@ -1,7 +1,7 @@
-"""Rows of a dataset as problems: files, folders and the hub, all read by `datasets`.
+"""Rows of a dataset as problems, from files, folders and the hub, read by `datasets`.
 
-A row's gold is its answer, or what its solution gives as the answer: the last box, or what follows
-####. The answer may be a solution itself, as in GSM8K.
+A row's gold is its answer, or the answer in its solution: the last box, or the text after ####. The
+answer may be a solution itself, as in GSM8K.
 """
 
 import hashlib
@@ -18,8 +18,7 @@ from eval.verify import answers
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
-
-FIELDS = {  # what is read of a row, and the names that it usually has
+FIELDS = {  # the fields of a row, and their usual names in data
     "id": ("id", "unique_id"),
     "problem": ("problem", "question", "prompt"),
     "answer": ("answer", "gold", "final_answer"),
@@ -31,7 +30,7 @@ FIELDS = {  # what is read of a row, and the names that it usually has
 
 @dataclass(frozen=True)
 class Source:
-    """One split of a dataset. `option`, "task." or "task.eval_", begins the keys that name it."""
+    """One split of a dataset; its keys start with `option`, "task." or "task.eval_"."""
 
     path: str
     subset: str | None
@@ -56,26 +55,26 @@ class Source:
             raise self.refusal("path", f"must be a folder, or end in {', '.join(BUILDERS)}")
         place: dict[str, Any] = {"path": str(path) if path.exists() else self.path}
         if path.is_file() and not path.stat().st_size:
-            raise self.refusal("path", "is empty; it needs one row a problem")
-        if path.is_file():  # a file is whatever split it is asked for
+            raise self.refusal("path", "is empty; it needs one row per problem")
+        if path.is_file():  # a file counts as any split
             files = {self.split.partition("[")[0]: str(path)}
             place = {"path": BUILDERS[path.suffix], "data_files": files}
         try:
-            found = datasets.load_dataset(**place, name=self.subset, split=self.split)
+            dataset = datasets.load_dataset(**place, name=self.subset, split=self.split)
         except StopIteration:
-            raise self.refusal("path", "is empty; it needs one row a problem") from None
+            raise self.refusal("path", "is empty; it needs one row per problem") from None
         except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
             why = " ".join(str(error.__cause__ or error).split()).rstrip(".")
             remedy = f"correct {self.option}path, {self.option}split or {self.option}subset"
-            raise self.refusal("path", f"no split {self.split} of it ({why}); {remedy}") from None
-        if not len(found):
+            raise self.refusal("path", f"no split {self.split} in it ({why}); {remedy}") from None
+        if not len(dataset):
             raise self.refusal("split", f"holds no row of {self.path}; name another")
-        return found.to_list()
+        return dataset.to_list()
 
 
 @dataclass(frozen=True)
 class Item:
-    """A problem as it stands in the data, without a prompt around it."""
+    """A problem as in the data, without a prompt around it."""
 
     id: str
     text: str
@@ -85,11 +84,11 @@ class Item:
 
 
 def items(source: Source, names: Mapping[str, str], own: bool) -> tuple[list[Item], int]:
-    """The problems of a source in its order, and how many rows had none: without gold, or with an
-    id that was met before. A row without an id has that of its text.
+    """Return the problems of a source in its order, and the number of skipped rows.
 
-    `names` are the data's own names of `FIELDS`. With `own` each of them must be there; the
-    evaluation may be of another make, and then the usual names serve too.
+    A row is skipped if it has no problem, no gold or an id of an earlier row. A row without an id
+    gets an id from its text. `names` are the data's own names of `FIELDS`. With `own` each of them
+    must be there; the evaluation may have other columns, and then the usual names serve too.
     """
     rows = source.rows()
     columns = list(rows[0])
@@ -102,17 +101,17 @@ def items(source: Source, names: Mapping[str, str], own: bool) -> tuple[list[Ite
                 f"has no field {usual}, but {', '.join(columns)}; name it with "
                 f"task.fields.{needed[0]}=...",
             )
-    found: dict[str, Item] = {}
+    problems: dict[str, Item] = {}
     for row in rows:
         values = {field: value_at(row, name) if name else None for field, name in where.items()}
         gold, text = _gold(values), _text(values["problem"])
         if gold and text:
             name = _text(values["id"]) or hashlib.sha256(text.encode()).hexdigest()[:12]
             level = _text(values["level"]).removeprefix("Level ")
-            found.setdefault(name, Item(name, text, gold, level, _text(values["subject"])))
-    if not found:
+            problems.setdefault(name, Item(name, text, gold, level, _text(values["subject"])))
+    if not problems:
         raise source.refusal("path", "no row has a problem and a gold answer; see task.fields")
-    return list(found.values()), len(rows) - len(found)
+    return list(problems.values()), len(rows) - len(problems)
 
 
 def _column(
@@ -133,7 +132,7 @@ def _gold(values: Mapping[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    """A list of values, as some datasets have their answers, is written with commas."""
+    """Return a value as text; a list of values, as in some datasets, is joined with commas."""
     if isinstance(value, list):
         return ", ".join(map(_text, value))
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""A task: its problems, and the class from which tasks are made."""
+"""The interface of a task, and its problems."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from eval.errors import Refusal
 
-if TYPE_CHECKING:  # a verifier's worker loads the user's file, and must not wait for torch
+if TYPE_CHECKING:  # a verifier's worker loads the user's file, and torch is slow to import
     from torch import Tensor
     from transformers import PretrainedConfig
 
@@ -16,13 +16,14 @@ if TYPE_CHECKING:  # a verifier's worker loads the user's file, and must not wai
 
 
 class TaskError(Refusal):
-    """A task that cannot be had as configured, in one line."""
+    """The task cannot be built as configured; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One prompt with the answer that is expected. The rest names slices of the task; `group` is
-    such as easy or hard.
+    """One prompt with its expected answer.
+
+    The other fields name slices of the task; `group` is a name such as easy or hard.
     """
 
     id: str
@@ -34,13 +35,13 @@ class Problem:
 
 
 def digest(problems: Sequence[Problem]) -> str:
-    """Tells problems from others under the same name."""
+    """Return a digest that distinguishes problems from others under the same name."""
     content = json.dumps([vars(x) for x in problems])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 class Task:
-    """Problems, and the way in which their answers are judged: write a task of your own as below.
+    """Problems, and the way to judge their answers: write a task of your own as below.
 
     Put a dataclass that extends `Task` into a file, say sums.py:
 
@@ -79,42 +80,42 @@ class Task:
     in the `task` section. Give each field a default. Leave `verifier` and `max_new_tokens` without
     an annotation: with one they would be fields.
 
-    You must write `training` and `evaluation`. Both must depend on nothing but the fields and the
-    arguments, because every rank and every resumed run asks again. The ids of an evaluation must
-    differ: the commands compare results by id. A prompt that is an `eval.policy.policy.Chat` is
-    put into the tokenizer's chat template. All other methods have a default; you may leave them
+    You must write `training` and `evaluation`. Both must depend only on the fields and the
+    arguments, because every rank and every resumed run calls them again. The ids of an evaluation
+    must differ: the commands compare results by id. A prompt that is an `eval.policy.policy.Chat`
+    is put into the tokenizer's chat template. All other methods have a default; you may leave them
     out.
     """
 
-    # "exact", "math", "boxed" or file.py:function; the key task.verifier goes before it
+    # "exact", "math", "boxed" or file.py:function; the key task.verifier overrides it
     verifier: str
-    # enough for an answer; the key train.max_new_tokens goes before it, and must be set beside None
+    # enough for an answer; the key train.max_new_tokens overrides it; if None, set that key
     max_new_tokens: int | None = None
 
     def training(self, seed: int, step: int, count: int) -> list[Problem]:
         """Return the `count` problems of training step `step`; steps begin at 1.
 
-        A diagnosis asks for those of step 0.
+        A diagnosis uses the problems of step 0.
         """
         raise NotImplementedError
 
     def evaluation(self, count: int) -> list[Problem]:
         """Return the problems of every evaluation, the same for any seed, before and after.
 
-        They may be fewer than `count` where the task has no more.
+        They may be fewer than `count` if the task has no more.
         """
         raise NotImplementedError
 
     def reference(self, count: int) -> list[Problem] | None:
         """Return problems to train on, the same for any seed, or None.
 
-        Write it where problems of training and of evaluation differ in kind. A rule that holds
-        training batches against the base's pass@1 then takes that pass@1 from these problems.
+        Write it if problems of training and of evaluation differ in kind. A rule that compares
+        training batches with the base's pass@1 then measures that pass@1 on these problems.
         """
         return None
 
     def base_model(self) -> str:
-        """Return the folder of the task's own base policy, which `model.path=base` asks for.
+        """Return the folder of the task's own base policy, the value of `model.path=base`.
 
         The first call makes the folder.
         """
@@ -126,18 +127,18 @@ class Task:
         return None
 
     def success(self, policy: "Policy", temperature: float) -> "Population | None":
-        """Return the true success probability of every problem, or None where it is not known.
+        """Return the true success probability of every problem, or None if it is unknown.
 
-        With it pass@k is known without sampling. A task that returns None is not asked again.
+        It gives pass@k without sampling. A task that returns None is not called again.
         """
         return None
 
     def frontier_share(
         self, before: tuple[float, float], after: tuple[float, float], k: int
     ) -> float | None:
-        """Say how far (pass@1, pass@k) moved from `before` towards the best that is reachable.
+        """Return how far (pass@1, pass@k) moved from `before` towards the best reachable values.
 
-        0 is no move, 1 is the best; None where that is not known.
+        0 is no move, 1 is the best; None if that is unknown.
         """
         return None
 

@@ -1,11 +1,9 @@
-"""`twin`: two families of prompts that look alike and want opposite answers; true pass@k without
-sampling.
+"""`twin`: two families of similar prompts with opposite answers, and exact pass@k.
 
 A prompt such as ``D3?4=`` shows a cue letter, two operands 2..9 and an operator sign whose meaning
-is hidden:
-easy prompts mean the sum, hard ones the product. The cue is a noisy hint of which, so a policy can
-only bet.
-It is the two-dimensional example of arXiv 2602.21189, section 3, in a real causal language model.
+is hidden: easy prompts mean the sum, hard ones the product. The cue is a noisy hint at the meaning,
+so a policy can only guess. The task is the two-dimensional example of arXiv 2602.21189, section 3,
+in a real causal language model. Its pass@k is known without sampling.
 """
 
 import math
@@ -36,17 +34,18 @@ if TYPE_CHECKING:
 
 @dataclass
 class Twin(Task):
-    """`delta`: distance of the cue's mean between easy and hard; `hard_share`: how many prompts are
-    hard.
+    """Prompts of the task `twin`.
+
+    `delta` is the distance of the cue's mean between easy and hard, `hard_share` the share of hard
+    prompts.
     """
 
     delta: float = 2.0
     hard_share: float = 0.3
     base_bias: float = 0.12
     base_seed: int = 0
-    _teacher: Rows | None = field(
-        default=None, init=False, repr=False
-    )  # the population, tokenised once
+    # the population, tokenised once
+    _teacher: Rows | None = field(default=None, init=False, repr=False)
 
     # a symbolic verifier would accept "07" or "3+4", and the policy would learn to write them
     verifier = "exact"
@@ -54,18 +53,18 @@ class Twin(Task):
 
     @cached_property
     def cue_given_group(self) -> Tensor:
-        """[2, cues] P(cue | easy), P(cue | hard)."""
+        """P(cue | easy) and P(cue | hard), [2, cues]."""
         return cue_given_group(self.delta, len(CUES))
 
     @cached_property
     def cue_and_group(self) -> Tensor:
-        """[2, cues] joint probabilities; rows easy, hard."""
+        """The joint probabilities [2, cues]; rows easy, hard."""
         share = torch.tensor([[1 - self.hard_share], [self.hard_share]], dtype=torch.float64)
         return share * self.cue_given_group
 
     @cached_property
     def population(self) -> list[Problem]:
-        """All prompts with either meaning: cue-major, then operands, then easy before hard."""
+        """All prompts with both meanings, by cue, then operands, then easy before hard."""
         problems = []
         for cue in CUES:
             for a, b in OPERANDS:
@@ -88,7 +87,7 @@ class Twin(Task):
         ]
 
     def training(self, seed: int, step: int, count: int) -> list[Problem]:
-        # not by `derive_seed`: whatever is published of this task was trained on these draws
+        # not by `derive_seed`: all published results of this task come from these draws
         return self._draw(count, torch.Generator().manual_seed(seed * 1_000_003 + step))
 
     def evaluation(self, count: int) -> list[Problem]:
@@ -105,7 +104,7 @@ class Twin(Task):
         return llama_config(self.recipe, make_tokenizer())
 
     def success(self, policy: Policy, temperature: float = 1.0) -> Population:
-        """p = pi(answer, end of text | prompt) of all 630 prompts with either answer."""
+        """Return p = pi(answer, end of text | prompt) of all 630 prompts with both answers."""
         if self._teacher is None:
             prompts, golds = zip(*((x.prompt, x.gold) for x in self.population), strict=True)
             self._teacher = answer_batch(policy, prompts, golds)
@@ -119,15 +118,16 @@ class Twin(Task):
     def frontier_share(
         self, before: tuple[float, float], after: tuple[float, float], k: int
     ) -> float | None:
-        """1/t*, t* the largest t for which before + t (after - before) is reachable; None if either
-        value fell.
+        """Return 1/t*, t* the largest t for which before + t (after - before) is reachable.
+
+        Return None if either value fell.
         """
         step = (after[0] - before[0], after[1] - before[1])
         if min(step) < 0 or max(step) <= 0:
             return None
         w = torch.linspace(0, 1, 2001, dtype=torch.float64)
-        # the reachable set is convex, so it is what lies below its supporting lines w J_1 + (1-w)
-        # J_k = height
+        # the reachable set is convex, so it is the set below its supporting lines
+        # w J_1 + (1-w) J_k = height
         j_1, j_k = _best(self.cue_and_group, w, k)
         height = w * j_1 + (1 - w) * j_k
         slope = w * step[0] + (1 - w) * step[1]
@@ -136,18 +136,17 @@ class Twin(Task):
         return 1 / t if t > 0 else math.inf
 
     def frontier(self, k: int, points: int = 101) -> list[tuple[float, float]]:
-        """(pass@1, pass@k) along the best reachable trade-off over all policies of the cue."""
+        """Return (pass@1, pass@k) along the best trade-off over all policies of the cue."""
         j_1, j_k = _best(self.cue_and_group, torch.linspace(0, 1, points, dtype=torch.float64), k)
         return list(zip(j_1.tolist(), j_k.tolist(), strict=True))
 
 
 def _best(joint: Tensor, w: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """(J_1, J_k) of the policies of the cue that maximise w J_1 + (1-w) J_k, for each w.
+    """Return (J_1, J_k) of the policies of the cue that maximise w J_1 + (1-w) J_k, for each w.
 
-    For each cue such a policy says the sum with probability q and the product otherwise. The
-    objective is
-    concave in q; its derivative, easy (w + (1-w) w_k(q)) - hard (w + (1-w) w_k(1-q)), falls:
-    bisection.
+    For each cue such a policy answers the sum with probability q and the product otherwise. The
+    objective is concave in q; its derivative, easy (w + (1-w) w_k(q)) - hard (w + (1-w) w_k(1-q)),
+    falls, so bisection gives its zero.
     """
     easy, hard = joint
     w = w[:, None]

@@ -1,5 +1,6 @@
-"""The base policy of `twin`: a small Llama, trained from scratch to answer the sum mostly, the
-product sometimes.
+"""The base policy of `twin`: a small Llama, trained from scratch.
+
+It mostly answers the sum, and sometimes the product.
 """
 
 from collections.abc import Iterator
@@ -13,14 +14,13 @@ from eval.policy.policy import Policy
 from eval.tasks import embedded
 
 CUES = "ABCDEFGHIJ"
-OPERANDS = [
-    (a, b) for a in range(2, 10) for b in range(2, 10) if (a, b) != (2, 2)
-]  # 2+2 = 2*2 would be no twin
+# without 2 and 2, as 2+2 = 2*2
+OPERANDS = [(a, b) for a in range(2, 10) for b in range(2, 10) if (a, b) != (2, 2)]
 
 
 @dataclass(frozen=True)
 class TwinRecipe:
-    """All that determines the base policy. `bias` is the probability of the product."""
+    """All settings of the base policy; `bias` is the probability of the product."""
 
     bias: float = 0.12
     seed: int = 0
@@ -38,18 +38,19 @@ def prompt_text(cue: str, a: int, b: int) -> str:
 
 
 def make_tokenizer():
-    """One token a character."""
+    """Return a tokenizer with one token per character."""
     return embedded.word_level(".", [*CUES, *"0123456789?="])
 
 
 def base_folder(recipe: TwinRecipe) -> str:
-    """The folder of the trained base."""
+    """Return the folder of the trained base."""
     return embedded.base_folder("twin", recipe, make_tokenizer(), _losses)
 
 
 def _losses(policy: Policy, recipe: TwinRecipe) -> Iterator[Tensor]:
-    """Cross-entropy against both answers of every prompt, weighted 1 - bias and bias, whatever the
-    cue.
+    """Yield cross-entropies of both answers to each prompt, weighted 1 - bias and bias.
+
+    The weights do not depend on the cue.
     """
     prompts, sums, products = zip(
         *((prompt_text(cue, a, b), str(a + b), str(a * b)) for cue in CUES for a, b in OPERANDS),

@@ -1,4 +1,4 @@
-"""Pictures of the toy: the paper's figures 2 to 5, and every rule's path. Each returns a figure."""
+"""Pictures of the toy: the paper's figures 2 to 5, and every rule's path."""
 
 import io
 from collections.abc import Callable
@@ -33,14 +33,14 @@ SHADE = YELLOW
 
 
 def _j(k: int) -> str:
-    """J with a subscript."""
+    """Return J with a subscript."""
     return "J" + str(k).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
 
 
-def kernel(found: Study) -> Figure:
-    """Figure 2: the cosine of each pair of gradients, of 120 easy and 80 hard prompts."""
-    toy = population(found.setting.delta, 0.4, 200)
-    cosines = cosine_kernel(found.setting.theta, toy)
+def kernel(study: Study) -> Figure:
+    """Draw figure 2: the cosine of each pair of gradients, of 120 easy and 80 hard prompts."""
+    toy = population(study.setting.delta, 0.4, 200)
+    cosines = cosine_kernel(study.setting.theta, toy)
     figure = plots.figure(6.6, 5.4)
     axes = figure.subplots()
     image = axes.imshow(cosines, cmap="RdBu", vmin=-1, vmax=1, interpolation="nearest")
@@ -63,43 +63,43 @@ def kernel(found: Study) -> Figure:
     return figure
 
 
-def _window(found: Study) -> tuple[Tensor, Tensor]:
-    """The corners of the plane that all paths lie in, with a margin."""
-    every = torch.cat(list(found.paths.values())).clamp(-6, 6)
+def _window(study: Study) -> tuple[Tensor, Tensor]:
+    """Return the corners of the rectangle that contains all paths, with a margin."""
+    every = torch.cat(list(study.paths.values())).clamp(-6, 6)
     return every.amin(0) - 1.2, every.amax(0) + 1.2
 
 
-def _grid(found: Study, points: int = 61) -> tuple[Tensor, Tensor, Tensor]:
-    """theta_1, theta_2 of the window, and theta [points, points, 2]."""
-    low, high = _window(found)
+def _grid(study: Study, points: int = 61) -> tuple[Tensor, Tensor, Tensor]:
+    """Return theta_1, theta_2 of the window, and theta [points, points, 2]."""
+    low, high = _window(study)
     one, two = (torch.linspace(low[i], high[i], points, dtype=torch.float64) for i in (0, 1))
     return one, two, torch.stack(torch.meshgrid(one, two, indexing="xy"), -1)
 
 
-def _fewer(found: Study) -> Bandit:
-    """A tenth of the population, at its quantiles: the same map to the eye, ten times as fast."""
-    return population(found.setting.delta, found.setting.hard_share, 600)
+def _fewer(study: Study) -> Bandit:
+    """Return a tenth of the population, at its quantiles: the same map, ten times as fast."""
+    return population(study.setting.delta, study.setting.hard_share, 600)
 
 
-def _conflict(axes: Axes, found: Study) -> None:
+def _conflict(axes: Axes, study: Study) -> None:
     """Shade where <grad J_k, grad J_1> < 0."""
-    toy, k = _fewer(found), found.setting.k
-    one, two, theta = _grid(found)
+    toy, k = _fewer(study), study.setting.k
+    one, two, theta = _grid(study)
     dot = torch.stack([(slope(x, toy, 1) * slope(x, toy, k)).sum(-1) for x in theta])
     axes.contourf(one, two, dot, levels=[-torch.inf, 0], colors=[SHADE], alpha=0.35)
     axes.contour(one, two, dot, levels=[0], colors=["0.45"], linewidths=0.8, linestyles="--")
     axes.set(xlabel="θ₁ (bias)", ylabel="θ₂ (weight of s)")
 
 
-def plane(found: Study) -> Figure:
-    """Figure 3: J_1 and J_k over (theta_1, theta_2), where they conflict, and both gradients."""
-    toy, k = _fewer(found), found.setting.k
-    one, two, theta = _grid(found)
-    few = _grid(found, 10)[2][1:-1, 1:-1]
+def plane(study: Study) -> Figure:
+    """Draw figure 3: J_1 and J_k over (theta_1, theta_2), the conflict, and both gradients."""
+    toy, k = _fewer(study), study.setting.k
+    one, two, theta = _grid(study)
+    few = _grid(study, 10)[2][1:-1, 1:-1]
     figure = plots.figure(11.5, 5.4)
     for axes, m in zip(figure.subplots(1, 2, sharey=True), (1, k), strict=True):
         values = torch.stack([objective(row, toy, m) for row in theta])
-        _conflict(axes, found)
+        _conflict(axes, study)
         lines = axes.contour(one, two, values, levels=12, colors="0.35", linewidths=0.8)
         axes.clabel(lines, fontsize=7, fmt="%.2f")
         for way, colour in ((1, ON_1), (k, ON_K)):
@@ -109,7 +109,7 @@ def plane(found: Study) -> Figure:
                 *few.unbind(-1), *arrow.unbind(-1), color=colour, width=0.0035,
                 scale=22, headwidth=4, zorder=3,
             )  # fmt: skip
-        axes.plot(*found.setting.start, **START, zorder=4)
+        axes.plot(*study.setting.start, **START, zorder=4)
         axes.set_title(f"contours of pass@{m}", fontsize=10)
     handles = [
         Patch(color=ON_1, label="∇J₁"),
@@ -121,14 +121,14 @@ def plane(found: Study) -> Figure:
     return figure
 
 
-def agreement(found: Study) -> Figure:
-    """Figure 4: agreements a_i of easy and hard prompts, at the start and after pass@k."""
-    toy, setting = found.toy, found.setting
+def agreement(study: Study) -> Figure:
+    """Draw figure 4: agreements a_i of easy and hard prompts, at the start and after pass@k."""
+    toy, setting = study.toy, study.setting
     figure = plots.figure(11.5, 4.4)
-    cases = {"at the start": setting.theta, f"after pass@{setting.k}": found.paths["none"][-1]}
+    cases = {"at the start": setting.theta, f"after pass@{setting.k}": study.paths["none"][-1]}
     panels = figure.subplots(1, 2)
     for axes, (when, theta) in zip(panels, cases.items(), strict=True):
-        a = agreements(found, theta)
+        a = agreements(study, theta)
         edges = torch.linspace(float(a.min()), float(a.max()), 50).tolist()
         for name, group, hatch in (("easy", ~toy.hard, None), ("hard", toy.hard, "////")):
             colour = COLOURS[name]
@@ -152,10 +152,10 @@ def agreement(found: Study) -> Figure:
     return figure
 
 
-def training(found: Study, steps: int = 120) -> Figure:
-    """Figure 5: pass@k and pass@1 under pass@k, of the population, of easy and of hard prompts."""
-    toy, k = found.toy, found.setting.k
-    p = success(found.paths["none"][: steps + 1], toy)
+def training(study: Study, steps: int = 120) -> Figure:
+    """Draw figure 5: pass@k and pass@1 under pass@k, of all, easy and hard prompts."""
+    toy, k = study.toy, study.setting.k
+    p = success(study.paths["none"][: steps + 1], toy)
     figure = plots.figure(11.5, 4.4)
     everyone = torch.ones_like(toy.hard)
     groups = {"population": everyone, "easy": ~toy.hard, "hard": toy.hard}
@@ -173,25 +173,25 @@ def training(found: Study, steps: int = 120) -> Figure:
     return figure
 
 
-def paths(found: Study) -> Figure:
-    """Every rule's path: in the plane of theta, and in that of (J_1, J_k) with the frontier."""
-    k = found.setting.k
+def paths(study: Study) -> Figure:
+    """Draw every rule's path in the plane of theta, and of (J_1, J_k) with the frontier."""
+    k = study.setting.k
     figure = plots.figure(13, 5.6)
     left, right = figure.subplots(1, 2)
-    _conflict(left, found)
-    right.plot(*found.plane(found.frontier), **FRONTIER, label="Pareto frontier")
-    left.plot(*found.frontier.T, **FRONTIER)
-    for i, (name, path) in enumerate(found.paths.items()):
-        for axes, (xs, ys) in ((left, path.T.tolist()), (right, found.planes[name])):
+    _conflict(left, study)
+    right.plot(*study.plane(study.frontier), **FRONTIER, label="Pareto frontier")
+    left.plot(*study.frontier.T, **FRONTIER)
+    for i, (name, path) in enumerate(study.paths.items()):
+        for axes, (xs, ys) in ((left, path.T.tolist()), (right, study.planes[name])):
             axes.plot(xs, ys, **style(i), linewidth=1.3, alpha=0.8)
             axes.plot(
                 xs[-1], ys[-1], **style(i), marker=marker(i), markeredgecolor="white",
                 markersize=13 - 0.45 * i, zorder=4, label=name,
             )  # fmt: skip
-    start = found.setting.theta
+    start = study.setting.theta
     left.plot(*start, **START, zorder=5)
-    right.plot(*found.plane(start[None]), **START, zorder=5, linestyle="none", label="start")
-    low, high = _window(found)
+    right.plot(*study.plane(start[None]), **START, zorder=5, linestyle="none", label="start")
+    low, high = _window(study)
     left.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     left.set_title(f"shaded: ∇J₁ and ∇{_j(k)} conflict", fontsize=10)
     right.set(xlabel="pass@1", ylabel=f"pass@{k}")
@@ -210,6 +210,6 @@ PICTURES: dict[str, Callable[[Study], Figure]] = {
 
 
 def save(figure: Figure, path: Path) -> None:
-    """A PNG of 256 colours, by matplotlib's own Pillow: a third of the size, the same to see."""
-    whole = io.BytesIO(plots.png(figure, 100))
-    Image.open(whole).convert("RGB").quantize(256).save(path)
+    """Save a PNG of 256 colours with matplotlib's Pillow: a third of the size, the same look."""
+    full = io.BytesIO(plots.png(figure, 100))
+    Image.open(full).convert("RGB").quantize(256).save(path)

@@ -1,4 +1,4 @@
-"""The paper's toy, all of it: the printed figures, the theory's numbers, every rule's path."""
+"""The study of the paper's toy: printed figures, numbers of the theory, every rule's path."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -26,24 +26,19 @@ from surgery.toy import (
     two_prompts,
 )
 
-PASS_1 = "pass@1"  # beside the rules: what ascends J_1 alone
-
-
+PASS_1 = "pass@1"  # beside the rules: the ascent of J_1 alone
 KS = range(1, 33)
 
-
 Points = tuple[list[float], list[float]]
-
-
 Progress = Callable[[Sequence[str]], Iterable[str]]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Settings of the population: ours but for `prompts`, as the paper does not print its own.
+    """Settings of the population; only `prompts` is the paper's, which does not print the others.
 
-    The start gives answer 1 with probability 0.12 whatever the prompt, so that easy prompts are
-    solved in 88 % of the cases and hard ones in 12 %.
+    The start gives answer 1 with probability 0.12 to every prompt, so that the success rate is 88 %
+    on easy prompts and 12 % on hard ones.
     """
 
     delta: float = 1.0  # distance of the means of s, easy to hard
@@ -75,12 +70,12 @@ class Study:
 
 
 def plane(theta: Tensor, toy: Bandit, k: int) -> Points:
-    """J_1 and J_k of each theta [points, 2]."""
+    """Return J_1 and J_k of each theta [points, 2]."""
     return objective(theta, toy, 1).tolist(), objective(theta, toy, k).tolist()
 
 
 def study(setting: Setting, progress: Progress = iter) -> Study:
-    """`progress` wraps what is gone through, as tqdm does."""
+    """Return the study of a setting; `progress` wraps the sequence of rules, as tqdm does."""
     toy, paths, planes = setting.bandit(), {}, {}
     for name in progress([PASS_1, *RULES]):
         k, rule = (1, "none") if name == PASS_1 else (setting.k, name)
@@ -89,18 +84,18 @@ def study(setting: Setting, progress: Progress = iter) -> Study:
     return Study(setting, toy, paths, planes, frontier(toy, setting.k))
 
 
-def ends(found: Study) -> list[dict[str, Any]]:
-    """Each rule's end, its lowest J_1 on the way, and its distance below the frontier."""
-    best = torch.tensor(found.plane(found.frontier), dtype=torch.float64).T
+def ends(study: Study) -> list[dict[str, Any]]:
+    """Return each rule's end, its lowest J_1 on the way, and its distance below the frontier."""
+    best = torch.tensor(study.plane(study.frontier), dtype=torch.float64).T
     rows = []
-    for name, path in found.paths.items():
-        pass_1, pass_k = found.planes[name]
+    for name, path in study.paths.items():
+        pass_1, pass_k = study.planes[name]
         rows.append(
             {
                 "rule": name,
                 "theta": path[-1].tolist(),
                 "pass@1": pass_1[-1],
-                f"pass@{found.setting.k}": pass_k[-1],
+                f"pass@{study.setting.k}": pass_k[-1],
                 "lowest_pass@1": min(pass_1),
                 "below_frontier": float(height(best, torch.tensor(pass_1[-1], dtype=best.dtype)))
                 - pass_k[-1],
@@ -111,11 +106,11 @@ def ends(found: Study) -> list[dict[str, Any]]:
 
 
 def against_theory(toy: Bandit, theta: Tensor, k: int) -> dict[str, Any]:
-    """Numbers of the paper's statements at theta, beside the measured ones."""
+    """Return the numbers of the paper's statements at theta, and the measured ones."""
     share = torch.full((len(toy.hard),), 1 / len(toy.hard), dtype=torch.float64)
-    weights, _, seen = geometry(theta, toy, k)
-    assert seen.products is not None and seen.agreement is not None
-    a, p = seen.agreement, success(theta, toy)
+    weights, _, exact = geometry(theta, toy, k)
+    assert exact.products is not None and exact.agreement is not None
+    a, p = exact.agreement, success(theta, toy)
     terms = theory.decomposition(weights, a, share)
     delta = theory.margin(weights, a, share).delta
     bounds = delta, k, toy.score_bound, toy.curvature_bound
@@ -146,16 +141,16 @@ def _cosine(theta: Tensor, toy: Bandit, k: int) -> float:
     return products.cosine
 
 
-def agreements(found: Study, theta: Tensor) -> Tensor:
-    """a_i [N] of the population at theta."""
-    g = gradients(success(theta, found.toy), found.toy)
+def agreements(study: Study, theta: Tensor) -> Tensor:
+    """Return a_i [N] of the population at theta."""
+    g = gradients(success(theta, study.toy), study.toy)
     return g @ g.mean(0)
 
 
-def results(found: Study) -> dict[str, Any]:
-    """toy.json: every figure and parameter."""
+def results(study: Study) -> dict[str, Any]:
+    """Return the contents of toy.json: every figure and parameter."""
     pair = torch.tensor(REFERENCE, dtype=torch.float64)
-    setting = found.setting
+    setting = study.setting
     return {
         "parameters": parameters(setting),
         "printed": [
@@ -163,9 +158,9 @@ def results(found: Study) -> dict[str, Any]:
             for x in printed_figures()
         ],
         "two prompts": against_theory(two_prompts(), pair, 10),
-        "population": against_theory(found.toy, setting.theta, setting.k),
-        "rules": ends(found),
-        "frontier": list(zip(*found.plane(found.frontier), strict=True)),
+        "population": against_theory(study.toy, setting.theta, setting.k),
+        "rules": ends(study),
+        "frontier": list(zip(*study.plane(study.frontier), strict=True)),
     }
 
 
@@ -183,7 +178,7 @@ def parameters(setting: Setting) -> dict[str, Any]:
 
 
 def report(content: dict[str, Any]) -> str:
-    """The tables for the terminal, and how loose the theory is."""
+    """Return the tables for the terminal: printed figures, the theory's numbers, the rules."""
     printed = [
         [x["name"], x["printed"], f"{x['ours']:.3g}", "yes" if x["matches"] else "NO"]
         for x in content["printed"]

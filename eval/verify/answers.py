@@ -1,9 +1,8 @@
-r"""What a response gives as its answer, by the marks that people use. No mathematics here: that is
-the verifier's.
+r"""The answer in a response, by the usual marks; the mathematics is in the verifier.
 
 A mark is ``\boxed{..}`` (also ``\fbox{..}`` and ``\boxed 5``), ``#### ..`` or ``Answer: ..``, and
-the last one counts. "The answer is .." counts where there is none of these, and without any mark
-the last line does: a bare answer is read, and so is a last sentence that names one value.
+the last one counts. "The answer is .." counts if there is none of these. Without any mark the last
+line counts: a bare answer, or a last sentence that names one value.
 """
 
 import re
@@ -12,10 +11,10 @@ from collections.abc import Sequence
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 
 
-_BRACE = re.compile(r"\\.|[{}]", re.S)  # \{ is a character, no group
+_BRACE = re.compile(r"\\.|[{}]", re.S)  # \{ is a character, not a group
 
 
-_TOKEN = re.compile(r"[^\s$]{0,256}")  # what follows \boxed without braces; longer is no answer
+_TOKEN = re.compile(r"[^\s$]{0,256}")  # after \boxed without braces; longer text is no answer
 
 
 _JOINED = re.compile(r"[ \t$,;]{0,9}(?:\\text\{ ?(?:or|and) ?\}|or|and)?[ \t$,;]{0,9}")
@@ -30,7 +29,7 @@ _ENDS_IN_MODULUS = re.compile(_MODULUS.pattern + r"\s*\Z")
 _SET = re.compile(r"\\\{(.*)\\\}", re.S)
 
 
-# \banswer, whose first letter a search can run to
+# \banswer, written so that a search can look for the first letter
 _ANSWER = r"[aA](?<!\w[aA])(?i:nswer)"
 
 
@@ -40,7 +39,7 @@ _LINE = (
 )
 
 
-_SAID = (re.compile(_ANSWER + r"\s{1,3}(?i:is)\b\s{0,3}:?"),)
+_STATED = (re.compile(_ANSWER + r"\s{1,3}(?i:is)\b\s{0,3}:?"),)
 
 
 _SENTENCE_END = re.compile(r"(?<=\S)\.(?=\s+[A-Z]|\s*$)")
@@ -58,7 +57,7 @@ _GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:,|\{,\})\d{3})+(?!\d|,\d)")
 _BRACKET = re.compile(r"([(\[]|\\\{)|[)\]]|\\\}")
 
 
-# of these, signs not in brackets
+# signs among these count outside brackets only
 _BETWEEN = re.compile(r"[,;]|\b(?:or|and|vs|versus|maybe|perhaps)\b|\\(?:lor|vee)(?![a-zA-Z])")
 
 
@@ -69,10 +68,11 @@ _VALUE = re.compile(r"\d|[\\$]|^\W*\w\W*$")
 
 
 def boxes(text: str) -> list[tuple[int, int, str]]:
-    """(start, end, content) of each box that is closed and not empty, braces nested; of a box in a
-    box the inner one.
+    """Return (start, end, content) of each closed, non-empty box.
+
+    Braces may be nested; of two nested boxes the inner one counts.
     """
-    found: list[tuple[int, int, str]] = []
+    closed: list[tuple[int, int, str]] = []
     matches = list(_BOX.finditer(text))
     closing = _closing(text, matches[0].start()) if matches else {}
     for match in matches:
@@ -85,29 +85,27 @@ def boxes(text: str) -> list[tuple[int, int, str]]:
             content, end = (token[0], token.end()) if token else ("", start)
         content = content.strip().rstrip(".,;")
         if content:
-            around = found and match.start() < found[-1][1]
-            found[-1 if around else len(found) :] = [(match.start(), end, content)]
-    return found
+            inside = closed and match.start() < closed[-1][1]
+            closed[-1 if inside else len(closed) :] = [(match.start(), end, content)]
+    return closed
 
 
 def _closing(text: str, start: int) -> dict[int, int]:
-    """For the place of each brace from `start` on that is closed, the place after the brace that
-    closes it.
-    """
+    """Map the position of each closed brace from `start` on to the position after its partner."""
     opened: list[int] = []
-    found: dict[int, int] = {}
+    ends: dict[int, int] = {}
     for match in _BRACE.finditer(text, start):
         if match[0] == "{":
             opened.append(match.start())
         elif match[0] == "}" and opened:
-            found[opened.pop()] = match.end()
-    return found
+            ends[opened.pop()] = match.end()
+    return ends
 
 
 def last_box(text: str) -> str:
-    """What is in the last box; empty where there is none."""
-    found = boxes(text)
-    return found[-1][2] if found else ""
+    """Return the content of the last box; empty without a box."""
+    all_boxes = boxes(text)
+    return all_boxes[-1][2] if all_boxes else ""
 
 
 def boxed(content: str) -> str:
@@ -115,18 +113,18 @@ def boxed(content: str) -> str:
 
 
 def marked(text: str) -> str | None:
-    """The answer at the last mark: ``\\boxed{content}`` for a box, else the rest of its line.
+    """Return the answer at the last mark: ``\\boxed{content}``, else the rest of the line.
 
-    Boxes that only "or", "and" or a comma joins are one answer, a list. A modulus right behind a
-    box is taken into it.
+    Boxes with only "or", "and" or a comma between them are one answer, a list. A modulus directly
+    after a box becomes a part of it.
     """
-    found = boxes(text)
-    if line := _last(_LINE, text, found[-1][0] if found else 0):
-        return _said(line) or line
-    if not found:
-        return _said(text)
-    run = [found[-1]]
-    for box in reversed(found[:-1]):
+    all_boxes = boxes(text)
+    if line := _last(_LINE, text, all_boxes[-1][0] if all_boxes else 0):
+        return _stated(line) or line
+    if not all_boxes:
+        return _stated(text)
+    run = [all_boxes[-1]]
+    for box in reversed(all_boxes[:-1]):
         if not _JOINED.fullmatch(text[_end(text, box) : run[0][0]]):
             break
         run.insert(0, box)
@@ -136,29 +134,30 @@ def marked(text: str) -> str | None:
 
 
 def _end(text: str, box: tuple[int, int, str]) -> int:
-    """Where a box ends, with the modulus behind it."""
+    """Return the end of a box with the modulus after it."""
     modulus = _MODULUS.match(text, box[1])
     return modulus.end() if modulus else box[1]
 
 
-def _said(text: str) -> str | None:
-    return _last(_SAID, text) or None
+def _stated(text: str) -> str | None:
+    return _last(_STATED, text) or None
 
 
 def _last(marks: Sequence[re.Pattern[str]], text: str, start: int = 0) -> str:
-    """What follows the last of the marks from `start` on that is followed by something."""
-    found = ""
+    """Return the text after the last mark from `start` on that has text after it."""
+    answer = ""
     for mark in marks:
         for match in reversed(list(mark.finditer(text, start))):
             if line := _rest(text, match.end()):
-                start, found = match.end(), line
+                start, answer = match.end(), line
                 break
-    return found
+    return answer
 
 
 def _rest(text: str, start: int) -> str:
-    """The sentence from `start` to the end of its line. Words alone above more text are a heading:
-    empty.
+    """Return the sentence from `start` to the end of its line.
+
+    Return an empty text for a heading, that is, words after #### with more text below.
     """
     line, _, below = text[start:].partition("\n")
     if below.strip() and text[:start].rstrip().endswith("####") and not _VALUE.search(line):
@@ -167,8 +166,9 @@ def _rest(text: str, start: int) -> str:
 
 
 def extract(response: str) -> str:
-    """The answer of a response: at its last mark, else its last line; empty where that is cut off
-    in a box.
+    """Return the answer of a response: at its last mark, else its last line.
+
+    Return an empty text if the last line is cut off in a box.
     """
     if answer := marked(response):
         return answer
@@ -177,19 +177,20 @@ def extract(response: str) -> str:
 
 
 def gold(text: str) -> str | None:
-    """The answer that a worked solution ends with, boxed or after ####; None where it has none."""
+    """Return the final answer of a worked solution, boxed or after ####; None without one."""
     answer = marked(text) if boxes(text) or "####" in text else None
     return answer and content(answer)
 
 
 def content(answer: str) -> str:
-    """What is in the box, where the whole answer is one."""
-    found = boxes(answer)
-    return found[-1][2] if found and found[-1][:2] == (0, len(answer)) else answer
+    """Return the content of the box if the complete answer is one box, else the answer."""
+    all_boxes = boxes(answer)
+    boxed_only = all_boxes and all_boxes[-1][:2] == (0, len(answer))
+    return all_boxes[-1][2] if boxed_only else answer
 
 
 def of_one_modulus(answer: str, gold: str) -> tuple[str, str]:
-    """Both without the modulus at their ends. It need not be said, but two are not to differ."""
+    """Return both without a final modulus, which is optional; two moduli must be equal."""
     (residue, modulus), (right, other) = _residue(content(answer)), _residue(content(gold))
     if modulus and other and modulus != other:
         return answer, gold
@@ -197,14 +198,15 @@ def of_one_modulus(answer: str, gold: str) -> tuple[str, str]:
 
 
 def _residue(text: str) -> tuple[str, str]:
-    """(text, modulus), which is empty where none ends it."""
-    found = _ENDS_IN_MODULUS.search(text)
-    return (text[: found.start()], (found[1] or found[2]).strip()) if found else (text, "")
+    """Return (text, final modulus); the modulus is empty if there is none."""
+    match = _ENDS_IN_MODULUS.search(text)
+    return (text[: match.start()], (match[1] or match[2]).strip()) if match else (text, "")
 
 
 def canonical(answer: str) -> str:
-    """The answer without its box, spacing, sizes and thousands separators: equal texts are
-    equal answers, whatever they mean. 10{,}000 and 10,\\!000 are 10000.
+    """Return the answer without its box, spacing, sizes and thousands separators.
+
+    Equal texts are equal answers, whatever they mean. 10{,}000 and 10,\\!000 become 10000.
     """
     text = re.sub(r"\\[dt]frac", r"\\frac", _unwrapped(answer))
     return re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", text).rstrip(".")
@@ -216,8 +218,9 @@ def _unwrapped(answer: str) -> str:
 
 
 def without_separators(text: str) -> str:
-    """1,000 and 1{,}000 as 1000; not in brackets, where commas part the members of a tuple, an
-    interval or a set.
+    """Return the text with 1,000 and 1{,}000 as 1000, except in brackets.
+
+    There commas separate the members of a tuple, an interval or a set.
     """
     opened = sorted((x.start(), 1 if x[1] else -1) for x in _BRACKET.finditer(text))
 
@@ -229,25 +232,25 @@ def without_separators(text: str) -> str:
 
 
 def apart(numbers: str) -> str:
-    """Of a list: 100,200 are two numbers in it."""
+    """Return a list with a space after each comma: 100,200 are two numbers in a list."""
     return re.sub(r"(?<=\d),(?=\d)", ", ", numbers)
 
 
 def with_numbers(answer: str) -> str:
-    """Text with a number in it as what it holds: readers of LaTeX leave out text, as a unit."""
+    """Replace each LaTeX text that has a number by its content; LaTeX parsers ignore text."""
     return _NUMBER_IN_TEXT.sub(r"\1", answer)
 
 
 def several(answer: str) -> bool:
-    """Whether it names more than one value: a list, or a hedge such as "either 3 or 5"."""
+    """Return whether the answer names several values: a list, or a hedge as "either 3 or 5"."""
     return len(values(answer)) > 1
 
 
 def values(answer: str) -> list[str]:
-    """The values that it names.
+    """Return the values that the answer names.
 
-    Commas in brackets are those of a tuple, an interval or a set, which is one value. Outside a box
-    words count as no value, so that "so, it is 5" names one.
+    Commas in brackets belong to a tuple, an interval or a set, which is one value. Outside a box
+    words are no values, so that "so, it is 5" names one value.
     """
     in_box, depth, parts = content(answer) != answer, 0, [""]
     text = _unwrapped(answer)
@@ -265,12 +268,12 @@ def values(answer: str) -> list[str]:
 
 
 def in_order(gold: str) -> str | None:
-    """A list, or a set, as the tuple of its values; None where the gold is neither."""
+    """Return a list or a set as the tuple of its values; None if the gold is neither."""
     inside = _SET.fullmatch(gold.strip())
-    found = values(boxed(apart(inside[1]) if inside else gold))
-    return f"({', '.join(found)})" if len(found) > 1 else None
+    members = values(boxed(apart(inside[1]) if inside else gold))
+    return f"({', '.join(members)})" if len(members) > 1 else None
 
 
 def is_prose(answer: str) -> bool:
-    """Whether words or a label such as "A:" stand in it, outside LaTeX."""
+    """Return whether the answer has words or a label such as "A:" outside LaTeX."""
     return bool(re.search(r"[A-Za-z]{2,}|:\s", re.sub(r"\\[A-Za-z]+", "", _TEXT.sub("", answer))))

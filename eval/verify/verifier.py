@@ -1,16 +1,17 @@
-"""Verdicts on answers: True, False, or None for undecided. It never raises on an answer and never
-hangs.
+"""Verdicts on answers: True, False, or None for undecided.
 
-`exact` compares strings, `boxed` the content of a response's last box. `math` takes the answer out
-of the response by `answers.py` and asks math-verify whether it equals the gold; values that
-differ are no match for a gold of one, nor is a tuple for a list in another order. Of a response
-only plain arithmetic (digits, operators, brackets) is ever evaluated, and the worker that does it
-can write no file and start no process. `file.py:function` is a function of yours,
-``function(answer: str, gold: str) -> bool``, and gets the whole response. Both run in worker
+The verifier never raises on an answer and never hangs.
+
+`exact` compares strings; `boxed` compares the content of a response's last box. `math` takes the
+answer out of the response by `answers.py` and asks math-verify whether it equals the gold. Several
+different values do not match a gold of one value, and a tuple does not match a list in another
+order. The worker evaluates only plain arithmetic of a response (digits, operators, brackets), and
+it cannot write a file or start a process. `file.py:function` is your function,
+``function(answer: str, gold: str) -> bool``, and gets the complete response. Both run in worker
 processes that are killed at the time limit; the pair is then tried once more, and an undecided
-verdict is not kept for the next time. Beside the verdict stands what was read as the answer, by
-which votes are counted: the parsed expression, else the text itself; a function of yours may return
-(verdict, answer). Empty means that no answer was found.
+verdict is not cached. Each verdict comes with the answer that the verifier read, which votes count:
+the parsed expression, else the text itself; your function may return (verdict, answer). An empty
+answer means that the response has none.
 """
 
 import hashlib
@@ -33,10 +34,10 @@ from eval.verify import answers as reading
 from eval.verify.worker import UNDECIDED, Judged, Pair
 from surgery.user_code import UserCodeError
 
-MAX_CHARS = 4_096  # of mathematics, and of what votes are counted by, the end: there the result is
+MAX_CHARS = 4_096  # of an answer only this end is judged and counted: the result is at the end
 
 
-MAX_RESPONSE = 32_768  # characters at the end of a response in which its answer is looked for
+MAX_RESPONSE = 32_768  # the answer is searched in this many last characters of a response
 
 
 INTEGER = re.compile(r"0|-?[1-9][0-9]{0,14}")
@@ -45,23 +46,23 @@ INTEGER = re.compile(r"0|-?[1-9][0-9]{0,14}")
 CACHE_SIZE = 100_000  # verdicts
 
 
-LIFETIME = 100_000  # verdicts of a worker: of odd LaTeX its parser keeps some 10 MB in a thousand
+LIFETIME = 100_000  # verdicts of a worker, whose parser keeps about 10 MB per 1000 of odd LaTeX
 
 
-START_LIMIT = 60.0  # seconds for a worker to import what it needs
+START_LIMIT = 60.0  # seconds for the imports of a worker
 
 
-AHEAD = 8  # pairs that a worker is sent at a time, less towards the end: none should wait in a row
+AHEAD = 8  # pairs per message to a worker; fewer towards the end, to share the last pairs
 
 
 class VerifierFailed(Failure):
-    """The judge itself cannot start."""
+    """The verifier's worker cannot start."""
 
 
 class Verifier:
-    """Judges (answer, gold) pairs. `close` it, or use it in a `with`, to end its workers.
+    """A judge of (answer, gold) pairs; `close` it, or use it in a `with`, to end its workers.
 
-    `key` is where its mode was set: an error in a function of the user's own names it.
+    `key` is the configuration key of the mode; errors in a user's function name it.
     """
 
     def __init__(
@@ -73,8 +74,8 @@ class Verifier:
     ):
         self.mode, self.time_limit, self.key = mode, time_limit, key
         self._size = workers
-        self._faults: dict[Pair, str] = {}  # of the last call: errors of the user's own function
-        self._lost: set[Pair] = set()  # of the last call: what cost two workers
+        self._faults: dict[Pair, str] = {}  # errors of the user's function in the last call
+        self._lost: set[Pair] = set()  # pairs in the last call that cost two workers
         self._reported = False
         self._workers: list[_Worker] = []
         self._cache: OrderedDict[Pair, Judged] = OrderedDict()
@@ -92,7 +93,7 @@ class Verifier:
 
     @property
     def version(self) -> str:
-        """What judges, so that a score can be told from one of another version."""
+        """The name and version of the judge, to distinguish scores of different versions."""
         if self.mode == "math":
             return f"math-verify {metadata.version('math-verify')}"
         if ":" in self.mode:
@@ -101,7 +102,7 @@ class Verifier:
         return self.mode
 
     def try_out(self, gold: str) -> None:
-        """Ask a function of the user's own once, before there is anything to lose."""
+        """Call a user's function once, before any work depends on it."""
         if ":" not in self.mode:
             return
         with self:
@@ -114,11 +115,11 @@ class Verifier:
             print(f"{self.key} = {self.mode}: {why}; is that meant?", file=sys.stderr)
 
     def __call__(self, answers: Sequence[str], golds: Sequence[str]) -> list[bool | None]:
-        """One verdict for each pair, in order."""
+        """Return one verdict for each pair, in order."""
         return [verdict for verdict, _ in self.judge(answers, golds)]
 
     def judge(self, answers: Sequence[str], golds: Sequence[str]) -> list[Judged]:
-        """The verdict on each pair, and what was read as its answer."""
+        """Return the verdict on each pair, and the answer that was read."""
         math = self.mode == "math"
         takes = {"math": reading.extract, "boxed": reading.last_box}
         take = takes.get(self.mode)
@@ -150,26 +151,26 @@ class Verifier:
         return [known[pair] for pair in pairs]
 
     def _report(self, faults: Sequence[str], count: int) -> None:
-        """Refuse to go on where the user's own function fails on all answers; else say it once."""
+        """Raise if the user's function fails on all answers; otherwise report the failure once."""
         line = f"{self.key} = {self.mode}: {faults[0]}, on {len(faults)} of {count} answers"
         if len(faults) == count:
             raise UserCodeError(f"{line}; correct the function")
         if not self._reported:
-            print(f"{line}; these stay undecided, and so will others like them", file=sys.stderr)
+            print(f"{line}; these stay undecided, and so will similar answers", file=sys.stderr)
         self._reported = True
 
     def _ask(self, pairs: Sequence[Pair]) -> dict[Pair, Judged]:
         """Deal the pairs out to the workers, some at a time.
 
         A pair at which a worker died or ran out of time gets a second trial in the worker that
-        replaces it: the first may have met a busy machine. What that worker had not come to is
+        replaces it: the machine may have been busy. The pairs that the worker had not reached are
         dealt again.
         """
         judged: dict[Pair, Judged] = {}
         self._faults, self._lost = {}, set()
         waiting, tried = deque(pairs), set[Pair]()
         for worker in list(self._workers):
-            if worker.asked or not worker.alive():  # left in the middle, or ended by somebody
+            if worker.asked or not worker.alive():  # interrupted, or ended from outside
                 self._replace(worker)
         while len(self._workers) < min(self._size, len(pairs)):
             self._workers.append(_Worker(self.mode, self.time_limit))
@@ -181,8 +182,8 @@ class Verifier:
             busy = [worker for worker in self._workers if worker.asked or not worker.started]
             _wait(busy)
             for worker in busy:
-                found, faults, over = worker.receive()
-                judged |= found
+                verdicts, faults, over = worker.receive()
+                judged |= verdicts
                 self._faults |= faults
                 if over:
                     failed, rest = list(worker.asked)[:1], list(worker.asked)[1:]
@@ -204,8 +205,9 @@ class Verifier:
 
 
 class _Worker:
-    """A child process that judges the pairs it is sent in their order, and says each verdict before
-    it goes on: a verdict's time begins with the one before.
+    """A child process that judges the pairs it receives, in order.
+
+    It sends each verdict before it goes on, so the time of a verdict starts at the one before.
     """
 
     def __init__(self, mode: str, limit: float):
@@ -213,10 +215,10 @@ class _Worker:
         self.limit = limit
         path = f"import sys; sys.path.insert(0, {root!r})"
         code = f"{path}; from eval.verify.worker import serve; serve({mode!r}, {limit!r})"
-        # what it says until it is ready; later, what it judges may log a lot
+        # its messages until it is ready; afterwards the judge may log a lot
         self.complaints = tempfile.TemporaryFile()  # noqa: SIM115
-        # Ctrl-C and the launcher's SIGTERM reach all processes, but the trainer's step needs its
-        # verdicts; the worker ends with its input
+        # Ctrl-C and the launcher's SIGTERM reach all processes, but the trainer's step needs the
+        # verdicts of the worker, which ends with its input
         ours = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             self.process = subprocess.Popen(
@@ -230,7 +232,7 @@ class _Worker:
             signal.pthread_sigmask(signal.SIG_SETMASK, ours)
         assert self.process.stdin is not None and self.process.stdout is not None
         self.input, self.output = self.process.stdin, self.process.stdout
-        for pipe in (self.input, self.output):  # a worker that is stopped must hold up nobody
+        for pipe in (self.input, self.output):  # a stopped worker must not block this process
             os.set_blocking(pipe.fileno(), False)
         self.unsent = memoryview(b"")
         self.started, self.done = False, 0
@@ -248,7 +250,7 @@ class _Worker:
             file.close()
 
     def send(self, pairs: Sequence[Pair]) -> None:
-        """To a worker that has nothing to do. One that is still starting reads it afterwards."""
+        """Send pairs to an idle worker; a worker that is still starting reads them later."""
         self.asked.extend(pairs)
         if self.started:
             self.deadline = time.monotonic() + self.limit
@@ -256,16 +258,18 @@ class _Worker:
         self.write()
 
     def write(self) -> None:
-        """As much of what is unsent as the pipe takes now."""
+        """Write as many of the unsent bytes as the pipe takes now."""
         try:
             while self.unsent and (count := self.input.write(self.unsent)):
                 self.unsent = self.unsent[count:]
-        except BrokenPipeError:  # it died; `receive` finds the end of its output
+        except BrokenPipeError:  # the worker died; `receive` reads the end of its output
             self.unsent = memoryview(b"")
 
     def receive(self) -> tuple[dict[Pair, Judged], dict[Pair, str], bool]:
-        """What it has judged, errors of the user's own function, and whether it is to be replaced:
-        old, or dead or past its deadline, and then it was at the first pair in `asked`.
+        """Return verdicts, errors of the user's function, and whether to replace the worker.
+
+        A worker is replaced if it is old, dead or past its deadline. In the last two cases it was
+        at the first pair in `asked`.
         """
         judged, faults = dict[Pair, Judged](), dict[Pair, str]()
         while chunk := self.output.read(2**16):
@@ -285,14 +289,14 @@ class _Worker:
         ended = chunk == b"" or time.monotonic() >= self.deadline
         if ended and not self.started:
             self.complaints.seek(0)
-            said = self.complaints.read().decode(errors="replace").strip().splitlines()
+            log = self.complaints.read().decode(errors="replace").strip().splitlines()
             self.kill()
-            raise VerifierFailed(f"the verifier does not start: {(said or ['no word'])[-1]}")
+            raise VerifierFailed(f"the verifier does not start: {(log or ['no message'])[-1]}")
         return judged, faults, ended or (not self.asked and self.done >= LIFETIME)
 
 
 def _wait(workers: Sequence[_Worker]) -> None:
-    """Until one of them has said something, or takes more of what it is sent, or is too late."""
+    """Wait until a worker sends output, takes more input, or reaches its deadline."""
     pipes = select.poll()
     for worker in workers:
         pipes.register(worker.output, select.POLLIN)
@@ -305,7 +309,7 @@ def _wait(workers: Sequence[_Worker]) -> None:
 
 
 def _plain(answer: str, gold: str) -> Judged | None:
-    """The verdict of `math` where no mathematics is needed, else None."""
+    """Return the verdict of `math` if it needs no mathematics, else None."""
     text, right = reading.canonical(answer), reading.canonical(gold)
     if not text or text == right:
         return bool(text), text

@@ -66,7 +66,7 @@ def test_train(folder):
     train = [str(ROOT / "launch" / "train.py"), "--config", "floor.yaml", *SMALL]
     done = run(*train, "eval.problems=8", "logging.rollouts_every=1", "run.dir=run", cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("8 problems to train on; of 8 are left out 0") == 1
+    assert done.stderr.count("8 problems to train on; left out of 8: 0") == 1
     first, *_ = read_lines(folder / "run" / "metrics.jsonl")
     held, evaluated = first["eval/reference_pass@1"], first["eval/pass@1"]
     assert held > evaluated + 0.05

@@ -142,7 +142,7 @@ def test_on_a_full_disk(command, unwritten, base_path):
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("diagnose.k=33", "diagnose.k = 33: needs as many answers, and diagnose.samples = 32"),
+        ("diagnose.k=33", "diagnose.k = 33: exceeds diagnose.samples = 32"),
         ("diagnose.top_p=0", "diagnose.top_p = 0.0: must be above 0"),
         ("diagnose.temperature=0", "diagnose.temperature = 0.0: must be above 0"),
         ("diagnose.measure=gost", "diagnose.measure = gost: must be one of ghost, last_layer"),

@@ -123,7 +123,7 @@ OTHER = [*SMALL, "run.dir=other", "train.lr=1e-4"]
     ids=["only the second", "only the first", "both", "each its own"],
 )
 def test_a_refusal_reaches_the_other_host(tmp_path, base_path, first, second, message):
-    """Wherever it is found, it is told once, by the first."""
+    """The first host prints the error once, whichever host raised it."""
     (tmp_path / "one" / "run").mkdir(parents=True)
     (tmp_path / "one" / "run" / "thesis.tex").write_text("x")
     with Hosts(tmp_path, *first, second=second) as hosts:

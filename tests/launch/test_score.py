@@ -209,7 +209,7 @@ def test_ids_are_names_of_no_file_and_stay_in_their_line(tmp_path, refusal):
     assert again.returncode == 0 and " for the base " in again.stdout
     write(tmp_path / "twice.jsonl", [problems[0], problems[0]])
     said = refusal("--responses", "twice.jsonl", "--verifier", "exact")
-    assert "line 2: id ../../up was met before, in line 1" in said
+    assert "line 2: id ../../up is also in line 1" in said
 
 
 def test_other_field_names_and_marks(tmp_path, refusal):
@@ -242,7 +242,7 @@ def test_other_field_names_and_marks(tmp_path, refusal):
         ),
         ("[" * 200_000, "line 1: not JSON (maximum recursion depth exceeded"),
         (b'\n{"id": "\xff", "gold": "1", "responses": ["1"]}', "line 2: not JSON ('utf-8' codec"),
-        ('\n{"id": 1, "gold": "1", "responses": ["1"]}\n' * 2, "line 4: id 1 was met before"),
+        ('\n{"id": 1, "gold": "1", "responses": ["1"]}\n' * 2, "line 4: id 1 is also in line 2"),
         ("", "holds no problem"),
     ],
 )

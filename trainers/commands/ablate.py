@@ -1,4 +1,4 @@
-"""Many runs: every configuration, every seed, every value of a sweep, some of them at a time."""
+"""Many runs: every configuration on every seed with every value of a sweep, several at a time."""
 
 import itertools
 import json
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 class Run:
     config: str
     fixed: tuple[str, ...]  # overrides of all runs
-    swept: tuple[str, ...]  # and this one's
+    swept: tuple[str, ...]  # overrides of this run
     seed: int
     out: Path
     threads: int
@@ -56,7 +56,7 @@ class Run:
 
     @property
     def base(self) -> str:
-        """All that the evaluation before training depends on."""
+        """Return the settings that the evaluation before training depends on, as a text."""
         return repr([x for x in flatten(self.settings).items() if x[0].startswith(OF_BASE)])
 
     @property
@@ -64,7 +64,10 @@ class Run:
         return self.folder / "eval" / "before.jsonl"
 
     def is_finished(self) -> bool:
-        """Done, and under the same configuration; a changed one is left to the run to refuse."""
+        """Return whether the run is done under the same configuration.
+
+        The run itself refuses a changed configuration.
+        """
         summary, saved = (self.folder / name for name in ("summary.json", "config.yaml"))
         if not summary.exists():
             return False
@@ -72,7 +75,7 @@ class Run:
         return steps == self.settings.train.steps and not differences(self.settings, saved)
 
     def plan(self) -> tuple[str, int]:
-        """What running it would do, and how many steps of training."""
+        """Return a text that says what the run would do, and its number of training steps."""
         saved = self.folder / "config.yaml"
         steps = self.settings.train.steps
         done = [int(x.name[5:]) for x in self.folder.glob("checkpoints/step_*")]
@@ -88,7 +91,7 @@ class Run:
         return f"from step {step}" if step else "new", steps - step
 
     def last(self) -> dict[str, float]:
-        """The newest whole line of its metrics."""
+        """Return the newest complete line of the run's metrics."""
         path = self.folder / "metrics.jsonl"
         if not path.exists():
             return {"step": 0}
@@ -97,7 +100,7 @@ class Run:
             lines = file.read().split(b"\n")[:-1]
         with suppress(ValueError, IndexError, TypeError):
             return {"step": 0, **json.loads(lines[-1])}
-        return {"step": 0}  # the run itself tells of damage
+        return {"step": 0}  # the run itself reports damage
 
 
 def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
@@ -107,22 +110,24 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
 def combinations(
     configs: Sequence[str], seeds: Sequence[int], sweeps: Sequence[str], out: Path, jobs: int
 ) -> list[Run]:
-    """Every configuration on every seed with every value of the sweeps. Seeds vary slowest, so that
-    a table over all configurations exists early.
+    """Return a run for each configuration, seed and value of the sweeps.
+
+    Seeds vary slowest, so that a table over all configurations exists early.
     """
     if jobs < 1:
         raise ConfigError(f"--jobs = {jobs}: must be at least 1")
-    if len(configs) > 1:  # configs/*.yaml holds the roots that the others extend
+    if len(configs) > 1:  # configs/*.yaml includes the roots that other files extend
         configs = [x for x in configs if not is_root(Path(x))]
     stems = [Path(x).stem for x in configs]
     for stem in stems:
         if stems.count(stem) > 1:
-            raise ConfigError(f"--configs = {stem}: named twice; runs are told by file name")
+            why = "named twice, but runs take their names from the files; name each file once"
+            raise ConfigError(f"--configs = {stem}: {why}")
     axes: list[list[str]] = []
     fixed: list[list[str]] = []
     for key, value in _pairs(sweeps):
-        whole = value[:1] in "'\"[{" or not value  # a quoted value or a list is one value
-        values = [value] if whole else value.split(",")
+        single = value[:1] in "'\"[{" or not value  # a quoted value or a list is one value
+        values = [value] if single else value.split(",")
         (axes if len(values) > 1 else fixed).append([f"{key}={x}" for x in values])
     same = tuple(x for (x,) in fixed)
     threads = max(1, (os.cpu_count() or 1) // jobs)
@@ -131,7 +136,7 @@ def combinations(
 
 
 def check(runs: Sequence[Run]) -> None:
-    """Refuse a mistake in any configuration before the first one runs."""
+    """Refuse a mistake in any configuration before the first run starts."""
     for run in runs:
         try:
             assert run.settings
@@ -140,7 +145,7 @@ def check(runs: Sequence[Run]) -> None:
 
 
 def _command(run: Run, base: Run | None) -> list[str]:
-    with socket.socket() as free:  # two launches at once would meet on the launcher's own port
+    with socket.socket() as free:  # two launchers at once would use the same default port
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launcher = [str(Path(sys.executable).with_name("deepspeed")), "--master_port", str(port)]
@@ -150,17 +155,17 @@ def _command(run: Run, base: Run | None) -> list[str]:
 
 
 class Ablation:
-    """The runs, some at a time, each with one line of progress."""
+    """The runs, several at a time, each with one line of progress."""
 
     def __init__(self, runs: list[Run], jobs: int):
         self.runs, self.jobs = runs, jobs
         self._running: set[subprocess.Popen] = set()
         self._first = {run.base: threading.Lock() for run in runs}
-        self._lines = set(range(jobs))  # of the terminal that show no run
+        self._lines = set(range(jobs))  # lines of the terminal that show no run
         self._ending = False
 
     def __call__(self) -> int:
-        """How many failed."""
+        """Execute the runs and return the number of failed ones."""
         failed = 0
         pool = ThreadPoolExecutor(self.jobs)
         try:
@@ -171,7 +176,7 @@ class Ablation:
                 tqdm.write(line, file=sys.stdout)
                 sys.stdout.flush()
                 failed += "FAILED" in outcome
-        except KeyboardInterrupt:  # the runs end too, each within the launcher's 30 seconds
+        except KeyboardInterrupt:  # end the runs too, each within the launcher's 30 seconds
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             self._ending = True
             for process in list(self._running):
@@ -182,10 +187,10 @@ class Ablation:
         return failed
 
     def _execute(self, run: Run) -> str:
-        """Run it to its end, its output in a log beside its folder. Returns what became of it."""
+        """Execute a run, with its output in a log beside its folder, and return the outcome."""
         try:
             return self._run(run)
-        except (OSError, ValueError, Refusal) as error:  # it, not the others
+        except (OSError, ValueError, Refusal) as error:  # only this run fails, not the others
             return f"FAILED: {error}"
 
     def _run(self, run: Run) -> str:
@@ -195,12 +200,12 @@ class Ablation:
         log.parent.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
         first = self._first[run.base]
-        first.acquire()  # until there is an evaluation of this base to take
+        first.acquire()  # wait until a run has evaluated this base
         try:
             base = next((x for x in self.runs if x is not run and _same_base(x, run)), None)
             if self._ending:
                 return "not started"
-            with log.open("a") as file:  # of a session of its own: it ends when it is told to
+            with log.open("a") as file:  # a session of its own: only our signals reach the run
                 process = subprocess.Popen(
                     _command(run, base), stdout=file, stderr=file, start_new_session=True
                 )
@@ -217,7 +222,7 @@ class Ablation:
         return f"FAILED with exit code {process.returncode}; see {log}"
 
     def _show(self, run: Run, process: subprocess.Popen) -> None:
-        """Its line of the terminal, until it ends."""
+        """Show the run's progress on a line of the terminal until the run ends."""
         line = self._lines.pop()
         steps, name = run.settings.train.steps, f"{run.name} seed {run.seed}"
         quiet = not sys.stderr.isatty()
@@ -225,38 +230,38 @@ class Ablation:
             while process.poll() is None:
                 newest = run.last()
                 bar.n = int(newest["step"])
-                shown = {
+                rates = {
                     k.removeprefix("train/"): x for k, x in newest.items() if "train/pass@" in k
                 }
-                bar.set_postfix({name: f"{x:.3f}" for name, x in shown.items()})
+                bar.set_postfix({name: f"{x:.3f}" for name, x in rates.items()})
                 time.sleep(0.5)
         self._lines.add(line)
 
 
 def _same_base(donor: Run, run: Run) -> bool:
-    """Whether there is an evaluation of the run's base in the donor's folder."""
+    """Return whether the donor's folder has an evaluation of the run's base."""
     saved = donor.folder / "config.yaml"
     return donor.before.exists() and not differences(run.settings, saved, OF_BASE)
 
 
 def plan(runs: list[Run], jobs: int) -> Iterator[str]:
-    """What would be done, and how long by the finished runs here; one line a run."""
+    """Yield one line per run with its plan, and an estimate of the time from the finished runs."""
     speeds: dict[str, list[float]] = {}
     for summary in (run.folder / "summary.json" for run in runs):
         if summary.exists():
             done = read_summary(summary)
             speeds.setdefault(done["run"], []).append(done["seconds"] / done["steps"])
-    everything = [x for found in speeds.values() for x in found]
-    whole = 0.0
+    all_speeds = [x for per_step in speeds.values() for x in per_step]
+    total = 0.0
     for i, run in enumerate(runs, 1):
-        what, steps = run.plan()
-        known = speeds.get(run.name, everything)
+        action, steps = run.plan()
+        known = speeds.get(run.name, all_speeds)
         seconds = sum(known) / len(known) * steps if known else 0.0
-        whole += seconds
+        total += seconds
         about = f", about {seconds:.0f} s" if seconds else ""
-        yield f"[{i}/{len(runs)}] {run.name} seed {run.seed}: {what}{about}"
-    if everything:
-        rest = "by the runs so far; the start of each comes on top"
-        yield f"about {whole / jobs / 60:.0f} minutes with --jobs {jobs}, {rest}"
+        yield f"[{i}/{len(runs)}] {run.name} seed {run.seed}: {action}{about}"
+    if all_speeds:
+        basis = "estimated from the runs so far; the start of each run takes extra time"
+        yield f"about {total / jobs / 60:.0f} minutes with --jobs {jobs}, {basis}"
     else:
-        yield "no run has finished here: how long they take is not known"
+        yield "no run has finished here: the time that they take is not known"

@@ -1,13 +1,15 @@
-"""Measuring a model's interference over many prompts, streamed, over all ranks, resumable.
+"""Measure a model's interference over many prompts, part by part, on all ranks, resumably.
 
-First pass: sample a part of the prompts at a time, judge, and keep of each prompt its answers and
-the two sums of last-layer features that `surgery.interference` needs. With `ghost` more passes
-follow, one for each direction: the gradient J_b over some of the prompts of one half, then its
-product with every answer of the other half. No activations are kept, and one direction at a time.
+The first pass samples a part of the prompts at a time, judges the answers, and keeps for each
+prompt its answers and the two sums of last-layer features that `surgery.interference` needs. With
+`ghost` one more pass follows for each direction: it computes the gradient J_b over some prompts of
+one half, then the product of J_b with every answer of the other half. Memory holds one direction at
+a time, and no activations between the passes.
 
-On-policy means one distribution: all gradients are those of log pi under the distribution that was
-sampled, at its temperature and cut at its top_p. Only so does the score have mean 0, which every
-baseline rests on, and only so does g_i estimate the gradient of the success rate that is reported.
+On-policy means one distribution: all gradients are gradients of log pi under the sampled
+distribution, at its temperature and cut at its top_p. Only under this distribution does the score
+have mean 0, as every baseline requires, and does g_i estimate the gradient of the reported success
+rate.
 """
 
 import sys
@@ -53,26 +55,28 @@ from trainers.measure.probe import check_coverage
 PART = 64  # prompts between two writes
 
 
-NEGLIGIBLE = 1e-9
+NEGLIGIBLE = 1e-9  # a direction with a smaller share of the absolute weights counts as 0
 
 
 class Diagnosis:
+    """The measurement of a model: its problems, its policy, and the passes over them."""
+
     def __init__(self, config: Config, folder: Folder | None):
-        """`folder` is rank 0's, which shares what it holds; the others have none."""
+        """Draw the problems; only rank 0 has a `folder`, and shares its contents."""
         self.config, self.options, self.ranks = config, config.diagnose, Ranks()
         self.folder = folder
         self.job = Job(config)
         drawn = self.job.task.training(self.options.seed, 0, self.options.prompts)
-        self.problems: list[Problem] = list({x.id: x for x in drawn}.values())  # none twice
+        self.problems: list[Problem] = list({x.id: x for x in drawn}.values())  # each once
         self.k = self.options.k or self.options.samples
         self.parts = range(0, len(self.problems), PART)
         self._policy: Policy | None = None
         check_inputs(config, digest(self.problems))
         if folder:
-            self._check_held(folder)
+            self._check_records(folder)
 
-    def _check_held(self, folder: Folder) -> None:
-        """What was measured before was of these problems: data may change under its name."""
+    def _check_records(self, folder: Folder) -> None:
+        """Refuse a folder with records of other problems: data may change under the same name."""
         for start in filter(folder.has_part, self.parts):
             for r, x in zip(folder.records(start), self.problems[start:], strict=False):
                 if (r["id"], r["prompt"], r["gold"]) != (x.id, x.prompt, x.gold):
@@ -81,8 +85,9 @@ class Diagnosis:
 
     @property
     def policy(self) -> Policy:
-        """Loaded when it is first needed, by all ranks together: a finished diagnosis is printed
-        without it.
+        """Return the policy, which all ranks load together on first use.
+
+        A finished diagnosis is printed without loading the policy.
         """
         if self._policy is None:
             model = self.config.model
@@ -93,27 +98,27 @@ class Diagnosis:
             self._policy.model.to(self.ranks.device)
             if self.config.train.logprob_chunk:
                 check_chunks(self._policy)
-            if self.options.measure == "ghost":  # what is wrong with it is told before the sampling
+            if self.options.measure == "ghost":  # refuse an unfit model before the sampling
                 check_coverage(self._policy.model, self.config.surgery)
                 ghost.check(self._policy.model, self.config.surgery.modules)
         return self._policy
 
     def run(self) -> dict[str, Measured]:
-        """Measure whatever is not on disk yet; all of it by its name, the decisive one last."""
+        """Measure what is not on disk yet; return all measures by name, the decisive one last."""
         features = self._sample_all()
         if self.options.measure == "last_layer":
             return {"last_layer": features}
         return {"last_layer": features, "ghost": self._probe_all(features)}
 
     def records(self) -> list[Record]:
-        """One a prompt, in order, on all ranks."""
+        """Return one record per prompt, in order, on all ranks."""
         return [r for start in self.parts for r in self._records(start)]
 
     def _records(self, start: int) -> list[Record]:
         return share(self.folder and self.folder.records(start))
 
     def _mine(self, start: int) -> list[int]:
-        """This rank's prompts of a part: by pairs, so that each rank has as many of either half."""
+        """Return this rank's prompts of a part, in pairs: each rank gets as many of either half."""
         stop = min(start + PART, len(self.problems))
         return [i for i in range(start, stop) if i // 2 % self.ranks.world == self.ranks.rank]
 
@@ -149,29 +154,31 @@ class Diagnosis:
                 counts += [x[1]["c"] for x in rows]
                 bar.set_postfix(_figures(torch.tensor(counts), n), refresh=False)
                 bar.update(len(rows))
-        whole = torch.tensor([r["c"] for r in self.records()])
+        all_counts = torch.tensor([r["c"] for r in self.records()])
         return FeatureSums(
-            whole, n, share(folder and torch.cat([folder.sums(i) for i in self.parts]))
+            all_counts, n, share(folder and torch.cat([folder.sums(i) for i in self.parts]))
         )
 
     def _sample(
         self, policy: Policy, mine: Sequence[int], verifier: Verifier
     ) -> list[tuple[int, Record, Tensor]]:
-        """(position, record, [2, width] sums) of each of these prompts."""
+        """Return (position, record, [2, width] sums) for each of these prompts."""
         options, n = self.options, self.options.samples
         problems = [self.problems[i] for i in mine]
         rollout = sample(
             policy,
             [x.prompt for x in problems],
             n,
-            self.job.decoding(options.temperature, options.top_p, features=True),
+            self.job.decoding(
+                options.temperature, options.top_p, self.job.max_new_tokens, features=True
+            ),
             derive_seed("diagnose", options.seed),
             mine,
         )
         assert rollout.features is not None
         judged = verifier.judge(rollout.texts, [x.gold for x in problems for _ in range(n)])
         lengths, truncated = rollout.lengths.tolist(), rollout.truncated.tolist()
-        found = []
+        samples = []
         for place, (i, problem) in enumerate(zip(mine, problems, strict=True)):
             rows = slice(place * n, (place + 1) * n)
             kept = record(
@@ -180,8 +187,8 @@ class Diagnosis:
             kept["tokens"] = (rollout.prompts[place], rollout.completions[rows])
             right = torch.tensor([verdict is True for verdict, _ in judged[rows]])
             u = rollout.features[rows].cpu()
-            found.append((i, kept, torch.stack([u[right].sum(0), u[~right].sum(0)])))
-        return found
+            samples.append((i, kept, torch.stack([u[right].sum(0), u[~right].sum(0)])))
+        return samples
 
     # -- the passes of ghost ----------------------------------------------------------------------
 
@@ -195,29 +202,29 @@ class Diagnosis:
         cosine = _cosine(features, self.k)
         probes = {}
         with self._progress(len(wanted), sum(known), "ghost") as bar:
-            for request, found, is_known in zip(wanted, done, known, strict=True):
+            for request, content, is_known in zip(wanted, done, known, strict=True):
                 if not is_known:
-                    found = {"probe": self._directed(features, halves, *request)}
+                    content = {"probe": self._directed(features, halves, *request)}
                     if folder:
-                        folder.write_probe(request, found)
+                        folder.write_probe(request, content)
                     bar.set_postfix({"last layer's cos(J_k,J_1)": cosine}, refresh=False)
                     bar.update()
-                assert found is not None
-                probes[request] = found["probe"]
+                assert content is not None
+                probes[request] = content["probe"]
         return ProbeSums(counts, n, halves, probes)
 
     def _directed(
         self, features: FeatureSums, halves: Tensor, level: Level, group: Group
     ) -> Tensor:
-        """[N, 2] products of u+- with the sum of g over the group's prompts of the other half."""
+        """Return the [N, 2] products of u+- with the sum of g over the group's other half."""
         counts, n = features.counts, features.n
         table = advantage_table(level, n)
         of_group = torch.isin(shells(counts, n), torch.tensor(sorted(group)))
-        mixed = (counts > 0) & (counts < n)  # the others have no gradient
+        mixed = (counts > 0) & (counts < n)  # all other prompts have no gradient
         total = torch.zeros(len(counts), 2, dtype=torch.float64)
         size = table[counts].abs().sum(1) * mixed
         if size[of_group].sum() <= NEGLIGIBLE * size.sum():
-            return total  # such as the easy ones under a large k
+            return total  # the weights vanish, such as those of easy prompts under a large k
         for half in (0, 1):
             v = self._direction(counts, table, of_group & mixed & (halves == half))
             chosen = mixed & (halves != half)
@@ -226,7 +233,7 @@ class Diagnosis:
         return self.ranks.reduce(total)
 
     def _direction(self, counts: Tensor, table: Tensor, chosen: Tensor) -> dict[str, Tensor]:
-        """The sum of the chosen prompts' g, over all ranks."""
+        """Return the sum of the chosen prompts' g, over all ranks."""
         model, pattern = self.policy.model, self.config.surgery.modules
         total = ghost.zeros(model, pattern)
         for mine, rollout, right in self._rollouts(chosen):
@@ -236,12 +243,12 @@ class Diagnosis:
         return {name: self.ranks.total(x) for name, x in total.items()}
 
     def _products(self, v: dict[str, Tensor], chosen: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """(prompt, [2] its sums of products with v over right and wrong answers), of this rank."""
+        """Yield (prompt, [2] sums of its products with v over right and wrong answers)."""
         for mine, rollout, right in self._rollouts(chosen):
             values = torch.zeros(right.numel(), dtype=torch.float64)
             for rows, places in merged(rollout, torch.ones_like(right), self._work()):
-                found = ghost.probe(self.policy.model, rows, v, self._likelihood()).cpu()
-                for value, where in zip(found, places, strict=True):
+                products = ghost.probe(self.policy.model, rows, v, self._likelihood()).cpu()
+                for value, where in zip(products, places, strict=True):
                     values[where] = value
             for i, s, ok in zip(mine, values.view(right.shape), right, strict=True):
                 yield i, torch.stack([s[ok].sum(), s[~ok].sum()])
@@ -255,17 +262,18 @@ class Diagnosis:
         return Work(budget, self.policy.pad_id, self.ranks.device)
 
     def _rollouts(self, chosen: Tensor) -> Iterator[tuple[list[int], Rollout, Tensor]]:
-        """(prompts, their rollout, [prompts, n] verdicts) of this rank, as many prompts at a time
-        as fill a micro-batch with distinct completions.
+        """Yield (prompts, their rollout, [prompts, n] verdicts) of this rank's chosen prompts.
+
+        Each group holds as many prompts as fill a micro-batch with distinct completions.
         """
         mine, records, size = list[int](), list[Record](), 0
         for start in self.parts:
             if not chosen[start : start + PART].any():
                 continue
-            found = self._records(start)  # by all ranks, whether they have any of them or not
+            records_of_part = self._records(start)  # all ranks call it, also without own prompts
             for i in [i for i in self._mine(start) if chosen[i]]:
                 mine.append(i)
-                records.append(found[i - start])
+                records.append(records_of_part[i - start])
                 size += _distinct_tokens(records[-1])
                 if size > self.config.train.micro_batch_tokens:
                     yield mine, *_rollout(records)
@@ -289,12 +297,14 @@ def _rollout(records: Sequence[Record]) -> tuple[Rollout, Tensor]:
 
 
 def requests(k: int, n: int) -> list[Request]:
-    """The directions of ghost: J_1, and J_k by either estimator, over each shell, from which every
-    filter is a sum; and pass@m of the ladder over the widest filter.
+    """Return the directions of ghost.
+
+    They are J_1, and J_k by either estimator, over each shell (every filter is a sum of shells),
+    and pass@m of the ladder over the widest filter.
     """
-    by_shell = [PASS_1, ("plugin", k), ("loo", k)]
-    found: list[Request] = [(x, frozenset({s})) for x in by_shell for s in sorted(EVERYTHING)]
-    return found + [(("plugin", m), WIDEST) for m in ladder(k)[1:-1]]
+    levels = [PASS_1, ("plugin", k), ("loo", k)]
+    by_shell: list[Request] = [(x, frozenset({s})) for x in levels for s in sorted(EVERYTHING)]
+    return by_shell + [(("plugin", m), WIDEST) for m in ladder(k)[1:-1]]
 
 
 def _figures(counts: Tensor, n: int) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a diagnosis has measured, on disk: parts of the prompts, and one file a direction."""
+"""The measurements of a diagnosis on disk: parts of the prompts, and one file per direction."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,10 +28,10 @@ Request = tuple[Level, Group]
 
 
 class Folder:
-    """Rank 0's: it writes, reads, and shares."""
+    """The folder of a diagnosis, which only rank 0 opens, reads and writes."""
 
     def __init__(self, path: Path, config: Config):
-        """Claim it, refusing one that other settings began."""
+        """Claim the folder; refuse one that was begun with other settings."""
         self.path = path
         begun = any(path.glob("parts/*.json"))
         self.settings = _settings(config)
@@ -40,14 +40,14 @@ class Folder:
             (path / name).mkdir(exist_ok=True)
 
     def close(self) -> None:
-        """Others may write it from now on."""
+        """Release the folder, so that others may write into it."""
         self._lock.close()
 
     def has_part(self, start: int) -> bool:
         return self._place("parts", start, "json").exists()
 
     def write_part(self, start: int, records: Sequence[Record], sums: Tensor) -> None:
-        """The features first: the records say that the part is whole."""
+        """Write the features first: the file of records marks the part as complete."""
         self._save({"sums": sums}, self._place("parts", start, "safetensors"))
         write_json(self._place("parts", start, "json"), records)
 
@@ -61,10 +61,10 @@ class Folder:
         place = self._place("probes", _name(request), "safetensors")
         return load_file(place) if place.exists() else None
 
-    def write_probe(self, request: Request, found: dict[str, Tensor]) -> None:
+    def write_probe(self, request: Request, tensors: dict[str, Tensor]) -> None:
         place = self._place("probes", _name(request), "safetensors")
         part = place.with_suffix(".part")
-        self._save(found, part)
+        self._save(tensors, part)
         part.replace(place)
 
     def _save(self, tensors: dict[str, Tensor], place: Path) -> None:
@@ -82,8 +82,9 @@ def _name(request: Request) -> str:
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """All that was sampled depends on, by the names of the keys. Another k, and another measure, go
-    on from the same samples.
+    """Return the settings that the samples depend on, by the names of the keys.
+
+    A diagnosis with another k or another measure uses the same samples.
     """
     job = Job(config)
     return {
@@ -91,7 +92,7 @@ def _settings(config: Config) -> dict[str, Any]:
         "model.path": config.model.path,
         "model.dtype": config.model.dtype,
         **{f"model.{x}": y for x, y in vars(config.model).items() if x.startswith("lora_")},
-        **({"seed": config.seed} if config.model.lora_rank else {}),  # of the adapter's weights
+        **({"seed": config.seed} if config.model.lora_rank else {}),  # seeds the adapter
         "weights": fingerprint(job.base_path()),
         **{f"task.{key}": x for key, x in vars(config.task).items()},
         "train.max_new_tokens": job.max_new_tokens,

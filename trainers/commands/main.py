@@ -1,5 +1,6 @@
-"""The frame of every command: a line and an exit code for all that its user can mend."""
+"""The frame of every command: a line and an exit code for each error that the user can correct."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,8 @@ def attempt(
     `place` is the folder that the work writes, if there is one; `interrupted` is the line for
     Ctrl-C; `outlook` says what the same command does once the folder can be written again.
     """
+    # the allocator of a GPU can then use again what blocks of another size have left
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     try:
         return work() or 0
     except UserCodeError as error:

@@ -1,4 +1,4 @@
-"""What launch/score.py evaluates: a model, mixtures of two, or generations made elsewhere."""
+"""The evaluations of launch/score.py: a model, mixtures of two, or generations made elsewhere."""
 
 import hashlib
 import itertools
@@ -43,7 +43,7 @@ CHUNK = 32  # problems between two writes
 
 @dataclass(frozen=True)
 class Arguments:
-    """The options of launch/score.py; one that is not given is empty."""
+    """The options of launch/score.py; an option that is not given is empty."""
 
     model: str | None
     toward: str
@@ -61,7 +61,7 @@ class Arguments:
 
 
 def numbers(name: str, texts: Sequence[str]) -> list[float]:
-    """The values of the option --by or --temperatures, each once."""
+    """Return the values of the option --by or --temperatures, each once."""
     return list(dict.fromkeys(_number(name, text) for text in texts))
 
 
@@ -76,7 +76,7 @@ def _number(name: str, text: str) -> float:
 
 
 def score(arguments: Arguments) -> list[dict[str, Any]]:
-    """A summary of each evaluation that the arguments ask for."""
+    """Return a summary of each evaluation that the arguments ask for."""
     base = recorded(arguments.base, "--base") if arguments.base else None
     _check_mode(arguments)
     scorings = (
@@ -107,7 +107,7 @@ def score(arguments: Arguments) -> list[dict[str, Any]]:
 
 
 def _check_mode(arguments: Arguments) -> None:
-    """What is given must be of the one kind of evaluation or of the other."""
+    """Refuse options of both kinds of evaluation, or of neither."""
     if bool(arguments.responses) == bool(arguments.config):
         raise ConfigError("give either --responses, or --config with or without --model")
     of_file, of_model = "fields answer_after verifier", "model toward by temperatures overrides"
@@ -133,7 +133,7 @@ def _of_file(arguments: Arguments, path: Path) -> list[Scoring]:
     if ":" in mode:
         try:
             load_function(mode)
-        except Exception as error:  # whatever the user's file does
+        except Exception as error:  # the user's file may raise anything
             raise ConfigError(f"--verifier = {mode}: cannot be loaded ({error})") from None
     elif mode not in ("exact", "math", "boxed"):
         raise ConfigError(f"--verifier = {mode}: must be exact, math, boxed or file.py:function")
@@ -162,9 +162,9 @@ def _of_file(arguments: Arguments, path: Path) -> list[Scoring]:
 
 
 def _of_model(arguments: Arguments) -> list[Scoring]:
-    """One evaluation of the model for each weight and temperature that was asked for."""
+    """Return one evaluation of the model for each requested weight and temperature."""
     if bool(arguments.toward) != bool(arguments.by):
-        raise ConfigError("--toward and --by belong together: the other model, and how far to it")
+        raise ConfigError("--toward and --by belong together; give the second model and how far")
     model = [f"model.path={arguments.model}"] if arguments.model else []
     config = load_config(arguments.config, [*arguments.overrides, *model])
     _check_k(arguments.k, config.eval.samples)
@@ -195,11 +195,11 @@ class _Models:
         self.start: dict[str, Tensor] = {}
 
     def scoring(self, by: float | None, temperature: float | None) -> Scoring:
-        """The evaluation at this weight of the second model and this temperature."""
+        """Return the evaluation at this weight of the second model and this temperature."""
         options = self.config.eval
         chosen = options.temperature if temperature is None else temperature
         n = options.samples if chosen > 0 else 1  # greedy answers are all the same
-        drawing = self.job.decoding(chosen, options.top_p)
+        drawing = self.job.decoding(chosen, options.top_p, self.job.eval_tokens)
         draws = Draws(n, drawing, derive_seed("eval", options.seed))
         parts = [f"by {by:g}"] if by is not None else []
         parts += [f"T {chosen:g}"] if temperature is not None else []
@@ -210,7 +210,7 @@ class _Models:
         )
 
     def _settings(self, by: float | None, draws: Draws) -> dict[str, Any]:
-        """All that the records depend on."""
+        """Return the settings that the records depend on."""
         config, drawing = self.config, draws.decoding
         second = {} if by is None else {"toward": self.arguments.toward, "by": by}
         if by is not None:
@@ -233,9 +233,10 @@ class _Models:
         }
 
     def _produce(self, begin: int, by: float | None, draws: Draws) -> Iterator[list[Record]]:
-        """The records from problem `begin` on, some at a time."""
+        """Yield the records from problem `begin` on, CHUNK problems at a time."""
         policy, drawing = self._policy(by), draws.decoding
-        uncut = drawing.temperature > 0 and drawing.top_p == 1
+        complete = drawing.max_new_tokens >= self.job.max_new_tokens
+        uncut = drawing.temperature > 0 and drawing.top_p == 1 and complete
         population = self.job.task.success(policy, drawing.temperature) if uncut else None
         with self.verifier:
             for first in range(begin, len(self.problems), CHUNK):
@@ -244,7 +245,7 @@ class _Models:
                 yield evaluate(policy, self.verifier, part, draws, places, population)
 
     def _policy(self, by: float | None) -> Policy:
-        """The model, with its weights moved towards the second one's where that is asked for."""
+        """Return the model; with `by`, its weights are interpolated towards the second model's."""
         policy = self._load("model.path", self.path)
         if by is not None:
             if not self.start:

@@ -1,1 +1,1 @@
-"""Every key, and how a configuration is read and checked."""
+"""The keys of a configuration, and how it is read and checked."""

@@ -1,5 +1,6 @@
-"""The command line, as far as commands share it. Read before anything is imported that takes a
-while, so that --help and a wrong option cost nothing.
+"""The parts of the command line that the commands share.
+
+Commands read it before their slow imports, so that --help and a wrong option take no time.
 """
 
 import argparse
@@ -10,19 +11,19 @@ from trainers.config.values import described
 
 
 def command_line(description: str | None) -> argparse.ArgumentParser:
-    """A parser whose --help begins with the text of the command."""
+    """Return a parser whose --help begins with the text of the command."""
     raw = argparse.RawDescriptionHelpFormatter
     return argparse.ArgumentParser(description=description, formatter_class=raw)
 
 
 LEGEND = """key = default (values): meaning
 
-A meaning that begins with names and a colon belongs to the rules, estimators or tasks of these
+A meaning that begins with names and a colon applies to the rules, estimators or tasks of these
 names; `data:` stands for the tasks gsm8k, math and data."""
 
 
 class HelpConfig(argparse.Action):
-    """Print every key, and end."""
+    """Print every key and exit."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         print(f"{LEGEND}\n\n{described()}")
@@ -30,18 +31,18 @@ class HelpConfig(argparse.Action):
 
 
 def add_options(parser: argparse.ArgumentParser, example: str) -> None:
-    """Add what train.py and diagnose.py share."""
+    """Add the options that train.py and diagnose.py share."""
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     parser.add_argument("--config", required=True, help="a YAML file, see configs/")
     parser.add_argument("--help-config", nargs=0, action=HelpConfig, help="print every key")
-    parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
-    parser.add_argument("--plan", action="store_true", help="only print the memory that it needs")
-    parser.add_argument("--plan-ranks", type=int, default=ranks, help="over so many ranks")
-    parser.add_argument("--plan-prompt", type=int, default=512, help="tokens of a prompt")
+    parser.add_argument("--local_rank", type=int, default=0, help="set by the launcher")
+    parser.add_argument("--plan", action="store_true", help="only print the memory that is needed")
+    parser.add_argument("--plan-ranks", type=int, default=ranks, help="ranks that --plan assumes")
+    parser.add_argument("--plan-prompt", type=int, default=512, help="prompt tokens of --plan")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"such as {example}")
 
 
 def apart(values: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Split what an option of several values has taken: (values, the overrides behind them)."""
+    """Split the values of an option: (its own values, the overrides that follow them)."""
     values = list(values)
     return [x for x in values if "=" not in x], [x for x in values if "=" in x]

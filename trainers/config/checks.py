@@ -1,8 +1,8 @@
-"""What no range of a single key can say: keys that contradict each other, names of functions that
-there are not, what is not installed.
+"""Checks beyond the range of a single key.
 
-Each check yields (key, remedy). The estimators, rules and tasks are asked themselves, which needs
-torch; reading a configuration does not.
+They refuse keys that contradict each other, names of functions that do not exist, and packages that
+are not installed. Each check yields (key, remedy). The checks read the estimators, rules and tasks
+themselves, which needs torch; reading a configuration does not.
 """
 
 import re
@@ -42,17 +42,14 @@ from trainers.config.values import (
     shown,
 )
 
-CONTINUOUS = [
-    5,
-    23,
-]  # the first transformers whose continuous batching eval/rollout/continuous.py knows
+CONTINUOUS = [5, 23]  # the first transformers whose batching eval/rollout/continuous.py knows
 
 
 Mistakes = Iterator[tuple[str, str]]
 
 
 def contradictions(config: Config) -> Iterator[str]:
-    """One line each: key = value: what is wrong; remedy."""
+    """Yield one line per mistake: key = value: error; remedy."""
     flat = flatten(config)
     for check in (_of_objective, _of_model, _of_training, _of_task, _of_surgery, _of_results):
         yield from (f"{key} = {shown(flat[key])}: {remedy}" for key, remedy in check(config))
@@ -78,7 +75,7 @@ def _of_objective(config: Config) -> Mistakes:
         yield "objective.estimator", remedy
     decoding = config.eval.temperature, config.eval.top_p
     if holds_pass_1(config) and decoding != (config.train.temperature, 1):
-        remedy = f"rule {rule} holds training against it; use train.temperature and top_p=1"
+        remedy = f"rule {rule} compares training with it; use train.temperature and top_p=1"
         remedy += ", or surgery.gain=0" if rule == "pcgrad" else ""
         yield "eval.temperature", remedy
 
@@ -108,7 +105,7 @@ def knows_continuous(transformers: str) -> bool:
 def _of_training(config: Config) -> Mistakes:
     train = config.train
     if train.offload == "all" and train.zero_stage < 3:
-        yield "train.offload", "only ZeRO-3 parts with the weights; set train.zero_stage=3"
+        yield "train.offload", "only ZeRO-3 moves the weights to the CPU; set train.zero_stage=3"
     elif train.offload != "none" and train.zero_stage == 0:
         yield "train.offload", "needs the optimiser that ZeRO splits; set train.zero_stage=1"
     installed = metadata.version("transformers")
@@ -116,6 +113,10 @@ def _of_training(config: Config) -> Mistakes:
         least = ".".join(map(str, CONTINUOUS))
         remedy = f"needs transformers {least}, and this is {installed}; upgrade it, or use cached"
         yield "train.rollouts", remedy
+    flash = config.model.attention == "flash_attention_2"
+    if train.rollouts == "continuous" and torch.cuda.is_available() and not flash:
+        why = "on a GPU it needs flash attention; without, each token has a mask of all pages"
+        yield "train.rollouts", f"{why}; set model.attention=flash_attention_2, or use cached"
     if (train.warmup_steps or 0) > train.steps:
         yield "train.warmup_steps", f"exceeds train.steps = {train.steps}; lower it"
 
@@ -133,7 +134,7 @@ def _of_task(config: Config) -> Mistakes:
         of_data = {f"task.{x.name}" for x in fields(Data) if x.init}
         for key in (x for x in flat if x.startswith("task.fields.") or x in of_data):
             if flat[key] != defaults.get(key):
-                remedy = f"is of data, and the task is {task.name}; set task.name=data"
+                remedy = f"belongs to data, but the task is {task.name}; set task.name=data"
                 yield key, f"{remedy} (or {', '.join(x for x in OF_DATA if x != 'data')})"
     if task.verifier is not None and ":" in task.verifier:
         yield from _not_a_function("task.verifier", task.verifier)
@@ -192,14 +193,14 @@ def _of_surgery(config: Config) -> Mistakes:
 
 
 def _of_results(config: Config) -> Mistakes:
-    """Of what is evaluated, and by which of it the best checkpoint is chosen."""
+    """Check the evaluation, the diagnosis, and the choice of the best checkpoint."""
     train, options, diagnose = config.train, config.eval, config.diagnose
     assert options.k is not None and diagnose.k is not None
     if options.k > options.samples:
-        most = f"needs eval.samples >= eval.k, which is {options.samples}"
+        most = f"exceeds eval.samples = {options.samples}"
         yield "eval.k", f"{most}; lower it or raise eval.samples"
     if diagnose.k > diagnose.samples:
-        most = f"needs as many answers, and diagnose.samples = {diagnose.samples}"
+        most = f"exceeds diagnose.samples = {diagnose.samples}"
         yield "diagnose.k", f"{most}; lower it or raise diagnose.samples"
     metrics = [f"{x}/pass@{j}" for x in ("eval", "exact") for j in ladder(options.k)]
     if train.best_constraint is not None:
@@ -218,13 +219,13 @@ def _not_a_function(key: str, name: str) -> Mistakes:
     try:
         if not callable(load_function(name)):
             raise TypeError("not a function or class")
-    except Exception as error:  # whatever the user's file does
+    except Exception as error:  # the user's file may raise anything
         why = f"{type(error).__name__}: {first_line(error)}"
         yield key, f"cannot be loaded ({why}); give it as file.py:function"
 
 
 def mistakes_of_own_rule(config: Config) -> Iterator[str]:
-    """What a rule of the user's own does wrong, tried out on made-up batches of the right shape."""
+    """Try a rule of the user's own on made-up batches of the right shape; yield its mistake."""
     surgery = config.surgery
     if ":" not in surgery.rule:
         return
@@ -240,10 +241,10 @@ def mistakes_of_own_rule(config: Config) -> Iterator[str]:
 
 
 def _made_up(config: Config) -> Iterator[tuple[Tensor, Geometry]]:
-    """Weights and geometry as steps of this configuration measure them.
+    """Yield weights and geometry of the kind that steps of this configuration measure.
 
-    Two prompts of three are solved once, the third half of the times. Features of right answers
-    differ from those of wrong ones by more than their noise, so that nothing degenerates.
+    Two prompts of three are solved once, the third in half of its samples. Features of right
+    answers differ from those of wrong ones by more than their noise, so that nothing degenerates.
     """
     train, surgery, dice = config.train, config.surgery, torch.Generator().manual_seed(0)
     solved = [max(1, train.samples // 2) if i % 3 == 2 else 1 for i in range(train.prompts)]

@@ -1,7 +1,7 @@
-"""Reading a configuration: YAML with `extends:`, key=value overrides, and every mistake in one go.
+"""Load a configuration: YAML with `extends:` and key=value overrides.
 
-A mistake is a `ConfigError` whose lines each name key, value and remedy. Nothing here loads a
-model.
+All mistakes are raised as one `ConfigError`, with a line for each that names key, value and remedy.
+Nothing here loads a model.
 """
 
 import os
@@ -18,7 +18,7 @@ from trainers.config.values import KEYS, OPTIONS, ConfigError, flatten, misfit, 
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration of a file and its overrides, complete and checked."""
+    """Return the configuration of a file and its overrides, complete and checked."""
     node = OmegaConf.structured(Config)
     mistakes = []
     given = [*leaves(read(Path(path))), *overridden(overrides)]
@@ -36,7 +36,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     assert isinstance(config, Config)
     if config.run.dir is None:
         config.run.dir = f"runs/{run_name(Path(path))}/seed{config.seed}"
-    config.run.dir = os.path.expanduser(config.run.dir)  # not a folder of the name ~
+    config.run.dir = os.path.expanduser(config.run.dir)  # instead of a folder with the name ~
     if config.eval.k is None:
         config.eval.k = config.objective.k
     if config.diagnose.k is None:
@@ -45,11 +45,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     from trainers.config.checks import contradictions, mistakes_of_own_rule
 
     flat = flatten(config)
-    found = {key: misfit(key, flat[key]) for key in KEYS if key not in OPTIONS}
-    outside = [f"{key} = {shown(flat[key])}: {why}" for key, why in found.items() if why]
-    told = {line.partition(" = ")[0] for line in outside}  # such a value contradicts by itself
+    misfits = {key: misfit(key, flat[key]) for key in KEYS if key not in OPTIONS}
+    outside = [f"{key} = {shown(flat[key])}: {why}" for key, why in misfits.items() if why]
+    named = {line.partition(" = ")[0] for line in outside}  # one line for each of these keys
     mistakes += outside
-    mistakes += [line for line in contradictions(config) if line.partition(" = ")[0] not in told]
+    mistakes += [line for line in contradictions(config) if line.partition(" = ")[0] not in named]
     mistakes = mistakes or [*mistakes_of_own_rule(config)]
     if mistakes:
         raise ConfigError("\n".join(mistakes))
@@ -57,12 +57,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def is_root(path: Path) -> bool:
-    """Whether others extend it: base.yaml, or x.yaml beside a folder x/ of its variants."""
+    """Return whether other files extend this one: base.yaml, or x.yaml beside a folder x/."""
     return path.stem == "base" or path.with_suffix("").is_dir()
 
 
 def run_name(path: Path) -> str:
-    """The file's name; of x/variant.yaml, a variant of x.yaml, x/variant."""
+    """Return the file's name, or x/variant for x/variant.yaml beside x.yaml."""
     folder = path.resolve().parent
     of_root = folder.with_name(f"{folder.name}.yaml").is_file()
     return f"{folder.name}/{path.stem}" if of_root else path.stem
@@ -77,13 +77,14 @@ MAY_CHANGE = ("train.steps", "run.", "logging.", "diagnose.")  # in a run that i
 
 OF_BASE = (  # all that the evaluation before training depends on
     *("model.", "task.", "train.max_new_tokens", "train.rollouts", "eval.problems"),
-    *("eval.samples", "eval.temperature", "eval.top_p", "eval.seed"),
+    *("eval.samples", "eval.temperature", "eval.top_p", "eval.seed", "eval.max_new_tokens"),
 )
 
 
 def differences(config: Config, path: Path, among: Sequence[str] = ("",)) -> list[str]:
-    """The keys in which the saved configuration differs, of those that begin as `among` says. A key
-    that is newer than the folder has its default there.
+    """Return a line for each key that starts with one of `among` and differs from the saved one.
+
+    A key that is newer than the folder has its default there.
     """
     saved = flatten(Config()) | dict(leaves(read(path)))
     now = flatten(config)
@@ -97,7 +98,7 @@ def differences(config: Config, path: Path, among: Sequence[str] = ("",)) -> lis
 
 
 def check_ranks(config: Config, ranks: int) -> None:
-    """Every rank needs a prompt of its own."""
+    """Refuse fewer prompts or problems than ranks: each rank needs one of its own."""
     for key in ("train.prompts", "eval.problems"):
         value = flatten(config)[key]
         if value < ranks:

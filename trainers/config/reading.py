@@ -1,4 +1,4 @@
-"""Reading a configuration: YAML with `extends:`, and key=value overrides."""
+"""Read a configuration: YAML with `extends:`, and key=value overrides."""
 
 import difflib
 import math
@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from trainers.config.values import KEYS, OPTIONS, ConfigError, first_line, kind, shown
 
-# keys of former versions: the one value that they may still have, and why
+# keys of earlier versions: the only value that they may still have, and the reason
 RETIRED = {
     "train.top_p": (
         1,
@@ -22,7 +22,7 @@ RETIRED = {
 
 
 def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The file's mapping, laid over the one that it extends."""
+    """Return the file's mapping, laid over the mapping of the file that it extends."""
     path = path.resolve()
     if path in seen:
         raise ConfigError(
@@ -36,7 +36,7 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(
             f"--config = {path}: no such file; configs/ of the project holds examples"
         ) from None
-    except Exception as error:  # YAML, encoding, a folder: all are the file's fault
+    except Exception as error:  # YAML, encoding: the fault lies in the file
         raise ConfigError(
             f"--config = {path}: not readable as YAML: {first_line(error)}; correct the file"
         ) from None
@@ -77,7 +77,7 @@ def overridden(overrides: Iterable[str]) -> Iterator[tuple[str, Any]]:
 
 
 def set_key(node: Any, key: str, value: Any) -> str | None:
-    """Set one leaf. Returns what is wrong with it, if anything is."""
+    """Set one leaf; return the mistake in its value, if there is one."""
     if key in OPTIONS and not isinstance(value, dict):
         return f"holds names of your own; give them as {key}.name=value"
     if key in OPTIONS or key.rpartition(".")[0] in OPTIONS:
@@ -108,7 +108,7 @@ def set_key(node: Any, key: str, value: Any) -> str | None:
 
 
 def _unknown(key: str) -> str:
-    """Say what a key that does not exist may have meant."""
+    """Return a message that suggests a known key for an unknown one."""
     known = [x for x in KEYS if x not in OPTIONS]
     inside = [x for x in known if x.startswith(f"{key}.")]
     if inside:

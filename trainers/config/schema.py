@@ -1,6 +1,6 @@
-"""Every key: typed sections with the default, the range and the help of each of their keys.
+"""The keys of a configuration: typed sections with the default, range and help of each key.
 
-A help that begins with names and a colon belongs to the rules, estimators or tasks of these names;
+A help that begins with names and a colon applies to the rules, estimators or tasks of these names;
 `data:` stands for the tasks gsm8k, math and data.
 """
 
@@ -9,13 +9,13 @@ from typing import Any
 
 
 def key(default: Any, text: str, **bounds: float) -> Any:
-    """A key with its help, and its bounds: at_least, above, at_most."""
+    """Return a key with its help and its bounds: at_least, above, at_most."""
     metadata = {"help": text} | {name.replace("_", " "): x for name, x in bounds.items()}
     return field(default=default, metadata=metadata)
 
 
 def choice(text: str, *choices: str) -> Any:
-    """A key with its help, and the values that it can have; the first is the default."""
+    """Return a key with its help and its possible values; the first is the default."""
     return field(default=choices[0], metadata={"help": text, "one of": choices})
 
 
@@ -24,9 +24,9 @@ class ModelConfig:
     path: str = key("base", "a folder or a hub id; base: the task's own base policy")
     dtype: str = choice("type of the weights in forward and backward", "float32", "bfloat16")
     attention: str = choice("implementation of attention", "sdpa", "eager", "flash_attention_2")
-    gradient_checkpointing: bool = key(False, "compute activations again instead of keeping them")
+    gradient_checkpointing: bool = key(False, "recompute activations instead of keeping them")
     lora_rank: int = key(0, "rank of an adapter, trained instead of the model; 0: none", at_least=0)
-    lora_alpha: int = key(16, "the adapter's part is scaled by lora_alpha / lora_rank", at_least=1)
+    lora_alpha: int = key(16, "lora_alpha / lora_rank scales the adapter's part", at_least=1)
     lora_targets: str | None = key(
         None, "names of layers, such as q_proj,v_proj; null: all linear ones"
     )
@@ -38,48 +38,48 @@ class TaskConfig:
     verifier: str | None = key(None, "exact, math, boxed or file.py:function; null: the task's own")
     verify_workers: int = key(2, "processes that judge answers", at_least=1)
     verify_seconds: float = key(
-        5.0, "time for one answer; a judge that takes longer is ended, undecided", above=0
+        5.0, "time for one answer; a longer judgement is ended and undecided", above=0
     )
-    size: str = choice("chain: size of its stories and its base", "small", "large")
-    delta: float = key(2.0, "twin, chain: how far the cue tells easy from hard", at_least=0)
+    size: str = choice("chain: size of the stories and of the base", "small", "large")
+    delta: float = key(2.0, "twin, chain: distance between the cues of easy and hard", at_least=0)
     hard_share: float = key(0.3, "twin, chain: share of hard prompts", at_least=0, at_most=1)
     base_bias: float = key(
-        0.12, "twin, chain: how often the base gives the hard answer", at_least=0, at_most=1
+        0.12, "twin, chain: rate at which the base gives the hard answer", at_least=0, at_most=1
     )
     base_seed: int = key(0, "twin, chain: seed of the base's own training", at_least=0)
     path: str | None = key(
         None, "data: a hub id, a folder, or a .jsonl, .json, .parquet file; null: the task's own"
     )
     subset: str | None = key(
-        None, "data: the hub's name of a configuration; null: the only or default one"
+        None, "data: name of a configuration on the hub; null: the only or default one"
     )
-    split: str = key("train", "data: split to train on, slices too, such as train[500:]")
-    eval_path: str | None = key(None, "data: as path, for the evaluation; null: the same path")
-    eval_subset: str | None = key(None, "data: as subset, for the evaluation; null: the same")
+    split: str = key("train", "data: split to train on, or a slice of it, such as train[500:]")
+    eval_path: str | None = key(None, "data: like path, for the evaluation; null: the same path")
+    eval_subset: str | None = key(None, "data: like subset, for the evaluation; null: the same")
     eval_split: str = key("test", "data: split of the evaluation")
     fields: dict[str, str] = field(
         default_factory=dict,
         metadata={
-            "help": "data: its own field names, such as {problem: question, answer: key.text}"
+            "help": "data: field names in the data, such as {problem: question, answer: key.text}"
         },
     )
     template: str = choice("data: chat is the tokenizer's chat template", "chat", "plain")
     prompt: str | None = key(
-        None, "data: text around {problem}; null: one that asks for a boxed answer"
+        None, "data: text around {problem}; null: a text that asks for a boxed answer"
     )
     levels: list[str] = field(
-        default_factory=list, metadata={"help": "data: levels to train on; none named: all"}
+        default_factory=list, metadata={"help": "data: levels to train on; an empty list: all"}
     )
     rates: str | None = key(
         None, "data: records of the base on training problems, from score.py or a run"
     )
     easy_above: float | None = key(
-        None, "data: train on what the base solves more often than this", at_least=0, at_most=1
+        None, "data: train on problems with a base rate above this", at_least=0, at_most=1
     )
     hard_below: float | None = key(
-        None, "data: train on what the base solves less often than this", at_least=0, at_most=1
+        None, "data: train on problems with a base rate below this", at_least=0, at_most=1
     )
-    decontaminate: bool = key(True, "data: leave out training problems that the evaluation has too")
+    decontaminate: bool = key(True, "data: leave out training problems that the evaluation has")
     options: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "settings of a task of your own, by name"}
     )
@@ -92,8 +92,8 @@ class ObjectiveConfig:
         None, "later k, such as 4@50,1@100: 4 from step 50 on, 1 from step 100 on"
     )
     estimator: str = key("loo", "a name in surgery/estimators.py")
-    beta: float = key(4.0, "risk: its inverse temperature", above=0)
-    alpha: float = key(0.5, "power: its exponent", above=0)
+    beta: float = key(4.0, "risk: inverse temperature", above=0)
+    alpha: float = key(0.5, "power: exponent", above=0)
     epsilon: float = key(1e-6, "grpo: added to the standard deviation", above=0)
 
 
@@ -101,22 +101,22 @@ class ObjectiveConfig:
 class SurgeryConfig:
     rule: str = key("none", "a name in surgery/rules.py, or file.py:function")
     measure: str = choice(
-        "gradients of the last layer, or ghost: of all parameters", "last_layer", "ghost", "none"
+        "gradients of the last layer, or of all parameters (ghost)", "last_layer", "ghost", "none"
     )
-    statistic: str = choice("naive: with the self-term, which hides conflicts", "loo", "naive")
+    statistic: str = choice("naive: includes the self-term, which hides conflicts", "loo", "naive")
     metric: str = choice(
-        "adam: products in the optimiser's metric, by ghost only", "euclid", "adam"
+        "adam: products in the optimiser's metric, with ghost only", "euclid", "adam"
     )
     ema: float = key(0.9, "smoothing of the measured products; 0: none", at_least=0, at_most=0.999)
-    every: int = key(1, "steps between measurements; the products hold in between", at_least=1)
+    every: int = key(1, "steps between measurements; other steps reuse the products", at_least=1)
     modules: str | None = key(
         None, "ghost: a regular expression of parameter names; null: all parameters"
     )
     min_coverage: float = key(
-        1.0, "ghost: least share of the parameters that must be measured", at_least=0, at_most=1
+        1.0, "ghost: smallest allowed share of measured parameters", at_least=0, at_most=1
     )
     realised_every: int = key(
-        10, "steps between looks at the step really taken; 0: never", at_least=0
+        10, "steps between measurements of <J_1, the step taken>; 0: never", at_least=0
     )
     mix: float = key(0.5, "mix: weight of pass@1 beside pass@k", at_least=0)
     margin: float = key(0.0, "pcgrad: <update, J_1> >= margin |J_1|^2 at the floor", at_least=0)
@@ -127,11 +127,11 @@ class SurgeryConfig:
     radius: float = key(
         0.5, "cagrad: distance from the mean gradient, relative to it", at_least=0, at_most=1
     )
-    tau: float = key(1.0, "agreement_*: the weight that is given instead", at_least=0)
+    tau: float = key(1.0, "agreement_*: weight that replaces the prompt's own", at_least=0)
     softness: float = key(1.0, "agreement_soft: width of the transition; 0: none", at_least=0)
     tolerance: float = key(
         0.0,
-        "floor, pcgrad: how far pass@1 may fall below the base; negative: must lie above",
+        "floor, pcgrad: allowed fall of pass@1 below the base; negative: required rise above it",
         at_least=-1,
         at_most=1,
     )
@@ -139,8 +139,8 @@ class SurgeryConfig:
     rate_ema: float = key(
         0.8, "floor, pcgrad: smoothing of the batch's pass@1", at_least=0, at_most=0.999
     )
-    start: float = key(2.0, "floor: weight of pass@1 to begin with", at_least=0)
-    lead: float = key(2.0, "pcgrad: steps ahead at which the gap is read", at_least=0)
+    start: float = key(2.0, "floor: weight of pass@1 at the start", at_least=0)
+    lead: float = key(2.0, "pcgrad: steps ahead for which the gap is predicted", at_least=0)
     integral_gain: float = key(
         1.0, "floor: weight of pass@1 per unit of the summed gap", at_least=0
     )
@@ -152,10 +152,10 @@ class SurgeryConfig:
 @dataclass
 class TrainConfig:
     steps: int = key(150, "steps of training in all", at_least=1)
-    prompts: int = key(128, "prompts of a step, over all ranks", at_least=1)
+    prompts: int = key(128, "prompts of a step, on all ranks together", at_least=1)
     samples: int = key(16, "completions of a prompt", at_least=2)
     temperature: float = key(
-        1.0, "scale of the logits, in sampling and in log-probabilities alike", above=0
+        1.0, "temperature of the logits, in sampling and in log-probabilities", above=0
     )
     entropy_coef: float = key(
         0.0, "weight of the completions' entropy beside the rewards", at_least=0
@@ -163,34 +163,44 @@ class TrainConfig:
     kl_coef: float = key(0.0, "weight of the completions' KL to the base", at_least=0)
     updates: int = key(1, "optimiser steps for each batch of rollouts", at_least=1)
     ratio_clip: float = key(0.2, "PPO's clip of the ratio, in all updates but the first", above=0)
-    rollouts: str = choice("what samples, in evaluation too", "cached", "continuous")
+    rollouts: str = choice("sampler, also of the evaluation", "cached", "continuous")
+    rollout_tokens: int | None = key(
+        None,
+        "rows times columns that the sampler holds at once, also in evaluation; null: as many as "
+        "fit the free memory of a GPU, 65,536 on a CPU",
+        at_least=1,
+    )
+    cuda_graph: bool = key(True, "sampler cached on a GPU: whether one token is a CUDA graph")
     max_new_tokens: int | None = key(
-        None, "longest completion; null: what the task needs", at_least=1
+        None, "tokens of the longest completion; null: as the task needs", at_least=1
     )
     lr: float = key(6e-4, "learning rate after the warm-up", above=0)
     schedule: str = choice(
-        "after the warm-up; linear and cosine fall towards 0", "linear", "constant", "cosine"
+        "learning rate after the warm-up; linear and cosine fall towards 0",
+        "linear",
+        "constant",
+        "cosine",
     )
     warmup_steps: int | None = key(
         None, "steps of rising learning rate; null: a third of train.steps", at_least=0
     )
-    beta_1: float = key(0.9, "AdamW's", at_least=0, at_most=0.9999)
-    beta_2: float = key(0.95, "AdamW's", at_least=0, at_most=0.99999)
-    epsilon: float = key(1e-8, "AdamW's", above=0)
-    weight_decay: float = key(0.0, "AdamW's", at_least=0)
+    beta_1: float = key(0.9, "decay of AdamW's first moment", at_least=0, at_most=0.9999)
+    beta_2: float = key(0.95, "decay of AdamW's second moment", at_least=0, at_most=0.99999)
+    epsilon: float = key(1e-8, "AdamW's addition to the denominator", above=0)
+    weight_decay: float = key(0.0, "AdamW's weight decay", at_least=0)
     grad_clip: float = key(1.0, "largest gradient norm; 0: no clipping", at_least=0)
     zero_stage: int = key(0, "DeepSpeed's ZeRO stage", at_least=0, at_most=3)
-    offload: str = choice("to CPU memory; all: the weights too", "none", "optimizer", "all")
+    offload: str = choice("parts in CPU memory; all: the weights too", "none", "optimizer", "all")
     logprob_chunk: int = key(0, "positions whose logits exist at once; 0: all", at_least=0)
     micro_batch_tokens: int = key(
         65536, "rows times columns of one forward and backward", at_least=1
     )
     max_bad_steps: int = key(5, "non-finite gradients in a row that end the run", at_least=1)
     save_every: int = key(50, "steps between checkpoints; 0: only at the end", at_least=0)
-    keep: int = key(2, "newest checkpoints to keep; the best one is kept besides", at_least=1)
-    best_metric: str = key("eval/pass@1", "scalar that names the best checkpoint")
+    keep: int = key(2, "number of newest checkpoints to keep, beside the best one", at_least=1)
+    best_metric: str = key("eval/pass@1", "scalar that chooses the best checkpoint")
     best_constraint: str | None = key(
-        None, "condition of the best checkpoint, such as eval/pass@8>=0.9"
+        None, "condition on the best checkpoint, such as eval/pass@8>=0.9"
     )
 
 
@@ -203,20 +213,23 @@ class EvalConfig:
     problems: int = key(500, "problems of an evaluation", at_least=2)
     samples: int = key(32, "answers to a problem", at_least=1)
     temperature: float = key(1.0, "temperature of the answers; 0: greedy", at_least=0)
-    top_p: float = key(1.0, "share of the probability that is sampled from", above=0, at_most=1)
+    top_p: float = key(1.0, "share of the probability that is sampled", above=0, at_most=1)
+    max_new_tokens: int | None = key(
+        None, "tokens of the longest answer; null: as in training", at_least=1
+    )
     seed: int = key(0, "seed of the answers, the same before and after", at_least=0)
 
 
 @dataclass
 class DiagnoseConfig:
-    """Of launch/diagnose.py; the defaults are those of arXiv 2602.21189."""
+    """The section of launch/diagnose.py; the defaults are those of arXiv 2602.21189."""
 
-    prompts: int = key(500, "prompts, drawn as in training", at_least=4)
+    prompts: int = key(500, "number of prompts, drawn as in training", at_least=4)
     samples: int = key(32, "completions of a prompt", at_least=2)
     k: int | None = key(None, "the k of pass@k; null: diagnose.samples", at_least=2)
     temperature: float = key(0.7, "temperature of the completions", above=0)
-    top_p: float = key(0.95, "share of the probability that is sampled from", above=0, at_most=1)
-    measure: str = choice("ghost measures both, and compares them", "ghost", "last_layer")
+    top_p: float = key(0.95, "share of the probability that is sampled", above=0, at_most=1)
+    measure: str = choice("ghost: measures both and compares them", "ghost", "last_layer")
     seed: int = key(0, "seed of the prompts and of the answers", at_least=0)
 
 
@@ -226,16 +239,14 @@ class RunConfig:
         None, "the run's folder; null: runs/<name of the configuration>/seed<seed>"
     )
     base: str | None = key(
-        None, "folder of a run from the same base, whose eval/before.jsonl is taken"
+        None, "folder of a run from the same base; this run uses its eval/before.jsonl"
     )
-    threads: int = key(
-        0, "CPU threads of a rank; 0: the cores shared out among the ranks", at_least=0
-    )
+    threads: int = key(0, "CPU threads of a rank; 0: an equal share of the cores", at_least=0)
 
 
 @dataclass
 class LoggingConfig:
-    rollouts_every: int = key(10, "steps between looks into the rollouts; 0: never", at_least=0)
+    rollouts_every: int = key(10, "steps between entries of rollouts.jsonl; 0: never", at_least=0)
     kl_every: int = key(
         10, "steps between estimates of the KL to the base, a second model; 0: never", at_least=0
     )

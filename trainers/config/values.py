@@ -1,4 +1,4 @@
-"""Values of a configuration: flat by key, parsed, in their range, and shown in a message."""
+"""The values of a configuration: flattened, parsed, checked against their range, and printed."""
 
 import difflib
 import operator
@@ -11,7 +11,7 @@ from trainers.config.schema import Config
 
 
 class ConfigError(Refusal):
-    """One line a mistake."""
+    """A wrong configuration; the message has one line per mistake."""
 
 
 def _keys(section: type, prefix: str = "") -> Iterator[tuple[str, Field]]:
@@ -33,13 +33,13 @@ BOUNDS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le}
 
 
 def kind(key: str) -> str:
-    """The type of a key in words."""
+    """Return the type of a key in words."""
     options = getattr(KEYS[key].type, "__args__", ()) if KEYS[key].type not in KINDS else ()
     return " or ".join(KINDS[x] for x in options or [KEYS[key].type])
 
 
 def misfit(key: str, value: Any) -> str | None:
-    """Say how a value lies outside the range of its key, if it does."""
+    """Return a message if the value lies outside the range of its key."""
     known = KEYS[key].metadata
     if value is None:
         return None
@@ -54,7 +54,7 @@ def misfit(key: str, value: Any) -> str | None:
 
 
 def described() -> str:
-    """Every key in a line: default, type and range, help."""
+    """Return one line per key: default, type and range, help."""
     lines = []
     for key, f in KEYS.items():
         default = f.default_factory() if callable(f.default_factory) else f.default
@@ -67,7 +67,7 @@ def described() -> str:
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """{"train.lr": 3e-4, ...} of a configuration, in the order of its fields."""
+    """Return {"train.lr": 3e-4, ...} of a configuration, in the order of its fields."""
     flat: dict[str, Any] = {}
     for f in fields(config):
         value, name = getattr(config, f.name), f"{prefix}{f.name}"
@@ -81,19 +81,19 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def holds_pass_1(config: Config) -> bool:
-    """Whether the rule holds the training batches' pass@1 against that of the base."""
+    """Return whether the rule compares pass@1 of the training batches with that of the base."""
     rule = config.surgery.rule
     return rule == "floor" or (rule == "pcgrad" and config.surgery.gain > 0)
 
 
 def parse_schedule(text: str | None) -> list[tuple[int, int]]:
-    """[(step, k), ...] of "4@50,1@100"."""
+    """Return [(step, k), ...] of "4@50,1@100"."""
     pairs = [part.split("@") for part in text.split(",")] if text else []
     return sorted((int(step), int(k)) for k, step in pairs)
 
 
 def parse_constraint(text: str) -> tuple[str, float]:
-    """("eval/pass@8", 0.9) of "eval/pass@8>=0.9"."""
+    """Return ("eval/pass@8", 0.9) of "eval/pass@8>=0.9"."""
     name, sign, bound = text.partition(">=")
     if not sign or not name.strip():
         raise ValueError(text)

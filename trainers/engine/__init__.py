@@ -1,1 +1,1 @@
-"""DeepSpeed and the ranks."""
+"""The training engine on DeepSpeed, and the ranks."""

@@ -1,7 +1,7 @@
-"""The policy as it is trained: ready for backward, whole or by a LoRA adapter (arXiv 2106.09685).
+"""Make a policy trainable: all its weights, or a LoRA adapter (arXiv 2106.09685).
 
-An adapter is put into the model itself, so that nothing else needs to know of it: its layers are
-linear, its parameters the only ones that train.
+The adapter is injected into the model itself, so that the rest of the code need not treat it
+separately: its layers are linear, and its parameters are the only ones that train.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from trainers.config.schema import Config
 
 
 def make_trainable(policy: Policy, config: Config) -> None:
-    """Ready for backward: the adapter and checkpointing as configured, and no dropout."""
+    """Prepare the policy for backward: adapter and checkpointing as configured, no dropout."""
     if config.model.lora_rank:
         _add_adapter(policy.model, config)
     if config.model.gradient_checkpointing:
@@ -30,13 +30,13 @@ def _checkpoint(model: Any) -> None:
     if not model.supports_gradient_checkpointing:
         why = f"{type(model).__name__} does not support it; set it to false"
         raise ModelError(f"model.gradient_checkpointing = true: {why}")
-    new = "activation_checkpointing_enable"  # its name from transformers 5.23 on
+    new = "activation_checkpointing_enable"  # the method's name from transformers 5.23 on
     enable = getattr(model, new, None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 
 
 def _add_adapter(model: Any, config: Config) -> None:
-    """Freeze the model and give its layers W an addition (alpha/rank) B A, B = 0 to begin with."""
+    """Freeze the model and add (alpha/rank) B A to its layers W, with B = 0 at the start."""
     from peft import LoraConfig, inject_adapter_in_model
 
     options = config.model
@@ -50,7 +50,7 @@ def _add_adapter(model: Any, config: Config) -> None:
         r=options.lora_rank, lora_alpha=options.lora_alpha, target_modules=targets or "all-linear"
     )
     try:
-        with torch.random.fork_rng(devices=[]):  # A is random, and the same on all ranks
+        with torch.random.fork_rng(devices=[]):  # A is random, but the same on all ranks
             torch.manual_seed(derive_seed(config.seed, "adapter"))
             inject_adapter_in_model(adapter, model)
     except ValueError as error:
@@ -61,7 +61,7 @@ def _add_adapter(model: Any, config: Config) -> None:
 
 
 def _adapted(model: nn.Module) -> list[Any]:
-    """The layers with an adapter."""
+    """Return the layers with an adapter."""
     from peft.tuners.lora import LoraLayer
 
     return [x for x in model.modules() if isinstance(x, LoraLayer)]
@@ -69,7 +69,7 @@ def _adapted(model: nn.Module) -> list[Any]:
 
 @contextmanager
 def without_adapter(model: nn.Module) -> Iterator[None]:
-    """The model that the adapter was put into."""
+    """Switch the adapter off, so that the model is the base."""
     layers = _adapted(model)
     for layer in layers:
         layer.enable_adapters(False)
@@ -81,22 +81,24 @@ def without_adapter(model: nn.Module) -> Iterator[None]:
 
 
 def merged_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The model's weights, W + (alpha/rank) B A where there is an adapter, under the names that
-    they have without one; added in float32 and rounded to the model's dtype.
+    """Return the model's weights with the adapter merged in: W + (alpha/rank) B A.
+
+    They have the names of a model without an adapter. The sum is computed in float32 and rounded to
+    the model's dtype.
     """
-    whole = {}
+    weights = {}
     for name, x in model.state_dict().items():
         owner, adapted, leaf = name.rpartition(".base_layer.")
         if adapted and leaf == "weight":
             layer: Any = model.get_submodule(owner)
             x = (x.float() + layer.get_delta_weight("default").float()).to(x.dtype).cpu()
         if ".lora_" not in name:
-            whole[f"{owner}.{leaf}" if adapted else name] = x
-    return whole
+            weights[f"{owner}.{leaf}" if adapted else name] = x
+    return weights
 
 
 def _disable_dropout(model: nn.Module) -> None:
-    """Samples and log-probabilities must come from one distribution."""
+    """Set all dropout to 0: samples and log-probabilities must come from one distribution."""
     for module in model.modules():
         for name, value in list(vars(module).items()):
             rate = name == "p" and isinstance(module, nn.modules.dropout._DropoutNd)

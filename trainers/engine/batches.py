@@ -1,8 +1,8 @@
-"""From completions to micro-batches of the fewest padded rows that do the same work.
+"""Pack completions into micro-batches of the fewest padded rows that do the same work.
 
 Gradients are linear in the rows: equal completions of equal prompts become one row, and
-completions that are not wanted, or of weight 0, are left out. The longest come first, so that the
-rows of a micro-batch are alike.
+completions that are not wanted, or have weight 0, are left out. The longest rows come first, so
+that the rows of a micro-batch have similar lengths.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,12 +14,12 @@ from torch import Tensor
 from eval.policy.logprobs import Rows, pad_batch
 from eval.rollout.rollout import Rollout
 
-Pair = tuple[tuple[int, ...], tuple[int, ...], int]  # prompt, completion, 0 or a mark of its own
+Pair = tuple[tuple[int, ...], tuple[int, ...], int]  # prompt, completion, 0 or a unique number
 
 
 @dataclass(frozen=True)
 class Work:
-    """The size of a micro-batch, and where its rows lie."""
+    """The size of a micro-batch, and the device of its rows."""
 
     budget: int  # tokens: rows times columns
     pad_id: int
@@ -29,9 +29,9 @@ class Work:
 def merged(
     rollout: Rollout, wanted: Tensor, work: Work, linear: bool = True
 ) -> Iterator[tuple[Rows, list[list[int]]]]:
-    """Micro-batches, each with the completions that each of its rows stands for.
+    """Yield micro-batches, each with the list of completions that each row represents.
 
-    A row stands for one completion alone where the work is not `linear` in the rows.
+    If the work is not `linear` in the rows, each row represents a single completion.
     """
     places: dict[Pair, list[int]] = {}
     prompts = [tuple(x) for x in rollout.prompts]
@@ -47,7 +47,7 @@ def merged(
 def micro_batches(
     rollout: Rollout, weights: Tensor, work: Work, linear: bool = True
 ) -> tuple[list[Rows], list[Tensor]]:
-    """Micro-batches with one weight a row, or one a token: the sum over its completions.
+    """Return micro-batches with one weight per row or token, summed over the row's completions.
 
     `weights` are [prompts, n] or [prompts, n, columns of the longest completion].
     """
@@ -62,14 +62,14 @@ def micro_batches(
 
 
 def summed(flat: Tensor, places: Sequence[Sequence[int]]) -> Tensor:
-    """In float32, the sum over the completions that each row stands for."""
+    """Return, in float32, the sum over the completions that each row represents."""
     order = torch.tensor([i for x in places for i in x])
     row = torch.arange(len(places)).repeat_interleave(torch.tensor(list(map(len, places))))
     return flat.new_zeros(len(places), *flat.shape[1:]).index_add_(0, row, flat[order]).float()
 
 
 def _fitting(pairs: Sequence[Pair], budget: int) -> Iterator[Sequence[Pair]]:
-    """Runs of pairs that fit the budget when they are padded; one pair at least."""
+    """Yield runs of pairs that fit the budget after padding; each has at least one pair."""
     start = 0
     while start < len(pairs):
         stop, prompt, completion = start, 0, 0

@@ -1,4 +1,4 @@
-"""Each host reads its own files: they must be as those of rank 0. All ranks call these together."""
+"""Checks that each host reads the same files as rank 0; all ranks call them together."""
 
 from eval.policy.policy import Policy
 from trainers.config.schema import Config
@@ -8,7 +8,7 @@ from trainers.job import Job
 
 
 def check_inputs(config: Config, data: str) -> None:
-    """Refuse a host whose configuration, or digest of the data, is not that of rank 0."""
+    """Refuse a host whose configuration or digest of the data differs from rank 0."""
     here = flatten(config)
     there = share(here)
     for key in here | there:
@@ -20,12 +20,12 @@ def check_inputs(config: Config, data: str) -> None:
 
 
 def base_path(job: Job) -> str:
-    """The base model's folder or hub id; a task's own base is made once on each host."""
+    """Return the base model's folder or hub id; a task's own base is made once on each host."""
     return once_a_host(job.base_path)
 
 
 def check_weights(config: Config, base: Policy) -> None:
-    """Refuse a host whose model is not that of rank 0."""
+    """Refuse a host whose model differs from rank 0."""
     ends = {n: p.detach().flatten()[[0, -1]].tolist() for n, p in base.model.named_parameters()}
     if share(ends) != ends:
         why = "its weights are not those of rank 0; give each host the same files"

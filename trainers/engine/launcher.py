@@ -1,4 +1,4 @@
-"""Join the ranks that the launcher started, and end with it."""
+"""Join the ranks that the launcher started, and end when the launcher ends."""
 
 import atexit
 import gc
@@ -21,11 +21,13 @@ PATIENCE = timedelta(days=1)  # how long a collective waits for a rank that is b
 
 
 def refuse(error: Exception) -> int:
-    """Say what is wrong, once; the exit code. The launcher ends the ranks of its host when one
-    stops, so the one that speaks goes first; those of other hosts must be met to be told.
+    """Print the error once and return the exit code.
+
+    The launcher ends the ranks of its host when one stops, so the rank that prints stops first.
+    Ranks of other hosts learn of the error only after all ranks have joined.
     """
     if os.environ.get("LOCAL_SIZE") != os.environ.get("WORLD_SIZE"):
-        with suppress(ConfigError):  # where they cannot meet, each host refuses by itself
+        with suppress(ConfigError):  # if the ranks cannot join, each host refuses by itself
             start_ranks(threads=1)
         return watch.leave(2, error)
     if os.environ.get("LOCAL_RANK", "0") != "0":
@@ -36,8 +38,9 @@ def refuse(error: Exception) -> int:
 
 
 def start_ranks(threads: int) -> None:
-    """Join the ranks that the launcher started, or be the only one. Call it before anything else of
-    this module.
+    """Join the ranks that the launcher started, or run as the only rank.
+
+    Call it before all else that needs the ranks.
     """
     if "RANK" not in os.environ:
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
@@ -45,7 +48,7 @@ def start_ranks(threads: int) -> None:
     else:
         threading.Thread(target=_end_with_launcher, daemon=True).start()
     if os.environ["WORLD_SIZE"] == "1" and "TORCHELASTIC_RUN_ID" not in os.environ:
-        os.environ["MASTER_PORT"] = "0"  # any that is free: no other rank looks for it
+        os.environ["MASTER_PORT"] = "0"  # any free port: no other rank looks for it
     local = int(os.environ.get("LOCAL_SIZE", "1"))
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local))
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -55,15 +58,15 @@ def start_ranks(threads: int) -> None:
     logger.setLevel("ERROR")
     # DeepSpeed would compile a shared-memory collective and need a C++ compiler; gloo serves too
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if torch.cuda.is_available():  # what is shared before there is an engine goes over the device
+    if torch.cuda.is_available():  # `share` uses the device even before there is an engine
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    _meet()
-    atexit.register(_part)  # after what the watch registers: the last comes first
+    _join_ranks()
+    atexit.register(_disconnect)  # runs after the watch's exit function: the last one runs first
     watch.start(torch.distributed.get_rank(), torch.distributed.get_world_size(), share)
-    _be_patient()
+    _extend_timeouts()
 
 
-def _meet() -> None:
+def _join_ranks() -> None:
     """Make the group of all ranks, within DeepSpeed's ten minutes: a rank may never come."""
     import deepspeed
 
@@ -72,7 +75,7 @@ def _meet() -> None:
         deepspeed.init_distributed(dist_backend=backend, verbose=False)
     except torch.distributed.DistError as error:
         if os.environ["RANK"] != "0":
-            time.sleep(60)  # rank 0 says it better, and the launcher ends the others of its host
+            time.sleep(60)  # rank 0 reports it better, and the launcher ends the ranks of its host
         place, key = os.environ["MASTER_ADDR"], f"--master_port = {os.environ['MASTER_PORT']}"
         if "EADDRINUSE" in str(error):
             why = f"is taken on {place}; give a free one, such as deepspeed --master_port 29600"
@@ -82,31 +85,33 @@ def _meet() -> None:
         raise ConfigError(f"{key}: {why}") from None
 
 
-def _be_patient() -> None:
-    """Let collectives wait for a day, from now on: `watch` ends all ranks when one is lost.
+def _extend_timeouts() -> None:
+    """Let collectives wait for a day from now on: `watch` ends all ranks when one is lost.
 
-    DeepSpeed makes groups of its own without a limit, which take torch's default: ten minutes for
-    NCCL, thirty for gloo. The store serves those that meet when they are first used.
+    DeepSpeed makes groups of its own without a timeout, and these take torch's default: ten minutes
+    for NCCL, thirty for gloo. The store's timeout applies to groups that connect on first use.
     """
     collectives.default_pg_timeout = collectives.default_pg_nccl_timeout = PATIENCE
     collectives._set_pg_timeout(PATIENCE)
     collectives._get_default_store().set_timeout(PATIENCE)
 
 
-def _part() -> None:
-    """Close the connections between ranks that end in order: left to the interpreter's end, their
-    threads may abort a process that has done all it should.
+def _disconnect() -> None:
+    """Close the connections between ranks that end in order.
+
+    At the interpreter's own exit their threads may abort a process that has finished its work.
     """
     if torch.distributed.is_initialized() and not watch.failed():
         torch.distributed.destroy_process_group()
-    gc.freeze()  # or the interpreter would search all that was imported for garbage: a second
+    gc.freeze()  # otherwise the interpreter searches all imported modules for garbage: a second
 
 
 def _end_with_launcher() -> None:
-    """A rank whose launcher is gone would hold the run's folder for ever. It ends as the launcher
-    would end it: asked, and 30 seconds later at once.
+    """End this rank when its launcher is gone: by SIGTERM, and 30 seconds later at once.
 
-    The command `deepspeed` starts one launcher on each host, and does not end it when it is ended.
+    The launcher would end it in the same way. Otherwise the rank would hold the run's folder for
+    ever. The command `deepspeed` starts one launcher on each host, and does not end the launcher
+    when the command itself is ended.
     """
     import psutil
 
@@ -117,7 +122,7 @@ def _end_with_launcher() -> None:
     try:
         while os.getppid() == parent and above in (None, launcher.ppid()):
             time.sleep(1)
-    finally:  # the launcher may be gone while it is asked
+    finally:  # psutil raises when the launcher ends during the query
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(30)
         os._exit(1)

@@ -1,1 +1,1 @@
-"""The geometry of a batch."""
+"""Measurement of the geometry of a batch."""

@@ -1,10 +1,10 @@
 """Exact inner products <grad log pi(y), v> over all parameters, for every row of a batch at once.
 
-A module whose output is affine in its own parameters, y = F(x; theta), moves by F(x; v) - F(x; 0)
-when theta moves along v, whatever F is. Its share of the inner product is that tangent times the
-gradient of the row's log-probability with respect to y, summed over all but the row. Rows do not
-interact, so one backward of the sum serves every row. Only activation gradients flow: no
-parameter's gradient is formed, and no hook of ZeRO fires.
+The output y = F(x; theta) of a module is affine in the module's own parameters. When theta moves
+along v, the output moves by F(x; v) - F(x; 0), for any such F. The module's share of the inner
+product is this tangent times the gradient of the row's log-probability with respect to y, summed
+over all axes but the row. Rows do not interact, so one backward of the sum serves every row. Only
+activation gradients flow: no gradient of a parameter is computed, and no hook of ZeRO runs.
 """
 
 import re
@@ -18,20 +18,20 @@ from trainers.measure.taps import Direction, tapped
 
 
 def chosen(model: nn.Module, pattern: str | None) -> dict[str, nn.Parameter]:
-    """The trainable parameters whose names match `pattern` (all without one); shared ones once."""
+    """Return the trainable parameters whose names match `pattern` (None: all), shared ones once."""
     named = model.named_parameters()
     match = re.compile(pattern or "").search
     return {name: p for name, p in named if p.requires_grad and match(name)}
 
 
 def coverage(model: nn.Module, pattern: str | None) -> float:
-    """The share of the trainable parameters that `pattern` leaves in."""
+    """Return the share of the trainable parameters that `pattern` selects."""
     sizes = [sum(p.numel() for p in chosen(model, x).values()) for x in (pattern, None)]
     return sizes[0] / max(1, sizes[1])
 
 
 def zeros(model: nn.Module, pattern: str | None) -> dict[str, Tensor]:
-    """A sum of gradients of the parameters that `pattern` leaves in, to begin with."""
+    """Return zeros for a sum of gradients of the parameters that `pattern` selects."""
     return {
         name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
         for name, p in chosen(model, pattern).items()
@@ -46,10 +46,10 @@ def gradient(
     pattern: str | None = None,
     total: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """sum over rows of weight * grad log pi, by ordinary backward; nothing is left in `.grad`.
+    """Return the sum over rows of weight * grad log pi; an ordinary backward, but without `.grad`.
 
-    It is added in place to the `total` of earlier rows, if that is given: a sum is as large as the
-    model, and one of them is held.
+    If `total`, the sum of earlier rows, is given, the new rows are added to it in place: a sum is
+    as large as the model, and memory holds one of them.
     """
     total = total or zeros(model, pattern)
     for rows, weight in zip(batches, weights, strict=True):
@@ -64,7 +64,7 @@ def add_gradient(
     total: dict[str, Tensor],
     likelihood: Likelihood,
 ) -> None:
-    """Add sum over rows of weight * grad log pi to `total`, by name."""
+    """Add the sum over rows of weight * grad log pi to `total`, by name."""
     named = dict(model.named_parameters())
     logp = completion_logprobs(model, rows, likelihood).sum(1)
     loss = logp @ weight.to(logp)
@@ -82,9 +82,9 @@ def probed_gradient(
     total: dict[str, Tensor],
     likelihood: Likelihood,
 ) -> Tensor:
-    """`add_gradient`, and `probe` on the way of its backward; NaN where a row's weight is 0.
+    """Run `add_gradient` and `probe` in one backward; the result is NaN where a weight is 0.
 
-    The gradient that flows back to a row's activations is that of a probe times the row's weight.
+    The gradient that reaches a row's activations is the gradient of a probe times the row's weight.
     """
     with tapped(model, v, len(rows), rows.input_ids.device) as (shares, _):
         add_gradient(model, rows, weight, total, likelihood)
@@ -92,7 +92,7 @@ def probed_gradient(
 
 
 def probe(model: nn.Module, rows: Rows, v: Direction, likelihood: Likelihood) -> Tensor:
-    """[rows] <grad log pi(row), v>, in float64."""
+    """Return the [rows] products <grad log pi(row), v>, in float64."""
     taps = tapped(model, v, len(rows), rows.input_ids.device)
     with taps as (shares, triggers), torch.enable_grad():
         logp = completion_logprobs(model, rows, likelihood).sum(1)
@@ -103,7 +103,7 @@ def probe(model: nn.Module, rows: Rows, v: Direction, likelihood: Likelihood) ->
 def check(model: nn.Module, pattern: str | None) -> None:
     """Refuse a layer that a forward alone shows to be unfit, such as experts, which see no rows.
 
-    The direction is 0, which shows nothing of which layers are affine.
+    The direction is 0, so that this does not check whether a layer is affine.
     """
     device = next(model.parameters()).device
     nothing = {n: p.new_zeros(()).expand_as(p) for n, p in chosen(model, pattern).items()}

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from eval.errors import Refusal
 
-Direction = Mapping[str, Tensor]  # by parameter name; what is missing is 0
+Direction = Mapping[str, Tensor]  # by parameter name; a missing parameter counts as 0
 
 
 class Unsupported(Refusal):
@@ -23,21 +23,20 @@ class Unsupported(Refusal):
 class _Tap(torch.autograd.Function):
     """Identity on a module's output; its backward adds the module's share for each row.
 
-    What the share needs of the input is saved as autograd saves it, so that checkpointing may drop
-    it.
+    The inputs that the share needs are saved as autograd saves them, so that checkpointing may drop
+    them.
     """
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, site: "_Site", *inputs: Tensor) -> Tensor:
         ctx.site = site
         ctx.save_for_backward(*inputs)
-        return (
-            output.detach()
-        )  # no view: autograd would refuse it to a model that changes it in place
+        # no view: autograd would refuse a model that changes a view in place
+        return output.detach()
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        inputs = ctx.saved_tensors  # to be asked for once only: checkpointing recomputes them
+        inputs = ctx.saved_tensors  # read once only: checkpointing recomputes them at each read
         ctx.site.add(delta, inputs)
         return (delta, *[None] * (1 + len(inputs)))
 
@@ -45,8 +44,8 @@ class _Tap(torch.autograd.Function):
 class _Site:
     """One module with parameters of its own, and its part of the direction."""
 
-    affine: ClassVar[WeakSet[nn.Module]] = WeakSet()  # modules found to be
-    linear: ClassVar[WeakSet[nn.Module]] = WeakSet()  # and those with F(x; 0) = 0
+    affine: ClassVar[WeakSet[nn.Module]] = WeakSet()  # modules that passed the check
+    linear: ClassVar[WeakSet[nn.Module]] = WeakSet()  # the affine ones with F(x; 0) = 0
 
     def __init__(
         self, name: str, module: nn.Module, v: dict[str, Tensor], rows: int, shares: Tensor
@@ -68,7 +67,7 @@ class _Site:
 
     @torch.no_grad()
     def add(self, delta: Tensor, inputs: Sequence[Tensor]) -> None:
-        self.busy = True  # calling the module again must not set its own tap off
+        self.busy = True  # a second call of the module must not trigger its own tap
         try:
             tangent = self._tangent(inputs)
         finally:
@@ -77,7 +76,7 @@ class _Site:
         self.shares += wide.mul_(delta).flatten(1).sum(1, dtype=torch.float64)
 
     def _tangent(self, inputs: Sequence[Tensor]) -> Tensor:
-        """F(x; v) - F(x; 0), in a tensor of its own."""
+        """Return F(x; v) - F(x; 0) in a new tensor."""
         if type(self.module) is nn.Linear:
             return functional.linear(inputs[0], self.v["weight"], self.v.get("bias"))
         if type(self.module) is nn.Embedding:
@@ -91,21 +90,21 @@ class _Site:
     def scale(self) -> Tensor:
         """The power of two c that makes the largest number of c * v about 1.
 
-        Where a module adds 1 to its parameters, as norms do, a far smaller v is lost in rounding.
+        Some norms add 1 to their parameters: a far smaller v would be lost in rounding there.
         """
         largest = torch.stack([x.abs().max().float() for x in self.v.values()]).max()
         largest = largest.clamp(min=2.0**-100)
         return torch.frexp(largest).mantissa / largest
 
     def _at(self, step: int, inputs: Sequence[Tensor]) -> Tensor:
-        """F(x; step * c * v)."""
+        """Return F(x; step * c * v)."""
         values = {key: (step * self.scale).to(x) * x for key, x in self.v.items()}
         return functional_call(self.module, values, tuple(inputs), tie_weights=False)
 
     def _checked(self, inputs: Sequence[Tensor]) -> Tensor:
-        """The tangent of a module that may not be affine: refuse one that is not.
+        """Return the tangent of a module, and refuse a module that is not affine.
 
-        Affine means that twice the step is twice the move, but for rounding.
+        In an affine module twice the step gives twice the move, up to rounding.
         """
         at = [self._at(step, inputs) for step in range(3)]
         tangent, twice = at[1] - at[0], at[2] - at[0]
@@ -123,10 +122,10 @@ class _Site:
 def tapped(
     model: nn.Module, v: Direction, rows: int, device: torch.device
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """Puts taps on all modules that own a part of v.
+    """Put taps on all modules that own a part of v.
 
-    Yields the shares [rows] that a backward fills, and a list that the forward fills with the
-    outputs of all embeddings: every module's output lies on a way back to one of these.
+    Yields the shares [rows], which a backward fills, and a list, which the forward fills with the
+    outputs of all embeddings: the backward to these passes through the output of every module.
     """
     names = {id(p): name for name, p in model.named_parameters()}  # a shared parameter has one name
     shares = torch.zeros(rows, dtype=torch.float64, device=device)
@@ -138,7 +137,7 @@ def tapped(
         if not output.requires_grad:
             output = output.detach().requires_grad_()
         triggers.append(output)
-        return output.clone()  # which the model may change in place
+        return output.clone()  # the model may change the clone in place
 
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding):

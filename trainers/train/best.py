@@ -1,4 +1,4 @@
-"""The best checkpoint of a run, which is kept beside the newest."""
+"""The choice of the best checkpoint of a run, which is kept beside the newest ones."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from trainers.config.values import parse_constraint
 
 
 class Best:
-    """The step with the highest train.best_metric among those that keep train.best_constraint."""
+    """The step with the highest train.best_metric among steps that meet train.best_constraint."""
 
     def __init__(self, train: TrainConfig):
         self.train = train
@@ -20,7 +20,7 @@ class Best:
         return self.held["step"] if self.held else None
 
     def takes(self, step: int, scalars: Mapping[str, float]) -> bool:
-        """Hold this step if it is better than the one held; whether it was."""
+        """Hold this step if it is better than the held one; return whether it was better."""
         value = scalars.get(self.train.best_metric)
         if self.train.best_constraint:
             name, bound = parse_constraint(self.train.best_constraint)

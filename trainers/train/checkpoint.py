@@ -1,8 +1,8 @@
-"""Checkpoints: a Hugging Face model folder, fp32 parameters and moments by name, and the run's own
-numbers.
+"""Checkpoints: a Hugging Face model folder, fp32 parameters and moments, and the run's numbers.
 
-No pickle, and nothing depends on the number of ranks. A checkpoint is written beside its place and
-renamed; what could not be written whole is removed, and the one before it stays.
+They contain no pickle, and do not depend on the number of ranks. A checkpoint is written into a
+temporary folder beside its place and then renamed. If writing fails, the temporary folder is
+removed, and the previous checkpoint stays.
 """
 
 import errno
@@ -44,16 +44,21 @@ def save(
     numbers: dict[str, Any],
     tensors: Mapping[str, Mapping[str, Tensor]],
 ) -> None:
-    """All ranks must call it; rank 0 has the run's folder and writes.
+    """Save a checkpoint; all ranks must call it, and rank 0, which has the folder `run`, writes.
 
-    `numbers` is plain JSON; `tensors`, by kind and name, are kept beside the engine's.
+    `numbers` is plain JSON; `tensors`, by kind and name, are saved beside the engine's.
     """
-    whole, steps_taken = {**engine.state(keep=run is not None), **tensors}, engine.steps_taken
+    all_tensors = {**engine.state(keep=run is not None), **tensors}
+    steps_taken = engine.steps_taken
     with engine.policy() as policy:
         if run is not None and not folder_of(run, step).exists():
             counts = {"step": step, "optimizer_steps": steps_taken}
-            flat = {f"{kind}/{name}": x for kind, by in whole.items() for name, x in by.items()}
-            with _whole(folder_of(run, step)) as work:
+            flat = {
+                f"{kind}/{name}": x
+                for kind, named in all_tensors.items()
+                for name, x in named.items()
+            }
+            with _new_folder(folder_of(run, step)) as work:
                 merged = merged_weights(policy.model)
                 policy.model.save_pretrained(work / "model", state_dict=merged)
                 policy.tokenizer.save_pretrained(work / "model")
@@ -67,9 +72,9 @@ def save(
 
 
 @contextmanager
-def _whole(place: Path) -> Iterator[Path]:
-    """A folder to write into, which takes this place, on disk, once all of it is written."""
-    for left in place.parent.glob(".step_*.part"):  # of a life that was cut short
+def _new_folder(place: Path) -> Iterator[Path]:
+    """Yield a temporary folder, which is renamed to `place` after all of it is on disk."""
+    for left in place.parent.glob(".step_*.part"):  # left by a run that was killed
         shutil.rmtree(left)
     work = place.with_name(f".{place.name}.part")
     work.mkdir()
@@ -87,21 +92,21 @@ def _whole(place: Path) -> Iterator[Path]:
 
 @contextmanager
 def system_errors(place: Path) -> Iterator[None]:
-    """What safetensors says of a full disk, in the system's words."""
+    """Turn a SafetensorError, such as that of a full disk, into the system's OSError."""
     try:
         yield
     except SafetensorError as error:
-        found = re.search(r"os error (\d+)", str(error))
-        code = int(found[1]) if found else errno.EIO
-        raise OSError(code, os.strerror(code) if found else str(error), str(place)) from error
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code) if number else str(error), str(place)) from error
 
 
 def latest(run: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest intact checkpoint with its numbers. A damaged one is set aside, with a warning."""
+    """Return the newest intact checkpoint with its numbers; rename damaged ones, with a warning."""
     for place in sorted((run / "checkpoints").glob("step_*"), reverse=True):
         try:
             numbers = read_json(place / "state.json", NUMBERS)
-            own = numbers["sha256"].pop("state.json", None)  # which older ones do not have
+            own = numbers["sha256"].pop("state.json", None)  # missing in older checkpoints
             if own not in (None, _digest(numbers)):
                 raise ValueError("state.json")
             sums = numbers.pop("sha256")
@@ -120,7 +125,7 @@ def latest(run: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def publish(run: Path, step: int) -> None:
-    """The last checkpoint's model as run/model, sharing its files where the disk can."""
+    """Publish the last checkpoint's model as run/model, by hard links if the disk allows them."""
     part, place = run / ".model.part", run / "model"
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(folder_of(run, step) / "model", part, copy_function=_link)
@@ -136,27 +141,27 @@ def _link(source: str, target: str) -> None:
 
 
 def load(engine: Engine, place: Path | None, optimizer_steps: int) -> dict[str, dict[str, Tensor]]:
-    """Restore the engine; returns the tensors that were kept beside its own, by kind and name.
+    """Restore the engine, and return the tensors that were saved beside its own.
 
-    All ranks must call it. Rank 0 has the `place` and reads, one tensor at a time: the others need
-    not see its disk.
+    The result is by kind and name. All ranks must call it. Rank 0, which has the `place`, reads one
+    tensor at a time; the other ranks need not see its disk.
     """
     with safe_open(place / TENSORS, "pt") if place else nullcontext() as file:
         keys = [key.partition("/")[::2] for key in share(file and list(file.keys()))]
 
-        def whole(kind: str, name: str) -> Tensor:
+        def saved(kind: str, name: str) -> Tensor:
             return engine.broadcast(file and file.get_tensor(f"{kind}/{name}"))
 
-        engine.restore(whole, optimizer_steps)
+        engine.restore(saved, optimizer_steps)
         beside: dict[str, dict[str, Tensor]] = {}
         for kind, name in keys:
             if kind not in STATE:
-                beside.setdefault(kind, {})[name] = whole(kind, name)
+                beside.setdefault(kind, {})[name] = saved(kind, name)
     return beside
 
 
 def prune(run: Path, keep: int, best: int | None) -> None:
-    """Remove all but the newest `keep` and the best."""
+    """Remove all checkpoints except the newest `keep` and the best one."""
     places = sorted((run / "checkpoints").glob("step_*"))
     for place in places[:-keep]:
         if best is None or place != folder_of(run, best):
@@ -164,7 +169,7 @@ def prune(run: Path, keep: int, best: int | None) -> None:
 
 
 def _digest(content: dict[str, Any]) -> str:
-    """Of a checkpoint's numbers, before this is among them."""
+    """Return the SHA-256 of a checkpoint's numbers, computed before the digest itself is added."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

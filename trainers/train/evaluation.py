@@ -1,4 +1,4 @@
-"""Evaluation of the policy under training, over all ranks, and what the whole run amounts to."""
+"""The evaluation of the policy under training, over all ranks, and the summary of a run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,10 +24,10 @@ class Evaluation:
         self.config, self.job, self.task = job.config, job, job.task
         self.verifier, self.engine = verifier, engine
         self.ks = ladder(job.config.eval.k)
-        self._knows = True  # until the task says that it has no true success probabilities
+        self._knows = True  # False when the task has no true success probabilities
 
     def __call__(self, known: list[Record] | None = None) -> tuple[list[Record], dict[str, float]]:
-        """(one record a problem, the scalars). Records that are `known` are not made again."""
+        """Return (one record per problem, the scalars); `known` records are not made again."""
         population = self._population()
         records = known or self.records(self.task.evaluation(self.config.eval.problems), population)
         values = {f"eval/pass@{k}": float(problem_scores(records, k).mean()) for k in self.ks}
@@ -36,9 +36,9 @@ class Evaluation:
     def records(
         self, problems: Sequence[Problem], population: Population | None = None
     ) -> list[Record]:
-        """One record a problem, in order, on every rank."""
+        """Return one record per problem, in order, on every rank."""
         options = self.config.eval
-        how = self.job.decoding(options.temperature, options.top_p)
+        how = self.job.decoding(options.temperature, options.top_p, self.job.eval_tokens)
         draws = Draws(options.samples, how, derive_seed("eval", options.seed))
         mine = range(self.engine.rank, len(problems), self.engine.world)
         with self.engine.policy() as policy:
@@ -53,25 +53,26 @@ class Evaluation:
         return self.engine.list_in_place(mine, records, len(problems))
 
     def exact(self, population: Population | None = None) -> dict[str, float]:
-        """The true pass@k, where the task knows them."""
+        """Return the true pass@k if the task knows them."""
         population = population or self._population()
         if population is None:
             return {}
         return {f"exact/{name}": x for name, x in population.pass_at(self.ks).items()}
 
     def _population(self) -> Population | None:
-        """The true success probabilities, where the task knows them and the decoding has any."""
+        """Return the true success probabilities if task and decoding have any."""
         options = self.config.eval
-        if not self._knows or options.temperature == 0 or options.top_p < 1:
+        cut = options.top_p < 1 or self.job.eval_tokens < self.job.max_new_tokens
+        if not self._knows or options.temperature == 0 or cut:
             return None
         with self.engine.policy() as policy:
             population = self.task.success(policy, options.temperature)
-        # asked once: under ZeRO-3 each time would gather the model
+        # a task without them is asked once: under ZeRO-3 each call gathers the model
         self._knows = population is not None
         return population
 
     def summary(self, folder: Path, seconds: float) -> dict[str, Any]:
-        """The contents of summary.json, from what the run has written."""
+        """Return the contents of summary.json, computed from the files of the run."""
         config = self.config
         before, after = (
             read_records(folder / "eval" / f"{name}.jsonl") for name in ("before", "after")
@@ -110,7 +111,7 @@ class Evaluation:
         if measured:
             summary["conflict"] = {
                 "steps": len(measured),
-                # of the average that rules see: the sign of one noisy batch says little
+                # by the average that rules see: the sign of one noisy batch means little
                 "share": sum(_in_conflict(x) for x in measured) / len(measured),
                 "cosine_first": cosines[0] if cosines else None,
                 "cosine_mean": sum(cosines) / len(cosines) if cosines else None,
@@ -119,5 +120,8 @@ class Evaluation:
 
 
 def _in_conflict(scalars: Mapping[str, float]) -> bool:
-    """Whether the smoothed products of a step were; version 0.1 wrote those of its batch alone."""
+    """Return whether the smoothed products of a step conflict.
+
+    Version 0.1 wrote only the products of the step's batch, which are used instead.
+    """
     return bool(scalars.get("surgery/conflict_smoothed", scalars["surgery/dot"] < 0))

@@ -1,6 +1,4 @@
-"""What a run writes while it goes: TensorBoard, the same scalars in metrics.jsonl, and a look into
-the rollouts.
-"""
+"""The logs of a running run: TensorBoard, the same scalars in metrics.jsonl, and some rollouts."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -22,8 +20,9 @@ LOGS = ("metrics.jsonl", "rollouts.jsonl")
 
 
 class Metrics:
-    """The writer of a run folder; only rank 0 has one. Lines after `step` are of a life that was
-    cut short: dropped.
+    """The writer of a run folder, which only rank 0 has.
+
+    It drops lines after `step`: an interrupted run wrote them after its last checkpoint.
     """
 
     def __init__(self, folder: Path, config: Config, step: int):
@@ -31,7 +30,7 @@ class Metrics:
 
         self.folder, self.logging = folder, config.logging
         for path in map(folder.joinpath, LOGS):
-            if path.exists():  # none of them are kept where the run begins anew
+            if path.exists():  # a run that starts again from step 0 keeps no lines
                 kept = (x for x in steps_of(path) if step and x["step"] <= step)
                 write_lines(path, kept)
         self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else 0)
@@ -40,14 +39,14 @@ class Metrics:
             self._writer.add_text("config", f"|key|value|\n|-|-|\n{rows}", 0)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
-        """What is not finite is left out: JSON has no word for it."""
+        """Log the finite scalars; JSON has no notation for the others."""
         scalars = {name: x for name, x in scalars.items() if math.isfinite(x)}
         append_lines(self.folder / "metrics.jsonl", [{"step": step, **scalars}])
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
 
     def step(self, log: StepLog) -> None:
-        """All that is kept of a step; its histograms, pictures and rollouts only now and then."""
+        """Log a step: its scalars always, its histograms, pictures and rollouts periodically."""
         self.log(log.step, log.scalars)
         if due(log.step, self.logging.histograms_every):
             self._writer.add_histogram("surgery/weights", log.weights, log.step)
@@ -60,14 +59,14 @@ class Metrics:
             append_lines(self.folder / "rollouts.jsonl", log.looks)
 
     def flush(self) -> None:
-        """On disk before a checkpoint says that these steps are done."""
+        """Write all logs to disk, before a checkpoint records that these steps are done."""
         self._writer.flush()
         for path in self.folder.glob("*"):
             if path.is_file():
                 sync(path)
 
     def close(self, config: Config, summary: Mapping[str, Any]) -> None:
-        """End with the HParams record: every hyper-parameter beside the run's results."""
+        """Write the HParams record, the hyper-parameters beside the run's results, and close."""
         from torch.utils.tensorboard.summary import hparams
 
         results = {f"result/{name}": x["value"] for name, x in summary["after"].items()}
@@ -80,21 +79,22 @@ class Metrics:
         settings = {
             key: value if isinstance(value, bool | int | float) else str(value)
             for key, value in flatten(config).items()
-            if not key.startswith(("run.", "logging.", "diagnose."))  # they change nothing
+            if not key.startswith(("run.", "logging.", "diagnose."))  # without effect on results
         }
-        # without an experiment's record TensorBoard itself finds in what the runs differ
+        # without an experiment's record TensorBoard itself determines how the runs differ
         _, *records = hparams(settings, results)
         for record in records:
             self._writer._get_file_writer().add_summary(record)
         for name, value in results.items():
-            # a step later, so that a life after this one replaces them
+            # one step later, so that a longer run replaces them
             self._writer.add_scalar(name, value, config.train.steps + 1)
         self._writer.close()
 
 
 def scatter(weights: Tensor, agreements: Tensor, rate: Tensor) -> "Figure":
-    """Weight against agreement, coloured by the rate of correct answers; what lies left of 0
-    disagrees.
+    """Plot weight against agreement, coloured by the rate of correct answers.
+
+    Prompts left of 0 disagree.
     """
     from eval.report import plots
 
@@ -109,5 +109,5 @@ def scatter(weights: Tensor, agreements: Tensor, rate: Tensor) -> "Figure":
 
 
 def steps_of(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of one of the logs; refused where it is damaged."""
+    """Yield the complete lines of a log; a damaged log is refused."""
     return whole_lines(path, {"step": int}, "restore it from a copy, or remove that line")

@@ -1,4 +1,4 @@
-"""How far the policy has gone from the base that it began as."""
+"""The divergence of the policy from the base that training started from."""
 
 from collections.abc import Callable
 
@@ -16,17 +16,19 @@ from trainers.engine.engine import Engine
 
 
 class Reference:
-    """The base: the policy without its adapter, or else a second model on each rank.
+    """The base: the policy without its adapter, or a second model on each rank.
 
-    The second model is loaded when it is first needed.
+    The second model is loaded on first use.
     """
 
     def __init__(self, config: Config, engine: Engine, load: Callable[[], Policy]):
         self.config, self.engine, self.load = config, engine, load
         self.base: Policy | None = None
+        used = bool(config.logging.kl_every or config.train.kl_coef)
+        self.second = used and not config.model.lora_rank  # whether there will be a second model
 
     def __call__(self, rollout: Rollout) -> tuple[float, Tensor]:
-        """The mean KL of a completion over all ranks, and the token weights that lower it.
+        """Return the mean KL of a completion over all ranks, and the token weights that lower it.
 
         The weights are [prompts, n, columns] of this rank's completions.
         """
@@ -47,7 +49,7 @@ class Reference:
 
     @torch.no_grad()
     def _logprobs(self, policy: Policy, rollout: Rollout) -> Tensor:
-        """[prompts, n, columns] of each token; 0 after the end."""
+        """Return the [prompts, n, columns] log-probabilities of the tokens; 0 after the end."""
         train, lengths = self.config.train, rollout.lengths
         logprobs = torch.zeros(len(lengths), int(lengths.max()), dtype=torch.float64)
         likelihood = Likelihood(train.temperature, chunk=train.logprob_chunk)

@@ -1,4 +1,4 @@
-"""The run folder: whose it is, whether a run begins, goes on or is done, and its results."""
+"""The run folder: its lock, whether a run begins, resumes or is done, and its results."""
 
 import fcntl
 from pathlib import Path
@@ -15,7 +15,7 @@ RESTORE = "restore it from a copy, or choose another run.dir"
 
 
 class RunFolder:
-    """Opened by rank 0 before the ranks meet, so that a refusal costs nothing."""
+    """The folder of a run; rank 0 opens it before the ranks join, so that a refusal is quick."""
 
     def __init__(self, config: Config):
         assert config.run.dir is not None
@@ -24,7 +24,7 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise self._refusal("is a file; name a folder")
         if saved.exists():
-            self.summary()  # which is refused if it is none
+            self.summary()  # refuses a damaged summary
             if self._begun():
                 self._compare(config, saved)
         elif path.exists() and {x.name for x in path.iterdir()} - {".lock", "eval", "checkpoints"}:
@@ -37,7 +37,7 @@ class RunFolder:
             (path / "checkpoints").mkdir(exist_ok=True)
             self._lock = (path / ".lock").open("a")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            save_config(config, saved)  # what may change has changed: the steps, run.*, logging.*
+            save_config(config, saved)  # keys that may change: train.steps, run.*, logging.*
         except BlockingIOError:
             raise self._refusal(
                 "another process writes this run; wait, or choose another"
@@ -46,14 +46,14 @@ class RunFolder:
             raise self._refusal(f"cannot be written ({error.strerror}); choose another") from None
 
     def _begun(self) -> bool:
-        """Whether there is anything to lose; a start that failed leaves nothing."""
+        """Return whether the folder holds logs or checkpoints; a failed start leaves neither."""
         return (self.path / "metrics.jsonl").exists() or any(self.path.glob("checkpoints/*"))
 
     def _refusal(self, why: str) -> ConfigError:
         return ConfigError(f"run.dir = {self.path}: {why}")
 
     def _compare(self, config: Config, saved: Path) -> None:
-        """A folder is gone on with only under the configuration that began it."""
+        """Refuse to resume under a configuration other than the one that began the run."""
         changed = differences(config, saved)
         if changed:
             remedy = f"{self.path} holds a run with another value; choose another run.dir"
@@ -71,7 +71,7 @@ class RunFolder:
         return read_summary(path, RESTORE) if path.exists() else None
 
     def _check_files(self) -> None:
-        """What going on would read in the end, read before a model is loaded."""
+        """Read the files that the run needs at its end, before a model is loaded."""
         for name in LOGS:
             for _ in steps_of(self.path / name):
                 pass
@@ -79,9 +79,9 @@ class RunFolder:
             read_records(self.path / "eval" / f"{name}.jsonl", RESTORE)
 
     def outlook(self) -> str:
-        """What the same command would do with what is on the disk: all of it is whole."""
+        """Return a text that says how the same command goes on from the complete checkpoints."""
         saved = [int(x.name[5:]) for x in (self.path / "checkpoints").glob("step_*")]
-        return f"goes on from step {max(saved)}" if saved else "begins anew, as nothing was saved"
+        return f"goes on from step {max(saved)}" if saved else "starts again, as nothing was saved"
 
     def finished(self, config: Config) -> bool:
         done = self.summary()
@@ -98,7 +98,7 @@ class RunFolder:
 
 
 def _base_records(config: Config, name: str) -> list[Record] | None:
-    """An evaluation before training of another run from the same base, where run.base names it."""
+    """Return an evaluation before training of the run that run.base names, which has this base."""
     if config.run.base is None:
         return None
     run = Path(config.run.base)

@@ -1,6 +1,4 @@
-"""What changes with the step: pure functions of it, counted from 1, so that resuming needs no
-state.
-"""
+"""Schedules: pure functions of the step, counted from 1, so that resuming needs no state."""
 
 import math
 
@@ -9,11 +7,10 @@ from trainers.config.values import parse_schedule
 
 
 def learning_rate(config: Config, step: int) -> float:
-    """Linear warm-up over train.warmup_steps, then train.schedule: a pure function of the step,
-    from 1.
+    """Return the learning rate: linear warm-up over train.warmup_steps, then train.schedule.
 
-    The warm-up is long for a reason: Adam's first steps are as long in noise as in signal, and the
-    conflict with pass@1 is at its worst while nothing has been measured yet.
+    The default warm-up is long because Adam's first steps are as long in noise as in signal, and
+    because the conflict with pass@1 is at its worst before anything has been measured.
     """
     train = config.train
     warmup = train.steps // 3 if train.warmup_steps is None else train.warmup_steps
@@ -25,7 +22,7 @@ def learning_rate(config: Config, step: int) -> float:
 
 
 def k_at(config: Config, step: int) -> int:
-    """objective.k, or what objective.k_schedule says from this step on."""
+    """Return the k of this step: objective.k, or the k of objective.k_schedule."""
     k = config.objective.k
     for start, later in parse_schedule(config.objective.k_schedule):
         k = later if step >= start else k
@@ -33,5 +30,5 @@ def k_at(config: Config, step: int) -> int:
 
 
 def due(step: int, every: int) -> bool:
-    """Whether something of this period, 0 for never, falls on the step."""
+    """Return whether an event of this period (0: never) falls on the step."""
     return every > 0 and step % every == 0

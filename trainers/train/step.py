@@ -1,4 +1,4 @@
-"""The step of a run: the algorithm, in the order in which it happens."""
+"""The training step: the algorithm, in the order in which it runs."""
 
 import time
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ class TrainingFailed(Failure):
 
 
 class Step:
-    """One step of training at each call, and the state that it keeps between steps."""
+    """One step of training per call, and the state that it keeps between steps."""
 
     def __init__(self, job: Job, verifier: Verifier, engine: Engine, reference: Reference):
         self.job, self.config, self.verifier = job, job.config, verifier
@@ -49,7 +49,7 @@ class Step:
         self.bad_steps = 0
 
     def __call__(self, step: int) -> StepBatch:
-        """Sample, verify, estimate, measure, decide, one weighted backward, update."""
+        """Sample, verify, estimate, measure, decide, run one weighted backward, and update."""
         clock, batch = Clock(), self._prompts(step)
         with clock("sample"):
             batch.rollout = self._sample(batch)
@@ -66,10 +66,10 @@ class Step:
         return batch
 
     def _prompts(self, step: int) -> StepBatch:
-        """The problems of this step, which of them are this rank's, and the k."""
+        """Begin the batch of this step: its problems, this rank's share of them, and the k."""
         config = self.config
         k = k_at(config, step)
-        # an estimator with an objective of its own re-weights nothing that is known here
+        # the weights of an estimator with an objective of its own are not known here
         weight_k = k if config.objective.estimator in OF_PASS_AT_K else 1
         self.probe.begin(weight_k)
         problems = self.job.task.training(config.seed, step, config.train.prompts)
@@ -85,7 +85,7 @@ class Step:
                 policy,
                 [batch.problems[i].prompt for i in batch.mine],
                 train.samples,
-                self.job.decoding(train.temperature, 1.0, features),
+                self.job.decoding(train.temperature, 1.0, self.job.max_new_tokens, features),
                 batch.seed,
                 batch.mine,
             )
@@ -101,19 +101,19 @@ class Step:
             *(rollout.entropy, rollout.logprobs, rollout.lengths, rollout.truncated),
         ]
         local = torch.stack([x.cpu().double().view(len(mine), n) for x in rows], 1)
-        whole = self.engine.in_place(mine, local, len(batch.problems))
-        numbers = (x.contiguous() for x in whole.unbind(1))
+        gathered = self.engine.in_place(mine, local, len(batch.problems))
+        numbers = (x.contiguous() for x in gathered.unbind(1))
         batch.correct, batch.undecided, batch.entropy, *others = numbers
         batch.logprob, batch.length, batch.truncated = others
 
     def _estimate(self, batch: StepBatch) -> None:
-        """The advantages of pass@k and pass@1, and each prompt's weight between the two."""
+        """Estimate the advantages of pass@k and pass@1, and the weight w_k of each prompt."""
         n = self.config.train.samples
         batch.a_k, batch.a_1 = self.estimator(batch.correct, batch.k), rloo(batch.correct)
         batch.weights = prompt_weight(n, batch.correct.sum(1), batch.weight_k)
 
     def _measure(self, batch: StepBatch) -> None:
-        """The geometry of the batch; between two measurements the last products hold."""
+        """Measure the geometry of the batch; steps between two measurements reuse the products."""
         batch.realised = self.probe.realised(batch)
         if self.probe.due(batch.step):
             batch.geometry, batch.measured = self.probe(batch)
@@ -127,10 +127,10 @@ class Step:
         batch.advantages = apply(batch.decision, batch.a_k, batch.a_1)
 
     def _weigh(self, batch: StepBatch, clock: "Clock") -> None:
-        """The weights of this rank's backward: the advantages, with the entropy and the KL.
+        """Compute the weights of this rank's backward: advantages, entropy bonus and KL.
 
-        Those two come after the decision: a rule weighs J_k against J_1 and promises nothing of
-        their entropy, nor of the distance to the base.
+        The bonus and the KL come after the decision: a rule weighs J_k against J_1, and promises
+        nothing about the entropy or the distance to the base.
         """
         train = self.config.train
         bonus = train.entropy_coef * entropy(batch.logprob)
@@ -140,19 +140,19 @@ class Step:
             with clock("reference"):
                 batch.drift, back = self.reference(batch.rollout)
             if train.kl_coef > 0:
-                batch.applied = batch.applied[..., None] + train.kl_coef * back  # one a token
+                batch.applied = batch.applied[..., None] + train.kl_coef * back  # one per token
 
     def _update(self, batch: StepBatch) -> None:
-        """The weighted backward and the step, `train.updates` times.
+        """Run the weighted backward and the optimiser step `train.updates` times.
 
-        The first is on-policy, the others ascend PPO's clipped surrogate with the same weights.
+        The first is on-policy; the others ascend PPO's clipped surrogate with the same weights.
         """
         train, engine, pad = self.config.train, self.engine, self.engine.pad_id
         watched = due(batch.step, self.config.surgery.realised_every)
         before = engine.snapshot() if watched else None
         batch.lr = learning_rate(self.config, batch.step)
         work = Work(train.micro_batch_tokens, pad, engine.device)
-        linear = train.updates == 1  # the minimum in the surrogate is not
+        linear = train.updates == 1  # the minimum in the surrogate is not linear in the rows
         batches, sums = micro_batches(batch.rollout, batch.applied, work, linear)
         idle = pad_batch([[pad]], [[pad]], pad, work.device)
         losses, batch.norms, old = list[float](), [], list[torch.Tensor]()
@@ -167,7 +167,7 @@ class Step:
             self.probe.watch(before, engine.weights())
 
     def _count_bad(self, norm: float | None) -> None:
-        """End the run after too many gradients in a row that were not finite."""
+        """End the run after too many non-finite gradients in a row."""
         self.bad_steps = self.bad_steps + 1 if norm is None else 0
         if self.bad_steps >= self.config.train.max_bad_steps:
             raise TrainingFailed(
@@ -177,7 +177,7 @@ class Step:
 
 
 class Clock:
-    """Seconds of the parts of a step."""
+    """A clock that measures the seconds of the parts of a step."""
 
     def __init__(self) -> None:
         self.start, self.parts = time.monotonic(), dict[str, float]()
@@ -189,5 +189,5 @@ class Clock:
         self.parts[part] = time.monotonic() - start
 
     def seconds(self) -> dict[str, float]:
-        """The seconds of each part, and of all so far as `step`."""
+        """Return the seconds of each part, and the total so far as `step`."""
         return {**self.parts, "step": time.monotonic() - self.start}

@@ -1,4 +1,4 @@
-"""What a run writes of a step: pure functions of its batch."""
+"""The log of a step: pure functions of its batch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ from surgery.objectives import rho
 from surgery.rules import per_prompt
 from trainers.step_batch import StepBatch
 
-LOOKS = 4  # prompts of which a look is kept
+LOOKS = 4  # prompts per entry of rollouts.jsonl
 
 
 @dataclass
 class StepLog:
-    """The numbers of a step that outlive its batch."""
+    """The numbers of a step that are kept after its batch is freed."""
 
     step: int
     scalars: dict[str, float]  # by their TensorBoard names
-    weights: Tensor  # [N] of pass@k, before the rule
+    weights: Tensor  # [N] weights of pass@k, before the rule
     rate: Tensor  # [N] share of correct answers
-    agreement: Tensor | None  # [N] with the pass@1 gradient; None: not measured
+    agreement: Tensor | None  # [N] agreement with the pass@1 gradient; None: not measured
     looks: list[dict[str, Any]]  # lines of rollouts.jsonl
 
 
 def log_of(batch: StepBatch, ks: Sequence[int]) -> StepLog:
-    """All that is kept of a batch, with its pass@k for each of `ks`."""
+    """Return the log of a batch, with its pass@k for each of `ks`."""
     geometry = batch.geometry
     scalars = {
         **_of_rollouts(batch, ks),
@@ -71,12 +71,12 @@ def _of_update(batch: StepBatch) -> dict[str, float]:
 
 
 def _of_surgery(batch: StepBatch) -> dict[str, float]:
-    found, agreement = dict(batch.measured), batch.geometry.agreement
+    scalars, agreement = dict(batch.measured), batch.geometry.agreement
     if agreement is not None:
-        found |= diagnostics.of_agreement(batch.weights, agreement, found)
+        scalars |= diagnostics.of_agreement(batch.weights, agreement, scalars)
     if batch.realised is not None:
-        found["realised"] = batch.realised
-    return found | diagnostics.of_decision(batch.weights, batch.decision)
+        scalars["realised"] = batch.realised
+    return scalars | diagnostics.of_decision(batch.weights, batch.decision)
 
 
 def _of_time(seconds: Mapping[str, float], lengths: Tensor) -> dict[str, float]:
@@ -88,7 +88,7 @@ def _of_time(seconds: Mapping[str, float], lengths: Tensor) -> dict[str, float]:
 
 
 def looks_of(batch: StepBatch) -> list[dict[str, Any]]:
-    """The first prompts of this rank, with all that became of them."""
+    """Return the first prompts of this rank with their responses, verdicts and weights."""
     looks, rollout, agreement = [], batch.rollout, batch.geometry.agreement
     for place, i in enumerate(batch.mine[:LOOKS]):
         problem, rows = batch.problems[i], slice(place * rollout.n, (place + 1) * rollout.n)

@@ -1,4 +1,4 @@
-"""A training run, in the order in which it happens. `step.py` is the algorithm."""
+"""A training run, in the order in which it happens; `step.py` is the algorithm."""
 
 import gc
 import sys
@@ -13,6 +13,7 @@ from eval.files import write_json, write_lines
 from eval.policy.logprobs import check_chunks
 from eval.policy.policy import Policy, load_policy
 from eval.records import Record
+from eval.rollout.budget import rollout_tokens
 from eval.rollout.sample import SAMPLERS
 from eval.scores.passk import problem_scores
 from eval.tasks.task import digest
@@ -33,23 +34,25 @@ from trainers.train.schedules import due
 from trainers.train.step import Step
 from trainers.train.step_log import log_of
 
-# the base's pass@1 that rules hold batches against: the true one, or else one of training problems
+# rules compare batches with the base's pass@1: the true one, or else that of training problems
 BASE_PASS_1 = ("exact/pass@1", "eval/reference_pass@1", "eval/pass@1")
 
 
 class Interrupted(Failure):
-    """The run was asked to stop, and has saved the step that this says."""
+    """The run was asked to stop, and has saved the step that the message names."""
 
     code = 130
 
 
 class Trainer:
+    """A run: the task, the engine, the step, the evaluation, and the loop over the steps."""
+
     def __init__(self, config: Config, folder: RunFolder | None):
-        """`folder` is rank 0's; the other ranks have none and write nothing."""
+        """Build all parts; only rank 0 has a `folder`, the other ranks write nothing."""
         self.config, self.folder = config, folder
         self.job = Job(config)
         self.task, self.verifier = self.job.task, self.job.verifier()
-        # what is wrong with data is told before a model is loaded
+        # a mistake in the data is reported before a model is loaded
         first = self.task.training(config.seed, 1, config.train.prompts)
         self.data = digest([*first, *self.task.evaluation(config.eval.problems)])
         check_inputs(config, self.data)
@@ -63,26 +66,36 @@ class Trainer:
             with self.engine.policy() as policy:
                 check_chunks(policy)
         self.reference = Reference(config, self.engine, self._load_base)
+        if self.job.rollout_tokens is None:
+            self.job.rollout_tokens = self._rollout_tokens()
         self.evaluation = Evaluation(self.job, self.verifier, self.engine)
         self.step = Step(self.job, self.verifier, self.engine, self.reference)
         self.best, self.seconds = Best(config.train), 0.0
-        # pass@1 and the largest pass@k of the evaluation that a batch can estimate
+        # pass@1, and the largest pass@k of the evaluation that a batch can estimate
         self.shown = [1, min(self.evaluation.ks[-1], config.train.samples)]
 
+    def _rollout_tokens(self) -> int:
+        """Return the sampler's budget that fits the free memory of every rank."""
+        shortest = min(self.job.max_new_tokens, self.job.eval_tokens)
+        with self.engine.policy() as policy:
+            weights = sum(p.nbytes for p in policy.model.parameters()) * self.reference.second
+            tokens = rollout_tokens(policy, shortest, self.engine.unborn_bytes + weights)
+        return int(self.engine.reduce(torch.tensor(tokens), "min"))
+
     def run(self) -> dict[str, Any] | None:
-        """Evaluate, train, evaluate again. Returns the summary, on rank 0."""
+        """Evaluate, train and evaluate again; return the summary on rank 0."""
         train, start = self.config.train, self._resume()
         began = time.monotonic() - self.seconds
         metrics = Metrics(self.folder.path, self.config, start) if self.folder else None
         gc.collect()
-        gc.freeze()  # or each step's lists would now and then have all modules searched for garbage
-        if start == train.steps:  # all but the results were there
+        gc.freeze()  # otherwise each collection during a step searches all modules
+        if start == train.steps:  # only the results are missing
             self._evaluate("after")
         if start == 0:
             self._begin(metrics)
         with self.verifier, Stop(self.folder is not None) as stop, self._progress(start) as bar:
             for step in range(start + 1, train.steps + 1):
-                # the batch itself is let go before the evaluation, which needs the memory
+                # the batch is freed before the evaluation, which needs the memory
                 log = log_of(self.step(step), self.shown)
                 log.scalars |= self._evaluate_at(step)
                 if metrics:
@@ -104,7 +117,7 @@ class Trainer:
         return self._end(metrics)
 
     def _begin(self, metrics: Metrics | None) -> None:
-        """Evaluate the base, which rules hold later batches against."""
+        """Evaluate the base, with which rules compare later batches."""
         scalars = self._evaluate("before", share(self.folder and self.folder.base_records))
         scalars |= self._evaluate_reference()
         base = next(scalars[x] for x in BASE_PASS_1 if x in scalars)
@@ -127,7 +140,7 @@ class Trainer:
         return load_policy(self.base_path, model.dtype, model.attention)
 
     def _evaluate_at(self, step: int) -> dict[str, float]:
-        """The scalars of the evaluation after this step, or of the exact values alone."""
+        """Return the scalars of the evaluation after this step, or the exact values alone."""
         start, last = time.monotonic(), step == self.config.train.steps
         if last or due(step, self.config.eval.every):
             scalars = self._evaluate("after" if last else None)
@@ -142,8 +155,9 @@ class Trainer:
         return scalars
 
     def _evaluate_reference(self) -> dict[str, float]:
-        """The base's pass@1 on problems to train on, where a rule needs it and the task says that
-        the evaluation's are of another kind.
+        """Return the base's pass@1 on training problems, if a rule needs it.
+
+        Only a task whose evaluation problems are of another kind has such problems.
         """
         needed = holds_pass_1(self.config) or ":" in self.config.surgery.rule
         problems = self.task.reference(self.config.eval.problems) if needed else None
@@ -156,7 +170,7 @@ class Trainer:
         return {"eval/reference_pass@1": float(problem_scores(records, 1).mean())}
 
     def _agreed(self, stop: Stop) -> bool:
-        """Whether any rank was asked to stop."""
+        """Return whether any rank was asked to stop."""
         return bool(self.engine.reduce(torch.tensor(float(stop.asked is not None)), "max"))
 
     def _save(self, step: int) -> None:
@@ -178,14 +192,15 @@ class Trainer:
             checkpoint.prune(self.folder.path, self.config.train.keep, self.best.step)
 
     def _resume(self) -> int:
-        """The step of the newest intact checkpoint; 0 for a new run."""
-        found = checkpoint.latest(self.folder.path) if self.folder else None
-        found = share(found)
-        if found is None:
+        """Restore the newest intact checkpoint and return its step; 0 for a new run."""
+        newest = share(checkpoint.latest(self.folder.path) if self.folder else None)
+        if newest is None:
             return 0
-        place, numbers = found
+        place, numbers = newest
         if numbers.get("data", self.data) != self.data:
-            raise other_problems(self.config, f"are not those that {place} was trained on")
+            why = f"are not those that {place} was trained on"
+            remedy = "restore the data, or choose another run.dir"
+            raise other_problems(self.config, f"{why}; {remedy}")
         here = place if self.folder else None
         tensors = checkpoint.load(self.engine, here, numbers["optimizer_steps"])
         self.step.rule_state, self.step.bad_steps = numbers["rule_state"], numbers["bad_steps"]

@@ -1,6 +1,7 @@
 """Logits of any size, of float32 and bfloat16: exact to float64, or refused."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.policy.logprobs import entropies, log_softmax
-from eval.rollout.cached import next_token
+from eval.rollout.draw import draw
 from eval.rollout.rollout import Decoding, SamplingFailed
 from eval.rollout.sample import sample
 from tests.engines import ENGINES
@@ -34,11 +35,13 @@ def test_any_logits(values, dtype, temperature, top_p):
     logits = torch.tensor([values]).to(dtype).requires_grad_()
     scaled = (logits.detach().float() / temperature).double()
     logp = log_softmax(logits, temperature, top_p)
+    decoding = Decoding(1, temperature, top_p)
     tokens = [
-        int(next_token(logp.detach(), Decoding(1), torch.tensor([u]).double()))
+        int(draw(logits.detach(), decoding, torch.tensor([u]).double()).token)
         for u in (0, 0.5, LARGEST)
     ]
-    greedy = int(next_token(logp.detach(), Decoding(1, temperature=0), torch.zeros(1)))
+    greedily = replace(decoding, temperature=0)
+    greedy = int(draw(logits.detach(), greedily, torch.zeros(1)).token)
     assert all(0 <= x < len(values) for x in [*tokens, greedy])
     if not math.isfinite(float(scaled.max())):  # nothing is likely, or several things are certain
         assert logp.isnan().all()
@@ -51,12 +54,17 @@ def test_any_logits(values, dtype, temperature, top_p):
     size = float(scaled[scaled.isfinite()].abs().max())
     for found, exact in zip(logp[0].tolist(), expected[0].tolist(), strict=True):
         assert found == pytest.approx(exact, rel=1e-6, abs=1e-6 * (1 + size))
-    entropy = float(entropies(logp.detach()))
+    drawn = draw(logits.detach(), replace(decoding, features=True), torch.tensor([0.5]).double())
+    entropy = float(drawn.entropy)
+    assert entropy == pytest.approx(float(entropies(logp.detach())), abs=1e-5)
     exact = float(-(expected.exp() * expected.clamp(min=-1e300)).sum())
     assert entropy == pytest.approx(exact, abs=1e-4) and entropy >= 0
     for token in tokens:
         assert logp[0, token].isfinite()  # nothing of probability 0 is drawn
         (gradient,) = torch.autograd.grad(logp[0, token], logits, retain_graph=True)
+        if token == int(drawn.token):
+            rounding = 4 * torch.finfo(dtype).eps / temperature
+            assert torch.allclose(drawn.gradient, gradient, atol=rounding)
         assert (
             gradient.isfinite().all() and abs(float(gradient.double().sum())) * temperature < 0.02
         )

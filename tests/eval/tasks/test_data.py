@@ -103,7 +103,7 @@ def test_a_folder_of_the_hub(tmp_path):
     assert "'main', 'other'" in refusal(path=str(tmp_path))
     assert "'main', 'other'" in refusal(path=str(tmp_path), subset="mian")
     said = refusal(path=str(tmp_path), subset="other")
-    assert said.startswith(f"task.eval_path = {tmp_path}: no split test of it") and "train" in said
+    assert said.startswith(f"task.eval_path = {tmp_path}: no split test in it") and "train" in said
 
 
 def test_math(tmp_path):
@@ -154,7 +154,7 @@ def test_data_of_ones_own(tmp_path, capsys):
     assert {(x.id, x.gold) for x in task.training(0, 1, 2)} == {("1", "1"), ("2", "2")}
     assert [x.gold for x in task.evaluation(5)] == ["4"]
     said = capsys.readouterr().err
-    assert "2 problems to train on" in said and "2 rows are none" in said
+    assert "2 problems to train on" in said and "2 rows are skipped" in said
     assert "has no such field, but n, q, key" in refusal(path=mine, fields={"problem": "text"})
     assert "has no field problem, question, prompt, but n, q, key" in refusal(path=mine)
 
@@ -174,7 +174,7 @@ def test_what_the_evaluation_has_too_is_not_trained_on(tmp_path, capsys):
     kept = {x.prompt for s in range(4) for x in task.training(0, s, 5)}
     assert kept == set(train[3:])
     said = capsys.readouterr().err
-    assert "2 problems to train on; of 5 are left out 2 that the evaluation has too, 1 near" in said
+    assert "2 problems to train on; left out of 5: 2 also in the evaluation, 1 nearly" in said
     whole = build(path=paths[0], eval_path=paths[1], decontaminate=False)
     assert len({x.id for x in whole.training(0, 1, 5)}) == 5
     assert "has all of these problems too" in refusal(path=paths[1], eval_path=paths[1])
@@ -210,7 +210,7 @@ def test_easy_and_hard_by_the_bases_own_rate(tmp_path, gsm8k):
         ({"eval_split": "dev"}, ["task.eval_path", "no split dev", "task.eval_split"]),
         ({"split": "test"}, ["task.split = test", "has all of these problems too"]),
         ({"split": "train[3:3]"}, ["train[3:3]"]),
-        ({"levels": ["4"]}, ["task.levels = ['4']", "there are no levels"]),
+        ({"levels": ["4"]}, ["task.levels = ['4']", "the data has no levels"]),
         ({"fields": {"answer": "gold"}}, ["task.fields.answer = gold", "question, answer"]),
     ],
 )

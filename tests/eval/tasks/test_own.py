@@ -59,8 +59,8 @@ def test_a_task_that_is_one(path):
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        ("training", "has no method training; add it, as `Task` has it"),
-        ("evaluation", "has no method evaluation; add it, as `Task` has it"),
+        ("training", "has no method training; add it, as in `Task`"),
+        ("evaluation", "has no method evaluation; add it, as in `Task`"),
         (
             "verifier",
             "has the verifier None; write exact, math, boxed or file.py:function there, or ",
@@ -125,10 +125,10 @@ def test_a_base_is_asked_for_only_where_it_is_needed(path):
         ("[]", "returned []; return a list of Problem"),
         ("(x for x in range(count))", "returned <generator object Mine.training"),
         ("[{'prompt': '1'}] * count", "returned {'prompt': '1'} among its problems; return a list"),
-        ("[Problem('1', '2', 3)] * count", "returned a problem whose gold is 3, and no text"),
+        ("[Problem('1', '2', 3)] * count", "returned a problem whose gold is 3; give it a text"),
         (
             "[Problem('1', '2', '3')] * (count - 1)",
-            "returned 3 problems of 4; return as many as it",
+            "returned 3 problems instead of 4; return 4",
         ),
         ("[][count]", "ended with IndexError: list index out of range (FILE, line 10); correct it"),
     ],
@@ -141,9 +141,9 @@ def test_problems_that_are_none(path, returned, said):
 
 def test_what_is_no_class_of_data(path):
     for code, said in (
-        ("def Mine(): pass", "is no class of data; write a class, with @dataclass above it"),
-        ("class Mine: pass", "is no class of data; write a class, with @dataclass above it"),
-        ("Mine = 3", "is no class of data; write a class, with @dataclass above it"),
+        ("def Mine(): pass", "is no dataclass; write a class with @dataclass above it"),
+        ("class Mine: pass", "is no dataclass; write a class with @dataclass above it"),
+        ("Mine = 3", "is no dataclass; write a class with @dataclass above it"),
         ("@dataclass\nclass Mine:\n    x: int", "TypeError: Mine.__init__() missing 1 required"),
         (
             "@dataclass\nclass Mine:\n    def __post_init__(self):\n        self.x = {}['y']",

@@ -132,15 +132,15 @@ WRONG = (  # a function of the user's own, and what is said of it
     (["import math", "def judge(answer):", "    return True"], "TypeError: judge() takes 1", 2),
     (
         ["def judge(answer, gold):", "    return 'yes'"],
-        "TypeError: returned 'yes', and not True",
+        "TypeError: returned 'yes' instead of True",
         1,
     ),
     (
         ["def judge(answer, gold):", "    return True, 5"],
-        "TypeError: returned (True, 5), and not",
+        "TypeError: returned (True, 5) instead of",
         1,
     ),
-    (["def judge(answer, gold):", "    return 0.5"], "TypeError: returned 0.5, and not True", 1),
+    (["def judge(answer, gold):", "    return 0.5"], "TypeError: returned 0.5 instead of True", 1),
     (["def judge(answer, gold):", "    import os", "    os._exit(1)"], "took longer than", None),
     (["def judge(answer, gold):", "    while True: pass"], "took longer than 1 s, or ended", None),
 )

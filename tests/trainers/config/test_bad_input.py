@@ -79,7 +79,7 @@ def refusal(*overrides, path=PASSK):
     ids=lambda x: x.__name__,
 )
 def test_every_key_has_its_refusal(mistake):
-    """All keys at once: each mistake is told in one line that begins with key and value."""
+    """All keys at once: each mistake gets one line that begins with key and value."""
     made = [x for x in (mistake(key, f) for key, f in KEYS.items()) if x is not None]
     assert len(made) > 5
     lines = refusal(*(f"{key}={value}" for key, value in made))
@@ -94,7 +94,7 @@ def test_every_key_has_its_refusal(mistake):
 @pytest.mark.slow
 @pytest.mark.parametrize("key", KEYS)
 def test_every_key_alone(key):
-    """One mistake, one line about it; what it contradicts may be told beside it."""
+    """One mistake gets one line; a key that it contradicts may get another."""
     for mistake in (mistyped, wrong_type, a_word, null, below, above, not_finite):
         made = mistake(key, KEYS[key])
         if made:

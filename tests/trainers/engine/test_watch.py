@@ -83,7 +83,7 @@ def test_an_error_of_ones_own(tmp_path):
 
 @pytest.mark.parametrize("who", [(0,), (2,), (0, 1, 2, 3)])
 def test_refused(tmp_path, who):
-    """Told once, by rank 0, whoever found it."""
+    """Rank 0 prints the error once, whichever rank raised it."""
     refuse = "sys.exit(watch.leave(2, 'lr = 0: too little'))"
     codes, said, seconds = ends(tmp_path, *(refuse if i in who else WORK for i in range(4)))
     assert codes == [2] * 4 and seconds < 20

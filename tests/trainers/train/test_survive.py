@@ -40,7 +40,7 @@ def test_a_run_of_many_lives(tmp_path, base_path):
     assert found["same"] and found["lives"] == [[*codes, 0]]
     said = (tmp_path / "cut0.log").read_text()
     outlook = "once it can be written, the same command"
-    assert f"Read-only file system: '{tmp_path}/cut0/metrics.jsonl'; {outlook} begins anew" in said
+    assert f"Read-only file system: '{tmp_path}/cut0/metrics.jsonl'; {outlook} starts again" in said
     assert f"Read-only file system: '{tmp_path}/cut0/metrics.jsonl'; {outlook} goes on from" in said
     assert f"File too large: '{tmp_path}/cut0/checkpoints/step_000004'; {outlook} goes on" in said
     assert "interrupted; step 5 is saved, and the same command goes on" in said
