@@ -144,7 +144,7 @@ class FakeDevice:
     # -- in place of torch's own ------------------------------------------------------------------
 
     def _patches(self) -> Iterator[tuple[Any, str, Any]]:
-        """(owner, name, value) of all that is replaced."""
+        """Yield (owner, name, value) of all that is replaced."""
         yield FakeGraph, "on_device", staticmethod(self.holds)
         yield Tensor, "device", property(self._place)
         yield Tensor, "is_cuda", property(self.holds)
@@ -183,10 +183,7 @@ class FakeDevice:
             "get_device_properties": lambda device=None: PROPERTIES,
             "get_rng_state": lambda device=None: torch.get_rng_state(),
             "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
-            "memory_allocated": lambda device=None: 0,
-            "max_memory_allocated": lambda device=None: 0,
             "reset_peak_memory_stats": lambda device=None: None,
-            "empty_cache": lambda: None,
             "Stream": _Stream,
             "current_stream": _Stream,
             "default_stream": _Stream,
@@ -199,7 +196,7 @@ class FakeDevice:
         }
 
     def _to(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Tensor.to."""
+        """Like Tensor.to: the tensor itself, or a copy of it where it is wanted."""
         if args and isinstance(args[0], Tensor):
             args = (args[0].device, args[0].dtype, *args[1:])
         device, dtype, asynchronous, memory_format = torch._C._nn._parse_to(*args, **kwargs)
@@ -243,8 +240,8 @@ class FakeDevice:
         return reads
 
     def _constructor(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """A function with an argument `device`."""
-        from_host = function.__name__ in ("tensor", "as_tensor", "new_tensor")
+        """Wrap a function with an argument `device`."""
+        from_host = function.__name__ in ("tensor", "as_tensor", "asarray", "new_tensor")
 
         def construct(*args: Any, device: Any = None, **kwargs: Any) -> Tensor:
             if kwargs.pop("pin_memory", False):

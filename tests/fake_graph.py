@@ -55,9 +55,8 @@ class Operation:
         """The arguments that the operation changes, by its schema."""
         schema = self.func._schema.arguments
         given = dict(zip((x.name for x in schema), self.args, strict=False)) | self.kwargs
-        return tensors(
-            [given.get(x.name) for x in schema if x.alias_info and x.alias_info.is_write]
-        )
+        changed = (x.name for x in schema if x.alias_info and x.alias_info.is_write)
+        return tensors([given.get(name) for name in changed])
 
     @property
     def masked(self) -> bool:
@@ -70,9 +69,7 @@ class Operation:
         """Whether the host waits for the device, if the tensors are the device's."""
         if self.name in INDEXING:  # x[mask] = 0.0 fills by a mask
             return self.masked and not (len(self.args) > 2 and self.args[2].dim() == 0)
-        known = (
-            self.kwargs.get("output_size") is not None
-        )  # the length that repeat_interleave gives
+        known = self.kwargs.get("output_size") is not None  # which spares repeat_interleave a look
         return self.name in ALSO or (not known and not AT_ONCE.isdisjoint(self.func.tags))
 
     def run(self) -> Any:
@@ -112,7 +109,7 @@ class FakeGraph:
     """Like torch.cuda.CUDAGraph; `recording` is like the context torch.cuda.graph."""
 
     capturing: ClassVar[bool] = False
-    # whether a tensor is the device's; the host's are read at the capture, and never again
+    # whether a tensor is the device's; the host's numbers are read at the capture, and never again
     on_device: ClassVar[Callable[[Tensor], bool]] = staticmethod(lambda x: True)
 
     def __init__(self) -> None:
@@ -142,7 +139,8 @@ class FakeGraph:
         """Run the captured kernels; results go where they went at the capture."""
         if self._calls is None:
             raise RuntimeError("replay without a preceding successful capture")
-        with torch.inference_mode():  # tensors made under inference mode may be written here
+        # tensors made under inference mode may be written here; the host sees none of it
+        with torch.inference_mode(), _disable_current_modes():
             for call in self._calls:
                 call.run()
 
@@ -229,5 +227,5 @@ class _Recorder(Operations):
 
 
 def _kept(x: Tensor) -> Tensor:
-    """The same memory in the shape that it has now; of the host, a copy of its numbers."""
-    return x.detach() if FakeGraph.on_device(x) else x.clone()
+    """The same memory in the shape that it has now; a number of the host as it is now."""
+    return x.detach() if FakeGraph.on_device(x) or x.dim() else x.clone()

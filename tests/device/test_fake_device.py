@@ -211,6 +211,15 @@ def test_a_graph_is_captured_and_replayed(device):
     assert x.tolist() == [3.0, 3.0] and made.tolist() == [2.0, 2.0] and step == 2
 
 
+def test_a_graph_reads_pinned_memory_at_each_replay(device):
+    x, pinned, graph = here(2), torch.zeros(2).pin_memory(), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        x.copy_(pinned, non_blocking=True)
+    pinned.fill_(5)
+    graph.replay()
+    assert x.tolist() == [5.0, 5.0]
+
+
 @pytest.mark.parametrize("kind", WAITING)
 def test_a_wait_ends_a_capture(device, kind):
     x = here(2)
