@@ -26,7 +26,7 @@ def rollout_tokens(policy: Policy, max_new_tokens: int, reserved: int = 0) -> in
 
 def sizes(policy: Policy) -> tuple[int, int]:
     """Return the bytes of a token in the cache, and of a row while its token is drawn."""
-    ids = torch.tensor([policy.end_ids[:1]], device=policy.device)
+    ids = torch.zeros(1, 1, dtype=torch.long, device=policy.device)
     with reading(policy.model) as cache:
         logits = policy.model(input_ids=ids, past_key_values=cache, use_cache=True).logits
     token = sum(x.keys.nbytes + x.values.nbytes for x in cache.layers)

@@ -89,6 +89,7 @@ class _Drawing:
         self.inputs, self.positions = first.input_ids, first.position_ids
         self.width = first.prompt_width
         self.mask = torch.nn.functional.pad(first.attention_mask, (0, limit), value=1)
+        self.columns = torch.arange(self.width + limit, device=device)
         self.column = torch.tensor([self.width - 1], device=device)  # of the last token to read
         self.ends = torch.tensor(policy.end_ids, device=device)
         self.done, self.look = 0, LOOK[device.type]  # tokens drawn; tokens between looks
@@ -247,8 +248,7 @@ def _why_not_static(policy: Policy) -> str | None:
     attention = policy.model.config._attn_implementation
     if attention not in ("sdpa", "eager"):
         return f"attends by {attention}, which takes no mask of its own"
-    end = policy.end_ids[:1]
-    order = Order([end, 3 * end], [0, 1], 1, Decoding(2), 0)
+    order = Order([[0], [0, 0, 0]], [0, 1], 1, Decoding(2), 0)
     drawing = _Drawing(policy, order.prompts, torch.tensor([[0], [1]], device=policy.device), order)
     try:
         if drawing.static_error() <= 16:
