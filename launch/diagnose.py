@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 # a clone works without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from trainers.config.arguments import add_options, command_line
+from trainers.config.arguments import add_options, command_line, planning
 
 if TYPE_CHECKING:
     from trainers.commands.diagnosis_folder import Folder
@@ -40,8 +40,8 @@ def main() -> int:
     out = arguments.out or Path("runs/diagnosis") / run_name(Path(arguments.config))
     try:
         config = load_config(arguments.config, arguments.overrides)
-        if arguments.plan:
-            show(config, arguments.plan_ranks, arguments.plan_prompt, diagnosing=True)
+        if planning(arguments):
+            show(config, arguments.plan_ranks, arguments.plan_prompt, True, arguments.device)
             return 0
         from trainers.commands.diagnose import Folder
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 # a clone works without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from trainers.config.arguments import add_options, command_line
+from trainers.config.arguments import add_options, command_line, planning
 
 if TYPE_CHECKING:
     from trainers.config.schema import Config
@@ -36,8 +36,8 @@ def main() -> int:
 
     try:
         config = load_config(arguments.config, arguments.overrides)
-        if arguments.plan:
-            show(config, arguments.plan_ranks, arguments.plan_prompt)
+        if planning(arguments):
+            show(config, arguments.plan_ranks, arguments.plan_prompt, device=arguments.device)
             return 0
         check_ranks(config, int(os.environ.get("WORLD_SIZE", "1")))
         folder = RunFolder(config) if int(os.environ.get("RANK", "0")) == 0 else None

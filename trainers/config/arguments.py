@@ -7,6 +7,7 @@ import argparse
 import os
 from collections.abc import Iterable
 
+from eval.errors import Refusal
 from trainers.config.values import described
 
 
@@ -39,7 +40,15 @@ def add_options(parser: argparse.ArgumentParser, example: str) -> None:
     parser.add_argument("--plan", action="store_true", help="only print the memory that is needed")
     parser.add_argument("--plan-ranks", type=int, default=ranks, help="ranks that --plan assumes")
     parser.add_argument("--plan-prompt", type=int, default=512, help="prompt tokens of --plan")
+    parser.add_argument("--device", help="with --plan: seconds and room on h100, h200, l4, ..")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"such as {example}")
+
+
+def planning(arguments: argparse.Namespace) -> bool:
+    """Return whether the command shall only plan."""
+    if arguments.device is not None and not arguments.plan:
+        raise Refusal(f"--device = {arguments.device}: belongs to --plan; add --plan")
+    return bool(arguments.plan)
 
 
 def apart(values: Iterable[str]) -> tuple[list[str], list[str]]:

@@ -9,7 +9,6 @@ length. Saving takes fp32 parameters, moments and the model in the host's memory
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,27 +20,14 @@ from trainers.config.values import ConfigError
 from trainers.engine.memory import THRESHOLD, Held, backward, states, step
 from trainers.job import Job
 from trainers.measure.memory import directions, watched
-from trainers.plan.rehearsal import Cost, Rehearsal
+from trainers.plan.estimate import estimate
+from trainers.plan.rehearsal import Cost, Micro, Rehearsal
+from trainers.plan.seconds import DEVICES
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Micro:
-    """The shapes of one rank's work."""
-
-    rows: int
-    prompt: int
-    completion: int
-
-    @classmethod
-    def within(cls, budget: int, prompt: int, completion: int, least: int = 1) -> "Micro":
-        """As many rows as fit a budget of tokens, in multiples of `least`, and no fewer."""
-        count = max(1, budget // (least * (prompt + completion)))
-        return cls(least * count, prompt, completion)
 
 
 def sampling(rehearsal: Rehearsal, work: Micro, prompts: int, n: int, top_p: float) -> Held:
@@ -176,9 +162,12 @@ def render(moments: Mapping[str, Held], host: Held, device: int | None) -> str:
     return "\n".join(lines)
 
 
-def plan(config: Config, ranks: int, prompt: int, diagnosing: bool = False) -> str:
+def plan(
+    config: Config, ranks: int, prompt: int, diagnosing: bool = False, device: str | None = None
+) -> str:
     """The whole text of --plan."""
     model, train, job = config.model, config.train, Job(config)
+    sheet = DEVICES[device] if device else None
     rehearsal = Rehearsal(config, _base(job))
     moments, host = (diagnosis if diagnosing else training)(config, rehearsal, ranks, prompt)
     sizes = rehearsal.sizes()
@@ -190,20 +179,27 @@ def plan(config: Config, ranks: int, prompt: int, diagnosing: bool = False) -> s
         f"Assumed are prompts of {prompt} tokens (--plan-prompt) and answers of "
         f"{job.max_new_tokens}; micro-batches of {train.micro_batch_tokens} tokens.",
         "",
-        render(moments, host, _device()),
+        render(moments, host, sheet.memory if sheet else _memory()),
         "Activations and logits are estimates. What the allocator loses comes on top.",
     ]
+    if sheet:
+        lines += ["", estimate(rehearsal, sheet, ranks, prompt, diagnosing)]
     return "\n".join(lines)
 
 
-def _device() -> int | None:
+def _memory() -> int | None:
+    """Return the bytes of the device at hand, if there is one."""
     return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
 
-def show(config: Config, ranks: int, prompt: int, diagnosing: bool = False) -> None:
+def show(
+    config: Config, ranks: int, prompt: int, diagnosing: bool = False, device: str | None = None
+) -> None:
     """Print the plan, on one rank."""
     for option, value in (("--plan-ranks", ranks), ("--plan-prompt", prompt)):
         if value < 1:
             raise ConfigError(f"{option} = {value}: must be at least 1")
+    if device is not None and device not in DEVICES:
+        raise ConfigError(f"--device = {device}: must be one of {', '.join(DEVICES)}")
     if int(os.environ.get("RANK", "0")) == 0:
-        print(plan(config, ranks, prompt, diagnosing))
+        print(plan(config, ranks, prompt, diagnosing, device))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -71,6 +71,21 @@ class Cost:
     logits: int
 
 
+@dataclass(frozen=True)
+class Micro:
+    """The shapes of one rank's work."""
+
+    rows: int
+    prompt: int
+    completion: int
+
+    @classmethod
+    def within(cls, budget: int, prompt: int, completion: int, least: int = 1) -> "Micro":
+        """As many rows as fit a budget of tokens, in multiples of `least`, and no fewer."""
+        count = max(1, budget // (least * (prompt + completion)))
+        return cls(least * count, prompt, completion)
+
+
 class Rehearsal:
     """The model of a configuration, without its weights."""
 
@@ -98,7 +113,8 @@ class Rehearsal:
             self.model = AutoModelForCausalLM.from_config(
                 shape, dtype=dtype, attn_implementation=attention
             )
-            make_trainable(Policy(self.model, None), config)
+            with _moving_parameters():
+                make_trainable(Policy(self.model, None), config)
 
     @property
     def vocabulary(self) -> int:
@@ -180,3 +196,25 @@ class Rehearsal:
     def _know(self, ledger: Ledger) -> None:
         for tensor in [*self.model.parameters(), *self.model.buffers()]:
             ledger.known(tensor)
+
+
+@contextmanager
+def _moving_parameters() -> Iterator[None]:
+    """Let `Module.to` put new parameters in place of the old ones.
+
+    An adapter is moved to the dtype of its layer. torch would exchange the contents of the tensors,
+    and those of tensors without content it cannot exchange.
+    """
+    moved: Any = nn.Module.to
+
+    def replace(module: nn.Module, *where: Any, **named: Any) -> nn.Module:
+        for owner in module.modules():
+            for name, p in owner.named_parameters(recurse=False):
+                setattr(owner, name, nn.Parameter(p.detach().to(*where, **named), p.requires_grad))
+        return module
+
+    nn.Module.to = replace  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.to = moved  # type: ignore[method-assign]

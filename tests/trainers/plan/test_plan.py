@@ -125,6 +125,22 @@ def test_a_micro_batch_holds_what_was_rehearsed(tmp_path, kind, dtype, checkpoin
         assert sum(saved.values()) / 1.05 < planned < 3 * sum(saved.values())
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_is_rehearsed_as_it_is_built(dtype):
+    config = Config()
+    config.model.dtype, config.model.lora_rank = dtype, 4
+    rehearsed = Rehearsal(config, hf.LlamaConfig(**SMALL)).model
+    built = build(hf.LlamaConfig(**SMALL), config).model
+
+    def described(model):
+        return {n: (p.shape, p.dtype, p.requires_grad) for n, p in model.named_parameters()}
+
+    assert described(rehearsed) == described(built)
+    assert any(p.requires_grad for p in rehearsed.parameters())
+    moved = torch.nn.Linear(2, 2).to(torch.float64)  # as ever
+    assert moved.weight.dtype == torch.float64
+
+
 @pytest.mark.parametrize("name", REAL)
 def test_sizes_of_real_models(tmp_path, name):
     shape = REAL[name]
