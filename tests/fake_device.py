@@ -6,7 +6,7 @@ code. What runs in other threads or processes is not seen.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from traceback import walk_stack
@@ -24,13 +24,10 @@ from transformers.utils import import_utils
 from tests.fake_graph import (
     INDEXING,
     FakeGraph,
+    Operation,
     Operations,
-    made,
-    name_of,
     refuse_in_capture,
     tensors,
-    waits,
-    written,
 )
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -39,8 +36,8 @@ PROPERTIES = SimpleNamespace(total_memory=MEMORY, major=9, minor=0)
 COPYING = {"copy_", "_to_copy"}
 # beside the pointwise ones, operations that take a number of the host as a tensor
 TAKE_A_NUMBER = {"fill_", "masked_fill", "masked_fill_"}
-ROOT = Path(__file__).resolve().parents[1]
-OWN = {ROOT / "tests" / "fake_device.py", ROOT / "tests" / "fake_graph.py"}
+ROOT = f"{Path(__file__).resolve().parents[1]}/"
+OWN = {f"{ROOT}tests/{name}.py" for name in ("fake_device", "fake_graph")}
 _device_of, _to, _numpy = torch._C.TensorBase.device.__get__, Tensor.to, Tensor.numpy
 
 
@@ -76,50 +73,48 @@ class FakeDevice:
         """Return whether a tensor lies on the device."""
         return x.untyped_storage() in self._memory
 
-    def mixed(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    def mixed(self, operation: Operation) -> bool:
         """Return whether CUDA would refuse an operation for where its tensors lie."""
-        given = args, kwargs
-        here, name = [self.holds(x) for x in tensors(given)], name_of(func)
-        host = [x for x in tensors(given) if not self.holds(x)]
-        if func.namespace == "c10d":  # NCCL has no tensors of the host
-            return bool(host) and name != "barrier"
-        if all(here) or not any(here) or name in COPYING:
+        host = [x for x in operation.tensors if not self.holds(x)]
+        if operation.func.namespace == "c10d":  # NCCL has no tensors of the host
+            return bool(host) and operation.name != "barrier"
+        if len(host) in (0, len(operation.tensors)) or operation.name in COPYING:
             return False
-        if name in INDEXING:  # indices of the host are moved
-            numbers = all(self.holds(x) or x.dim() == 0 for x in tensors(args[2:]))
-            return not (self.holds(args[0]) and numbers)
-        changed = {id(x) for x in written(func, *given)}
-        takes = torch.Tag.pointwise in func.tags or name in TAKE_A_NUMBER
+        if operation.name in INDEXING:  # indices of the host are moved
+            values = tensors(operation.args[2:])
+            numbers = all(self.holds(x) or x.dim() == 0 for x in values)
+            return not (self.holds(operation.args[0]) and numbers)
+        changed = {id(x) for x in operation.written}
+        takes = torch.Tag.pointwise in operation.func.tags or operation.name in TAKE_A_NUMBER
         numbers = all(x.dim() == 0 and id(x) not in changed for x in host)
-        return not (takes and numbers and (len(host) == 1 or name == "where"))
+        return not (takes and numbers and (len(host) == 1 or operation.name == "where"))
 
-    def waited(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> str | None:
+    def waited(self, operation: Operation) -> str | None:
         """Return for what the host waits in an operation; None if it does not wait."""
-        name = name_of(func)
-        given = tensors((args, kwargs))
-        if not any(map(self.holds, given)):
+        name, args = operation.name, operation.args
+        if not any(map(self.holds, operation.tensors)):
             return None
         if name == "copy_":
-            return self._copied(given[1], given[0], len(args) > 2 and args[2])
-        if name in INDEXING and not all(self.holds(x) for x in tensors(args[1])):
+            return self._copied(args[1], args[0], len(args) > 2 and args[2])
+        if name in INDEXING and not all(map(self.holds, tensors(args[1]))):
             return f"{name} by an index of the host"
-        number = name in INDEXING and any(x.dim() == 0 and self.holds(x) for x in tensors(args[2:]))
-        return name if number or waits(func, args, kwargs) else None
+        by_mask = operation.masked and any(map(self.holds, tensors(args[2:])))
+        return name if by_mask or operation.waits else None
 
-    def run(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def run(self, operation: Operation) -> Any:
         """Run an operation where its tensors lie; mark what it makes."""
-        given = tensors((args, kwargs))
-        if self.mixed(func, args, kwargs):
-            shapes = ", ".join(f"{list(x.shape)} on {self._place(x)}" for x in given)
-            raise MixedDevices(f"expected all tensors on the same device: {func} of {shapes}")
-        if what := self.waited(func, args, kwargs):
+        if self.mixed(operation):
+            shapes = ", ".join(f"{list(x.shape)} on {self._place(x)}" for x in operation.tensors)
+            refused = f"{operation.func} of {shapes}"
+            raise MixedDevices(f"expected all tensors on the same device: {refused}")
+        if what := self.waited(operation):
             self.wait(what)
-        on_device = any(map(self.holds, given))
+        on_device = any(map(self.holds, operation.tensors))
         self.operations += on_device
-        results = func(*args, **kwargs)
+        results = operation.run()
         makes = on_device if self._making is None else self._making.type == "cuda"
         if makes:
-            self._memory.update(x.untyped_storage() for _, x in made(results, (args, kwargs)))
+            self._memory.update(x.untyped_storage() for _, x in operation.made(results))
         return results
 
     def wait(self, what: str) -> None:
@@ -149,7 +144,7 @@ class FakeDevice:
     # -- in place of torch's own ------------------------------------------------------------------
 
     def _patches(self) -> Iterator[tuple[Any, str, Any]]:
-        """(owner, name, value) of all that is replaced."""
+        """Yield (owner, name, value) of all that is replaced."""
         yield FakeGraph, "on_device", staticmethod(self.holds)
         yield Tensor, "device", property(self._place)
         yield Tensor, "is_cuda", property(self.holds)
@@ -188,10 +183,7 @@ class FakeDevice:
             "get_device_properties": lambda device=None: PROPERTIES,
             "get_rng_state": lambda device=None: torch.get_rng_state(),
             "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
-            "memory_allocated": lambda device=None: 0,
-            "max_memory_allocated": lambda device=None: 0,
             "reset_peak_memory_stats": lambda device=None: None,
-            "empty_cache": lambda: None,
             "Stream": _Stream,
             "current_stream": _Stream,
             "default_stream": _Stream,
@@ -204,7 +196,7 @@ class FakeDevice:
         }
 
     def _to(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Tensor.to."""
+        """Like Tensor.to: the tensor itself, or a copy of it where it is wanted."""
         if args and isinstance(args[0], Tensor):
             args = (args[0].device, args[0].dtype, *args[1:])
         device, dtype, asynchronous, memory_format = torch._C._nn._parse_to(*args, **kwargs)
@@ -248,8 +240,8 @@ class FakeDevice:
         return reads
 
     def _constructor(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """A function with an argument `device`."""
-        from_host = function.__name__ in ("tensor", "as_tensor", "new_tensor")
+        """Wrap a function with an argument `device`."""
+        from_host = function.__name__ in ("tensor", "as_tensor", "asarray", "new_tensor")
 
         def construct(*args: Any, device: Any = None, **kwargs: Any) -> Tensor:
             if kwargs.pop("pin_memory", False):
@@ -291,8 +283,8 @@ class _Checks(Operations):
         super().__init__()
         self.device = device
 
-    def call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        return self.device.run(func, args, kwargs)
+    def call(self, operation: Operation) -> Any:
+        return self.device.run(operation)
 
 
 def _forget() -> None:
@@ -304,8 +296,8 @@ def _forget() -> None:
 
 def _site() -> str:
     """Return file and line of the innermost frame in the project."""
-    places = ((Path(x.f_code.co_filename), n) for x, n in walk_stack(None))
-    for path, line in places:
-        if path.is_relative_to(ROOT) and path not in OWN and "site-packages" not in path.parts:
-            return f"{path.relative_to(ROOT)}:{line}"
+    for frame, line in walk_stack(None):
+        name = frame.f_code.co_filename
+        if name.startswith(ROOT) and name not in OWN and "site-packages" not in name:
+            return f"{name.removeprefix(ROOT)}:{line}"
     return "?"

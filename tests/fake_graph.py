@@ -4,16 +4,17 @@ A capture runs no kernel, keeps no Python, and fails where the host would wait f
 replay runs the captured kernels on the addresses that they had at the capture.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 # the host needs the result at once: it is a number, or the length of a tensor
 AT_ONCE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
@@ -33,60 +34,82 @@ def refuse_in_capture(name: str) -> None:
         raise Capturing(f"operation not permitted when stream is capturing: {name}")
 
 
+@dataclass(frozen=True)
+class Operation:
+    """An operation of torch that has a kernel, with its arguments."""
+
+    func: Any
+    args: Sequence[Any]
+    kwargs: dict[str, Any]
+
+    @cached_property
+    def name(self) -> str:
+        return self.func.overloadpacket.__name__
+
+    @cached_property
+    def tensors(self) -> list[Tensor]:
+        return tensors([self.args, self.kwargs])
+
+    @cached_property
+    def written(self) -> list[Tensor]:
+        """The arguments that the operation changes, by its schema."""
+        schema = self.func._schema.arguments
+        given = dict(zip((x.name for x in schema), self.args, strict=False)) | self.kwargs
+        changed = (x.name for x in schema if x.alias_info and x.alias_info.is_write)
+        return tensors([given.get(name) for name in changed])
+
+    @property
+    def masked(self) -> bool:
+        """Whether the operation takes or sets what a mask chooses."""
+        indices = tensors(self.args[1]) if self.name in INDEXING else []
+        return any(x.dtype in (torch.bool, torch.uint8) for x in indices)
+
+    @property
+    def waits(self) -> bool:
+        """Whether the host waits for the device, if the tensors are the device's."""
+        if self.name in INDEXING:  # x[mask] = 0.0 fills by a mask
+            return self.masked and not (len(self.args) > 2 and self.args[2].dim() == 0)
+        known = self.kwargs.get("output_size") is not None  # which spares repeat_interleave a look
+        return self.name in ALSO or (not known and not AT_ONCE.isdisjoint(self.func.tags))
+
+    def run(self) -> Any:
+        return self.func(*self.args, **self.kwargs)
+
+    def made(self, results: Any) -> list[tuple[int, Tensor]]:
+        """Return those of its results, with their places, that lie in no memory of an argument."""
+        known = {x.untyped_storage()._cdata for x in self.tensors}
+        found = enumerate(tensors(results))
+        return [(i, x) for i, x in found if x.untyped_storage()._cdata not in known]
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    """Return the tensors in arguments or results; torch's own walk takes longer than a kernel."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    parts = tree.values() if isinstance(tree, dict) else tree
+    return [y for x in parts for y in tensors(x)] if isinstance(tree, list | tuple | dict) else []
+
+
 class Operations(TorchDispatchMode):
-    """Hands each operation of torch that has a kernel to `call`, under inference mode too."""
+    """Hands the operations of this thread to `call`; under inference mode, their parts."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         with self:
-            parts = func.decompose(*args, **kwargs)
-        return self.call(func, args, kwargs) if parts is NotImplemented else parts
+            results = func.decompose(*args, **kwargs)
+        return self.call(Operation(func, args, kwargs)) if results is NotImplemented else results
 
-    def call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def call(self, operation: Operation) -> Any:
         raise NotImplementedError
-
-
-def name_of(func: Any) -> str:
-    return func.overloadpacket.__name__
-
-
-def tensors(tree: Any) -> list[Tensor]:
-    return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
-
-
-def written(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
-    """Return the arguments that an operation changes, by its schema."""
-    schema = func._schema.arguments
-    given = dict(zip((x.name for x in schema), args, strict=False)) | kwargs
-    names = [x.name for x in schema if x.alias_info and x.alias_info.is_write]
-    return tensors([given.get(name) for name in names])
-
-
-def made(results: Any, given: Any) -> list[tuple[int, Tensor]]:
-    """Return the results, with their places, that lie in no memory of the arguments."""
-    known = {x.untyped_storage()._cdata for x in tensors(given)}
-    found = enumerate(tensors(results))
-    return [(i, x) for i, x in found if x.untyped_storage()._cdata not in known]
-
-
-def waits(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    """Return whether the host waits for the device in an operation on the device's tensors."""
-    name = name_of(func)
-    if name in INDEXING:
-        masks = [x for x in args[1] if x is not None and x.dtype in (torch.bool, torch.uint8)]
-        fills = len(args) > 2 and args[2].dim() == 0  # x[mask] = 0.0 is a masked fill
-        return bool(masks) and not fills
-    known = kwargs.get("output_size") is not None  # the length that repeat_interleave gives
-    return name in ALSO or (not known and not AT_ONCE.isdisjoint(func.tags))
 
 
 class FakeGraph:
     """Like torch.cuda.CUDAGraph; `recording` is like the context torch.cuda.graph."""
 
     capturing: ClassVar[bool] = False
-    # whether a tensor is the device's; the host's are read at the capture, and never again
+    # whether a tensor is the device's; the host's numbers are read at the capture, and never again
     on_device: ClassVar[Callable[[Tensor], bool]] = staticmethod(lambda x: True)
 
     def __init__(self) -> None:
@@ -116,7 +139,8 @@ class FakeGraph:
         """Run the captured kernels; results go where they went at the capture."""
         if self._calls is None:
             raise RuntimeError("replay without a preceding successful capture")
-        with torch.inference_mode():  # tensors made under inference mode may be written here
+        # tensors made under inference mode may be written here; the host sees none of it
+        with torch.inference_mode(), _disable_current_modes():
             for call in self._calls:
                 call.run()
 
@@ -147,15 +171,13 @@ def _capturing() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Call:
-    """One kernel with the tensors that it read, wrote and made."""
+    """One kernel, and the tensors that it made, with their places among its results."""
 
-    func: Any
-    args: Sequence[Any]
-    kwargs: dict[str, Any]
-    made: list[tuple[int, Tensor]]  # place among the results
+    operation: Operation
+    made: list[tuple[int, Tensor]]
 
     def run(self) -> None:
-        results = tensors(self.func(*self.args, **self.kwargs))
+        results = tensors(self.operation.run())
         for place, tensor in self.made:
             tensor.copy_(results[place])
 
@@ -170,28 +192,33 @@ class _Recorder(Operations):
         self._made: dict[int, torch.UntypedStorage] = {}
         self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
-    def call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        given = args, kwargs
-        here = [x for x in tensors(given) if FakeGraph.on_device(x)]
-        name = name_of(func)
-        if name == "lift_fresh" and here and args[0].dim():  # else a number for a kernel
+    def call(self, operation: Operation) -> Any:
+        on_device = FakeGraph.on_device
+        here = [x for x in operation.tensors if on_device(x)]
+        if operation.name == "lift_fresh" and here and here[0].dim():  # else a kernel's number
             refuse_in_capture("a copy from the host")
-        if here and waits(func, *given):
-            refuse_in_capture(name)
-        changed = [x for x in written(func, *given) if FakeGraph.on_device(x)]
-        for storage in (x.untyped_storage() for x in changed):
-            if storage._cdata not in self._made.keys() | self._before.keys():
-                with _disable_current_modes():
-                    self._before[storage._cdata] = storage, storage.clone()
-        kept = tree_map_only(Tensor, _kept, given)
-        results = func(*args, **kwargs)
-        new = [(i, x) for i, x in made(results, given) if FakeGraph.on_device(x)]
+        if here and operation.waits:
+            refuse_in_capture(operation.name)
+        changed = [x.untyped_storage() for x in operation.written if on_device(x)]
+        self._remember(changed)
+        kept = tree_map_only(Tensor, _kept, [operation.args, operation.kwargs])
+        results = operation.run()
+        new = [(i, x) for i, x in operation.made(results) if on_device(x)]
         self._made |= {s._cdata: s for s in (x.untyped_storage() for _, x in new)}
         if new or changed:  # else it made a view, or the host worked
-            self.calls.append(_Call(func, *kept, made=[(i, _kept(x)) for i, x in new]))
+            made = [(i, _kept(x)) for i, x in new]
+            self.calls.append(_Call(Operation(operation.func, *kept), made))
         return results
 
+    def _remember(self, storages: Iterable[torch.UntypedStorage]) -> None:
+        """Keep the contents of memory that is about to change."""
+        with _disable_current_modes():
+            for x in storages:
+                if x._cdata not in self._made.keys() | self._before.keys():
+                    self._before[x._cdata] = x, x.clone()
+
     def undo(self) -> None:
+        """Give memory its contents back; what was made holds garbage."""
         with _disable_current_modes():
             for storage, before in self._before.values():
                 storage.copy_(before)
@@ -200,5 +227,5 @@ class _Recorder(Operations):
 
 
 def _kept(x: Tensor) -> Tensor:
-    """The same memory in the shape that it has now; of the host, a copy of its numbers."""
-    return x.detach() if FakeGraph.on_device(x) else x.clone()
+    """The same memory in the shape that it has now; a number of the host as it is now."""
+    return x.detach() if FakeGraph.on_device(x) or x.dim() else x.clone()

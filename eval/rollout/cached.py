@@ -27,7 +27,7 @@ from eval.rollout.rollout import Decoding, Drawn, Order, Readings
 from eval.rollout.sampler import Sampler
 from eval.rollout.taps import tapped
 
-OWN = 0.9  # above this share of distinct prefixes, a search for equal ones does not pay
+OWN = 0.9  # from this share of distinct prefixes on, a search for equal ones does not pay
 
 
 DENSE = 7 / 8  # below this share of rows that go on, the cache drops those that have ended
@@ -268,6 +268,6 @@ def _grown(prefix: Tensor, token: Tensor, sharing: bool) -> tuple[Tensor, Tensor
     if not sharing:
         return prefix, token, own
     pairs, place = torch.unique(prefix * 2**32 + token, return_inverse=True)
-    if len(pairs) > OWN * len(prefix):
+    if len(pairs) >= OWN * len(prefix):
         return prefix, token, own
     return pairs // 2**32, pairs % 2**32, place

@@ -65,6 +65,8 @@ FINE = {
     "made like it": lambda x: torch.zeros_like(x) + x.new_ones(2) + torch.arange(2, device="cuda"),
     "a view": lambda x: x[None].expand(3, 2) + x.view(1, 2),
     "of another dtype": lambda x: x.double() + x.to(torch.int32),
+    "a number set at places": lambda x: x.__setitem__(x.long() - 1, x.sum()),
+    "a number set by a mask": lambda x: x.__setitem__(x > 0, 5.0),
     "random": lambda x: x + torch.rand(2, device="cuda"),
     "sort": lambda x: x.sort().values.cumsum(0) + x.topk(2).values,
     "repeat": lambda x: x.repeat_interleave(2) + here(4),
@@ -92,6 +94,7 @@ WAITING = {
     "unique": (lambda x: x.unique(), 1),
     "mask": (lambda x: x[x > 0], 1),
     "mask set": (lambda x: x.__setitem__(x > 0, x + 1), 1),
+    "mask set to a number": (lambda x: x.__setitem__(x > 0, x.sum()), 1),
     "masked_select": (lambda x: x.masked_select(x > 0), 1),
     "index of the host": (lambda x: x[place()], 1),
     "repeat by lengths": (lambda x: x.repeat_interleave(x.long()), 1),
@@ -206,6 +209,15 @@ def test_a_graph_is_captured_and_replayed(device):
     for _ in range(3):
         graph.replay()
     assert x.tolist() == [3.0, 3.0] and made.tolist() == [2.0, 2.0] and step == 2
+
+
+def test_a_graph_reads_pinned_memory_at_each_replay(device):
+    x, pinned, graph = here(2), torch.zeros(2).pin_memory(), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        x.copy_(pinned, non_blocking=True)
+    pinned.fill_(5)
+    graph.replay()
+    assert x.tolist() == [5.0, 5.0]
 
 
 @pytest.mark.parametrize("kind", WAITING)

@@ -83,6 +83,16 @@ def test_a_model_scores_as_its_true_rates_say(tmp_path, refusal, base_path, twin
     assert summary(tmp_path / "more")["majority"] == found["majority"]
 
 
+def test_shorter_answers_than_in_training(tmp_path, base_path):
+    """Answers end at eval.max_new_tokens; the true rates of complete answers are not theirs."""
+    options = ["--model", base_path, "--config", CONFIG, "eval.problems=20", "--out", "out"]
+    done = in_process(SCORE, *options, "eval.max_new_tokens=1", cwd=tmp_path)
+    assert done.returncode == 0 and "at most 1 tokens" in done.stdout
+    records = list(read_lines(tmp_path / "out" / "problems.jsonl", dict))
+    assert all(len(x) <= 1 for r in records for x in r["responses"])
+    assert all(r.get("p") is None for r in records)
+
+
 def test_interrupted_it_goes_on(tmp_path, base_path):
     command = [SCORE, "--model", base_path, "--config", CONFIG, "eval.problems=300", "--out"]
     whole = run(*command, "whole", cwd=tmp_path)

@@ -166,8 +166,7 @@ class TrainConfig:
     rollouts: str = choice("sampler, also of the evaluation", "cached", "continuous")
     rollout_tokens: int | None = key(
         None,
-        "rows times columns that the sampler holds at once, also in evaluation; null: as many as "
-        "fit the free memory of a GPU, 65,536 on a CPU",
+        "rows times columns sampled at once; null: as many as fit a GPU, 65,536 on a CPU",
         at_least=1,
     )
     cuda_graph: bool = key(True, "sampler cached on a GPU: whether one token is a CUDA graph")

@@ -86,7 +86,7 @@ def test_only_one_function_gives_a_cache():
             asked = re.findall(r'(past_key_values\W+(?:self\.)?cache,\s*)?"?use_cache\W+True', text)
             assert all(asked), f"{path}: use_cache without the cache of `reading`"
             reads += len(asked)
-    assert makes == ["policy.py"] and reads == 4
+    assert makes == ["policy.py"] and reads == 5
 
 
 def test_every_module_goes_back_to_its_own_mode():

@@ -27,6 +27,7 @@ from eval.rollout.rollout import Decoding
 from eval.rollout.sample import SAMPLERS, sample
 from eval.tasks.twin import Twin
 from tests.engines import ENGINES
+from tests.fake_graph import FakeGraph
 from tests.fakes import PROMPTS, random_policy
 from trainers.config.schema import TrainConfig
 
@@ -200,6 +201,12 @@ def test_the_draws_do_not_depend_on_batches_or_shares():
     assert other.completions != whole.completions
 
 
+def captured(step, name):
+    graph = FakeGraph()
+    graph.capture(step)
+    return graph.replay
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_what_is_read_once_and_when_ends_are_seen_change_nothing(kind, monkeypatch):
     """Rows with a prefix each from the start, late or never; ends seen at once or later."""
@@ -208,6 +215,7 @@ def test_what_is_read_once_and_when_ends_are_seen_change_nothing(kind, monkeypat
     counting = policy.model.register_forward_pre_hook(
         lambda model, _, named: read.append(named["input_ids"].numel()), with_kwargs=True
     )
+    monkeypatch.setattr(sampling, "captured", captured)
     for own, look in ((0, 1), (0.5, 1), (1, 1), (0, 3), (0.5, 4)):
         monkeypatch.setattr(sampling, "OWN", own)
         monkeypatch.setitem(sampling.LOOK, "cpu", look)
@@ -220,6 +228,74 @@ def test_what_is_read_once_and_when_ends_are_seen_change_nothing(kind, monkeypat
         for name in ("logprobs", "entropy", "features"):
             assert torch.allclose(getattr(other, name), getattr(found[0], name), atol=1e-3)
     assert tokens[2] < tokens[0]  # of those that the model read
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_many_tokens_at_fixed_shapes(kind, monkeypatch):
+    """Graphs that run over several sizes of the cache, and over rows that ended, change nothing."""
+    policy = random_policy(kind)
+    expected = sample(policy, PROMPTS, 6, Decoding(48), seed=5)
+    captures = []
+    monkeypatch.setattr(sampling, "captured", lambda *x: captures.append(1) or captured(*x))
+    monkeypatch.setattr("eval.rollout.cache.BLOCK", 16)
+    monkeypatch.setitem(sampling.LOOK, "cpu", 4)
+    rollout = sample(policy, PROMPTS, 6, Decoding(48), seed=5)
+    assert len(captures) >= 3 and rollout.completions == expected.completions
+    for name in ("logprobs", "entropy"):
+        assert torch.allclose(getattr(rollout, name), getattr(expected, name), atol=1e-3)
+
+
+def test_a_model_that_cannot_be_captured_samples_without(monkeypatch, capsys):
+    policy = random_policy("llama")
+    expected = sample(policy, PROMPTS, 3, Decoding(9), seed=5)
+    monkeypatch.setitem(sampling.LOOK, "cpu", 4)
+    for _ in range(2):  # this torch has no CUDA
+        assert sample(policy, PROMPTS, 3, Decoding(9), seed=5).completions == expected.completions
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("train.cuda_graph = true: LlamaForCausalLM cannot be captured (")
+
+
+@pytest.mark.parametrize("fault", ["another window", "no such mask", "other logits"])
+def test_a_model_without_fixed_shapes_samples_without(fault, monkeypatch, capsys):
+    policy = random_policy("llama")
+    model = policy.model
+    if fault == "another window":
+        model.config.sliding_window, model.config.layer_types = 3, 2 * ["sliding_attention"]
+        reason = "its cache has layers of a window"
+    else:
+        forward = model.forward
+
+        def other(*, attention_mask, **named):
+            if attention_mask.dim() == 4 and fault == "no such mask":
+                raise ValueError("mask of 2 dimensions expected")
+            output = forward(attention_mask=attention_mask, **named)
+            output.logits += attention_mask.dim() == 4
+            return output
+
+        monkeypatch.setattr(model, "forward", other)
+        reason = "mask of 2 dimensions expected"
+        if fault == "other logits":
+            reason = "computes other logits with fixed shapes"
+    expected = sample(policy, PROMPTS, 3, Decoding(9), seed=5)
+    monkeypatch.setitem(sampling.LOOK, "cpu", 4)
+    for _ in range(2):
+        assert sample(policy, PROMPTS, 3, Decoding(9), seed=5).completions == expected.completions
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("train.cuda_graph: LlamaForCausalLM ") and reason in line
+
+
+def test_a_long_prompt_is_read_in_parts(monkeypatch):
+    policy = random_policy("llama")
+    expected = sample(policy, PROMPTS, 3, Decoding(9), seed=5)
+    widths = []
+    counting = policy.model.register_forward_pre_hook(
+        lambda model, _, named: widths.append(named["input_ids"].shape[1]), with_kwargs=True
+    )
+    monkeypatch.setattr(sampling, "PREFILL", 3 * len(PROMPTS))
+    rollout = sample(policy, PROMPTS, 3, Decoding(9), seed=5)
+    counting.remove()
+    assert widths[0] == 3 and rollout.completions == expected.completions
+    assert torch.allclose(rollout.logprobs, expected.logprobs, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

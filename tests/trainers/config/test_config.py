@@ -245,6 +245,15 @@ def test_continuous_needs_a_transformers_that_has_it(monkeypatch):
     )
 
 
+def test_continuous_on_a_gpu_needs_flash_attention(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    (line,) = refusal("train.rollouts=continuous")
+    assert line == (
+        "train.rollouts = continuous: on a GPU it needs flash attention; without, each token has "
+        "a mask of all pages; set model.attention=flash_attention_2, or use cached"
+    )
+
+
 def test_user_files_are_relative_to_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text("def f(weights, geometry, state): return weights, weights\n")
