@@ -40,7 +40,7 @@ def main() -> int:
     out = arguments.out or Path("runs/diagnosis") / run_name(Path(arguments.config))
     try:
         config = load_config(arguments.config, arguments.overrides)
-        if planning(arguments):
+        if planning(arguments.plan, arguments.device):
             show(config, arguments.plan_ranks, arguments.plan_prompt, True, arguments.device)
             return 0
         from trainers.commands.diagnose import Folder

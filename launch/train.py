@@ -36,7 +36,7 @@ def main() -> int:
 
     try:
         config = load_config(arguments.config, arguments.overrides)
-        if planning(arguments):
+        if planning(arguments.plan, arguments.device):
             show(config, arguments.plan_ranks, arguments.plan_prompt, device=arguments.device)
             return 0
         check_ranks(config, int(os.environ.get("WORLD_SIZE", "1")))

@@ -44,11 +44,11 @@ def add_options(parser: argparse.ArgumentParser, example: str) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"such as {example}")
 
 
-def planning(arguments: argparse.Namespace) -> bool:
+def planning(plan: bool, device: str | None) -> bool:
     """Return whether the command shall only plan."""
-    if arguments.device is not None and not arguments.plan:
-        raise Refusal(f"--device = {arguments.device}: belongs to --plan; add --plan")
-    return bool(arguments.plan)
+    if device is not None and not plan:
+        raise Refusal(f"--device = {device}: belongs to --plan; add --plan")
+    return plan
 
 
 def apart(values: Iterable[str]) -> tuple[list[str], list[str]]:

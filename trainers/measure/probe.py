@@ -290,4 +290,4 @@ def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
         zip(x.flatten().split(PIECE), b[name].flatten().split(PIECE), strict=True)
         for name, x in a.items()
     )
-    return sum(float(x.double() @ y.double()) for both in pieces for x, y in both)
+    return float(sum(x.double() @ y.double() for both in pieces for x, y in both))

@@ -284,6 +284,14 @@ def test_a_model_without_fixed_shapes_samples_without(fault, monkeypatch, capsys
     assert line.startswith("train.cuda_graph: LlamaForCausalLM ") and reason in line
 
 
+def test_a_token_that_is_never_said_has_fixed_shapes_too():
+    policy = random_policy("llama")
+    policy.model.get_output_embeddings().register_forward_hook(
+        lambda module, args, logits: logits.index_fill(-1, torch.tensor([3]), -torch.inf)
+    )
+    assert sampling.can_be_static(policy)
+
+
 def test_a_long_prompt_is_read_in_parts(monkeypatch):
     policy = random_policy("llama")
     expected = sample(policy, PROMPTS, 3, Decoding(9), seed=5)
