@@ -53,7 +53,7 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class Assumptions:
-    """Figures that no data sheet holds. `.ci/gpu` shows the share of operations and the launches."""
+    """Figures that no data sheet holds; `.ci/gpu` shows the share of operations and launches."""
 
     utilisation: float = 0.4  # the share of the operations a second (MFU)
     bandwidth: float = 0.8  # the share of the bytes a second
