@@ -46,8 +46,8 @@ PARTS = {
     "correctness": Part(60, required=True),
     "smoke": Part(150, required=True),
     "sampling": Part(140),
-    "update": Part(60),
-    "step": Part(150),
+    "update": Part(75),
+    "step": Part(140),
 }
 
 

@@ -130,6 +130,11 @@ def policy(name: str, dtype: torch.dtype = torch.bfloat16) -> Endless:
     return Endless(model.eval(), tokenizer(SHAPES[name][5]))
 
 
+def planned_model(config: Any, checkpointing: bool) -> seconds.Model:
+    """A model in the numbers of --plan."""
+    return model_of(Rehearsal(_config(checkpointing), copy.deepcopy(config)))
+
+
 def prompts(count: int, length: int) -> list[str]:
     """Texts of so many tokens, no two alike."""
     return [f"{i:08d}".ljust(length, "x")[:length] for i in range(count)]
@@ -289,7 +294,7 @@ def _drawing(model: Policy, scale: Scale, rows: int, how: Decoding) -> str:
     here = machine()
     if here:
         work = Work(len(texts), 16, scale.prompt, scale.drawn, rows)
-        found = model_of(Rehearsal(_config(False), copy.deepcopy(model.model.config)))
+        found = planned_model(model.model.config, False)
         forwards = scale.drawn + 1
         eager = 3 if how.cuda_graph else forwards  # prompts, a token, its capture
         planned = seconds.sampling(here, found, work, eager) / scale.drawn
@@ -324,7 +329,7 @@ def _backward(name: str, checkpointing: bool, scale: Scale) -> str:
     both = [x[: columns // 2] for x in ids], [x[columns // 2 :] for x in ids]
     rows = pad_batch(*both, 0, device())
     spent = backwards(model.model, rows, Likelihood(chunk=config.train.logprob_chunk), scale.rounds)
-    numbers = model_of(Rehearsal(config, copy.deepcopy(model.model.config)))
+    numbers = planned_model(model.model.config, checkpointing)
     work = Work(count, 1, columns // 2, columns - columns // 2, count)
     parts = [f"{1000 * spent:.0f} ms for {count} rows of {columns}"]
     parts.append(f"{count * columns / spent:,.0f} tokens/s")
