@@ -156,27 +156,27 @@ def correctness(scale: Scale, folder: Path) -> Lines:
     drawn = draw(reference)
     expected = numbers(reference, drawn)
     for dtype, most in TOLERANCES.items():
-        found = Endless(copy.deepcopy(model).to(device(), dtype), reference.tokenizer)
-        again = draw(found)
+        tested = Endless(copy.deepcopy(model).to(device(), dtype), reference.tokenizer)
+        again = draw(tested)
         same = [x == y for x, y in zip(again.completions, drawn.completions, strict=True)]
         errors = taken(again, drawn, torch.tensor(same))
-        errors |= {x: error(y, expected[x]) for x, y in numbers(found, drawn).items()}
+        errors |= {x: error(y, expected[x]) for x, y in numbers(tested, drawn).items()}
         count = f"{sum(same)} of {len(same)} completions equal"
         shown = "; ".join([count, *(f"{x} {far:.0e}" for x, far in errors.items())])
         good = all(far < most for far in errors.values()) and (all(same) or most == math.inf)
         name = str(dtype).removeprefix("torch.")
         yield f"{name} beside float64 on the CPU, relative errors", shown, good
-        plain = draw(found, graph=False).completions
+        plain = draw(tested, graph=False).completions
         same = [x == y for x, y in zip(again.completions, plain, strict=True)]
         count = f"{sum(same)} of {len(same)} completions equal"
         yield f"{name}, with a graph beside without", count, all(same) or most == math.inf
 
 
-def taken(found: Rollout, expected: Rollout, same: Tensor) -> dict[str, float]:
+def taken(ours: Rollout, expected: Rollout, same: Tensor) -> dict[str, float]:
     """The errors of what the sampler takes on its way, in the completions that are the same."""
     names = ("log-probabilities", "entropy", "features") if same.any() else ()
     keys = {"log-probabilities": "logprobs"}
-    pairs = {x: [getattr(y, keys.get(x, x)) for y in (found, expected)] for x in names}
+    pairs = {x: [getattr(y, keys.get(x, x)) for y in (ours, expected)] for x in names}
     return {f"drawn {x}": error(a.cpu()[same], b[same]) for x, (a, b) in pairs.items()}
 
 
@@ -202,12 +202,12 @@ def numbers(policy: Policy, drawn: Rollout) -> dict[str, Tensor]:
     return {name: x.detach().cpu() for name, x in values.items()}
 
 
-def error(found: Tensor, expected: Tensor) -> float:
+def error(ours: Tensor, expected: Tensor) -> float:
     """The largest error in units of the largest number; inf where anything is not finite."""
-    if not found.isfinite().all():
+    if not ours.isfinite().all():
         return math.inf
     expected = expected.double()
-    return float((found.double() - expected).abs().max() / expected.abs().max())
+    return float((ours.double() - expected).abs().max() / expected.abs().max())
 
 
 # -- smoke runs -----------------------------------------------------------------------------------
@@ -294,10 +294,10 @@ def _drawing(model: Policy, scale: Scale, rows: int, how: Decoding) -> str:
     here = machine()
     if here:
         work = Work(len(texts), 16, scale.prompt, scale.drawn, rows)
-        found = planned_model(model.model.config, False)
+        numbers = planned_model(model.model.config, False)
         forwards = scale.drawn + 1
         eager = 3 if how.cuda_graph else forwards  # prompts, a token, its capture
-        planned = seconds.sampling(here, found, work, eager) / scale.drawn
+        planned = seconds.sampling(here, numbers, work, eager) / scale.drawn
         parts.append(f"by --plan {1000 * planned:.2f} ms")
     return "; ".join(parts)
 

@@ -135,8 +135,8 @@ class Estimate:
         if options.measure == "ghost":
             wanted = requests(options.k or options.samples, options.samples)
             one = seconds.gradient(self.model, self.config, self.model.measured)
-            whole = sum(len(group) for _, group in wanted) / SHELLS
-            phases["directions"] = self.passing(work, whole * one)
+            gradients = sum(len(group) for _, group in wanted) / SHELLS
+            phases["directions"] = self.passing(work, gradients * one)
             phases["probes"] = self.passing(work, len(wanted) * one)
         return phases
 

@@ -36,7 +36,7 @@ def _micro_batch(cost: Cost) -> Held:
 
 
 def _always(config: Config, rehearsal: Rehearsal, ranks: int) -> tuple[Held, Held]:
-    """What a rank of a run holds at all times: (on the device, on the host)."""
+    """Return the bytes that a rank of a run holds at all times: (on the device, on the host)."""
     sizes = rehearsal.sizes(THRESHOLD)
     always, host = states(sizes, config.train.zero_stage, ranks, config.train.offload)
     if (config.logging.kl_every or config.train.kl_coef) and not config.model.lora_rank:
@@ -47,11 +47,11 @@ def _always(config: Config, rehearsal: Rehearsal, ranks: int) -> tuple[Held, Hel
 def sampler_tokens(rehearsal: Rehearsal, ranks: int, memory: int | None, diagnosing: bool) -> int:
     """Return the sampler's budget on a device of so many bytes, if they are known."""
     sizes, config = rehearsal.sizes(), rehearsal.config
-    whole = sizes.element * sizes.parameters
-    held = whole
+    weights = sizes.element * sizes.parameters
+    held = weights
     if not diagnosing:
         held = sum(_always(config, rehearsal, ranks)[0].values())
-        held += whole * (config.train.zero_stage == 3)
+        held += weights * (config.train.zero_stage == 3)  # a full copy to sample from
     return budget(rehearsal, None if memory is None else memory - held)
 
 
