@@ -6,6 +6,7 @@ from eval.rollout import draw
 from eval.rollout.budget import CPU_TOKENS, SHARE, tokens_within
 from eval.rollout.cached import PREFILL
 from eval.rollout.continuous import FORWARD, PAGE
+from eval.rollout.recompute import LOGITS
 from trainers.engine.memory import Held
 from trainers.job import Job
 from trainers.plan.rehearsal import Micro, Rehearsal
@@ -80,7 +81,8 @@ def _continuous(rehearsal: Rehearsal, drawing: Drawing, token: int, number: int)
     pages = max(drawing.tokens // PAGE, -(-(work.prompt + work.completion) // PAGE) + 1)
     held = {"cache": token * pages * PAGE, "drawing a token": FORWARD * vocabulary * number}
     answers = drawing.prompts * drawing.n
-    rows = min(answers, Micro.within(drawing.tokens, work.prompt, work.completion).rows)
+    budget = min(drawing.tokens, LOGITS // vocabulary)
+    rows = min(answers, Micro.within(budget, work.prompt, work.completion).rows)
     measured = rows * (work.completion + 1) * vocabulary * number
     if measured > sum(held.values()):
         return {"measuring what was drawn": measured}
