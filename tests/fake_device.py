@@ -54,6 +54,7 @@ class FakeDevice:
         self._memory: WeakSet[torch.UntypedStorage] = WeakSet()
         self._pinned: WeakSet[torch.UntypedStorage] = WeakSet()
         self._making: torch.device | None = None  # where new tensors are to lie
+        self._debug = "default"  # see torch.cuda.set_sync_debug_mode
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -120,6 +121,8 @@ class FakeDevice:
     def wait(self, what: str) -> None:
         """Count that the host waits for the device here."""
         refuse_in_capture(what)
+        if self._debug == "error":
+            raise RuntimeError(f"called a synchronizing CUDA operation: {what}")
         self.waits[_site(), what] += 1
 
     def _place(self, x: Tensor) -> torch.device:
@@ -193,6 +196,8 @@ class FakeDevice:
             "graph": lambda graph, *_, **__: graph.recording(),
             "graph_pool_handle": lambda: (0, 0),
             "is_current_stream_capturing": lambda: False,
+            "get_sync_debug_mode": lambda: self._debug,
+            "set_sync_debug_mode": lambda mode: setattr(self, "_debug", mode),
         }
 
     def _to(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -114,6 +114,7 @@ class FakeGraph:
 
     def __init__(self) -> None:
         self._calls: list[_Call] | None = None
+        self._capture = ExitStack()
 
     def capture(self, function: Callable[[], object]) -> None:
         """Record the kernels of a function; see `recording`."""
@@ -134,6 +135,13 @@ class FakeGraph:
         finally:
             recorder.undo()
         self._calls = recorder.calls
+
+    def capture_begin(self, **_: Any) -> None:
+        """Begin a recording that `capture_end` ends."""
+        self._capture.enter_context(self.recording())
+
+    def capture_end(self) -> None:
+        self._capture.close()
 
     def replay(self) -> None:
         """Run the captured kernels; results go where they went at the capture."""

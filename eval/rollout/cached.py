@@ -9,7 +9,7 @@ a CUDA graph, and the host waits for the device once in LOOK tokens, to see whic
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 from weakref import WeakKeyDictionary
@@ -22,7 +22,7 @@ from eval.policy.policy import Policy, reading
 from eval.policy.streams import uniform
 from eval.rollout.cache import make_roomy, make_static
 from eval.rollout.draw import draw
-from eval.rollout.graph import captured
+from eval.rollout.graph import Step, captured
 from eval.rollout.rollout import Decoding, Drawn, Order, Readings
 from eval.rollout.sampler import Sampler
 from eval.rollout.taps import tapped
@@ -35,6 +35,9 @@ DENSE = 7 / 8  # below this share of rows that go on, the cache drops those that
 
 # tokens between two checks for rows that have ended; each check makes a GPU wait
 LOOK = {"cpu": 1, "cuda": 16}
+
+
+WORTH = 8  # tokens that are left to draw where a capture is worth its time
 
 
 PREFILL = 2**16  # tokens of the prompts that one forward reads
@@ -54,9 +57,12 @@ class Cached(Sampler):
         mode = torch.no_grad if order.decoding.features else torch.inference_mode
         parts = []
         for chunk in order.decoding.chunks(places, order.n):
-            with mode():
-                drawn = _Drawing(policy, order.prompts[chunk], names[chunk], order).drawn()
-            parts.append([x.clone() for x in drawn])  # ordinary tensors, outside of `mode`
+            # a prompt has a chunk of its own where its answers exceed the budget
+            answers = max(1, order.decoding.token_budget // max(places[chunk]))
+            for some in names[chunk].split(answers, 1):
+                with mode():
+                    drawn = _Drawing(policy, order.prompts[chunk], some, order).drawn()
+                parts.append([x.clone() for x in drawn])  # ordinary tensors, outside of `mode`
         tokens, logprobs, entropy, features = (torch.cat(x) for x in zip(*parts, strict=True))
         lengths = (tokens >= 0).sum(1).tolist()
         completions = [x[:length] for x, length in zip(tokens.tolist(), lengths, strict=True)]
@@ -94,7 +100,7 @@ class _Drawing:
         self.ends = torch.tensor(policy.end_ids, device=device)
         self.done, self.look = 0, LOOK[device.type]  # tokens drawn; tokens between looks
         self.static: Tensor | None = None  # with fixed shapes, the mask of all columns
-        self.step: Callable[[], None] = self._token
+        self.step: Step | None = None  # a graph of `_token`
 
     def drawn(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return tokens (-1 after the end), log-probability, entropy and features of each row."""
@@ -121,9 +127,9 @@ class _Drawing:
         if self.static is None or self.width + end - 1 > self.static.shape[-1]:
             self._release()
             self._make_static(end)
-            self._advance(1)  # a graph can be captured of what has run before
-            if self.decoding.cuda_graph:
+            if self.decoding.cuda_graph and self.decoding.max_new_tokens - self.done >= WORTH:
                 self.step = captured(self._token, type(self.policy.model).__name__)
+                self.done += 1
 
     def _make_static(self, end: int) -> None:
         make_static(self.layers, self.width + end - 1, self.column)
@@ -132,14 +138,14 @@ class _Drawing:
     def _release(self) -> None:
         """Let shapes change again."""
         if self.static is not None:
-            self.static, self.step = None, self._token
+            self.static = self.step = None
             for layer in self.layers:
                 layer.filled, layer.column = self.width + self.done - 1, None
 
     def _advance(self, count: int) -> None:
         """Draw `count` tokens of each row."""
         for _ in range(count):
-            self.step()
+            (self.step or self._token)()
             self.done += 1
 
     def _token(self) -> None:
@@ -163,10 +169,8 @@ class _Drawing:
         """Return the logits of the next token of each row."""
         self.tap.rows = None if len(self.inputs) == len(self.live) else self.prefix
         if self.static is not None:
-            columns = torch.arange(self.static.shape[-1], device=self.static.device)
-            return self._forward(
-                self.inputs, self.positions, self.static & (columns <= self.column)
-            )
+            written = self.columns[: self.static.shape[-1]] <= self.column
+            return self._forward(self.inputs, self.positions, self.static & written)
         end = self.width + self.done - self.inputs.shape[1]
         parts = (x.split(max(1, PREFILL // len(x)), 1) for x in (self.inputs, self.positions))
         for ids, positions in zip(*parts, strict=True):
@@ -209,7 +213,8 @@ class _Drawing:
         self.live, self.going = self.live[kept], self.going[kept]
         parent, token, self.prefix = _grown(self.prefix[kept], token, sharing)
         self.inputs = token[:, None]
-        if not torch.equal(parent, torch.arange(len(self.mask), device=parent.device)):
+        # on a GPU a comparison costs more than a copy that is seldom
+        if self.look > 1 or not torch.equal(parent, torch.arange(len(self.mask))):
             self.cache.batch_select_indices(parent)
             self.mask, self.positions = self.mask[parent], self.positions[parent]
 
@@ -256,6 +261,8 @@ def _why_not_static(policy: Policy) -> str | None:
         if drawing.static_error() <= 16:
             return None
         return "computes other logits with fixed shapes"
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever its code does with such a mask
         return f"takes no fixed shapes ({(str(error).strip() or repr(error)).splitlines()[0]})"
 

@@ -17,9 +17,15 @@ from trainers.engine.launcher import start_ranks
 
 def storages():
     """All that is alive, by address, and kept alive: an address is not used again."""
-    kinds = torch.Tensor, torch.nn.Parameter  # subclasses of torch's own may have no device
-    tensors = (x for x in gc.get_objects() if type(x) in kinds and x.device.type != "meta")
+    tensors = (x for x in gc.get_objects() if isinstance(x, torch.Tensor) and is_real(x))
     return {storage._cdata: storage for storage in (x.untyped_storage() for x in tensors)}
+
+
+def is_real(x):
+    try:
+        return x.device.type != "meta"
+    except RuntimeError:  # torch keeps some that have no device
+        return False
 
 
 def held(stage, dtype):

@@ -3,7 +3,9 @@
 Tests with the parameter `sampler` are the contract of all samplers; the others are of `cached`.
 """
 
+import gc
 from dataclasses import fields, replace
+from weakref import ref
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ from eval.rollout.rollout import Decoding
 from eval.rollout.sample import SAMPLERS, sample
 from eval.tasks.twin import Twin
 from tests.engines import ENGINES
+from tests.fake_device import FakeDevice
 from tests.fake_graph import FakeGraph
 from tests.fakes import PROMPTS, random_policy
 from trainers.config.schema import TrainConfig
@@ -202,6 +205,7 @@ def test_the_draws_do_not_depend_on_batches_or_shares():
 
 
 def captured(step, name):
+    step()
     graph = FakeGraph()
     graph.capture(step)
     return graph.replay
@@ -245,14 +249,57 @@ def test_many_tokens_at_fixed_shapes(kind, monkeypatch):
         assert torch.allclose(getattr(rollout, name), getattr(expected, name), atol=1e-3)
 
 
-def test_a_model_that_cannot_be_captured_samples_without(monkeypatch, capsys):
+@pytest.mark.parametrize("waits", ["in each forward", "in a capture"])
+def test_a_model_that_cannot_be_captured_samples_without(waits, monkeypatch, capsys):
     policy = random_policy("llama")
-    expected = sample(policy, PROMPTS, 3, Decoding(9), seed=5)
-    monkeypatch.setitem(sampling.LOOK, "cpu", 4)
-    for _ in range(2):  # this torch has no CUDA
-        assert sample(policy, PROMPTS, 3, Decoding(9), seed=5).completions == expected.completions
+    expected = sample(policy, PROMPTS, 3, Decoding(20), seed=5)
+    monkeypatch.setattr("eval.rollout.graph._refused", set())
+    forward = policy.model.forward
+
+    def waiting(**named):
+        if waits == "in each forward" or FakeGraph.capturing:
+            named["input_ids"].max().item()
+        return forward(**named)
+
+    monkeypatch.setattr(policy.model, "forward", waiting)
+    with FakeDevice():
+        policy.model.to("cuda")
+        for _ in range(2):
+            rollout = sample(policy, PROMPTS, 3, Decoding(20), seed=5)
+            assert rollout.completions == expected.completions
+        policy.model.to("cpu")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("train.cuda_graph = true: LlamaForCausalLM cannot be captured (")
+
+
+def test_what_was_drawn_leaves_no_cache(monkeypatch):
+    """Not even until Python looks for cycles: the next batch needs the memory before."""
+    monkeypatch.setattr(sampling, "captured", captured)
+    policy, made = random_policy("llama"), []
+    began = sampling._Drawing.__init__
+    monkeypatch.setattr(
+        sampling._Drawing, "__init__", lambda self, *x: made.append(ref(self)) or began(self, *x)
+    )
+    for look in (1, 4):
+        monkeypatch.setitem(sampling.LOOK, "cpu", look)
+        gc.disable()
+        try:
+            sample(policy, PROMPTS, 3, Decoding(20, token_budget=200), seed=5)
+            assert len(made) > 1 and not any(x() for x in made)
+        finally:
+            gc.enable()
+
+
+def test_the_answers_to_one_prompt_may_exceed_the_budget():
+    policy = random_policy("llama")
+    rows = []
+    counting = policy.model.register_forward_pre_hook(
+        lambda model, _, named: rows.append(named["input_ids"].shape[0]), with_kwargs=True
+    )
+    few = sample(policy, PROMPTS, 16, Decoding(8, token_budget=100), seed=5)
+    counting.remove()
+    assert max(rows) <= 100 // 8
+    assert few.completions == sample(policy, PROMPTS, 16, Decoding(8), seed=5).completions
 
 
 @pytest.mark.parametrize("fault", ["another window", "no such mask", "other logits"])
