@@ -33,14 +33,18 @@ GIB = 2**30
 def sampling(rehearsal: Rehearsal, work: Micro, prompts: int, n: int, top_p: float) -> Held:
     """The cache of one decoding batch; the larger of a token's forward and of drawing it: logits,
     log pi in fp32, two arrays in float64 for its sum (below top_p = 1 the sort's four and more);
-    and the features of all completions of this rank, if any.
+    and the features of all completions of this rank, if any. Servers hold the cache of `vllm`: only
+    the answers' own forward takes memory here.
     """
     cache, forward = rehearsal.decoding(work.rows, work.prompt, work.completion)
     sizes = rehearsal.sizes()
     number = sizes.element + (20 if top_p == 1 else 41)
     drawing = work.rows * rehearsal.vocabulary * number
     features = {"features": 4 * prompts * n * sizes.width} if prompts else {}
-    if rehearsal.config.train.rollouts == "continuous":
+    rollouts = rehearsal.config.train.rollouts
+    if rollouts == "vllm":
+        return {"measuring what was drawn": _measured(rehearsal, work, number)} | features
+    if rollouts == "continuous":
         return _continuous(rehearsal, work, cache, number) | features
     return {"cache": cache, "drawing a token": max(forward, drawing)} | features
 
@@ -53,11 +57,17 @@ def _continuous(rehearsal: Rehearsal, work: Micro, cache: int, number: int) -> H
     pages = max(budget // PAGE, -(-longest // PAGE) + 1)
     paged = cache // (work.rows * longest) * pages * PAGE
     drawing = FORWARD * rehearsal.vocabulary * number
-    rows = Micro.within(budget, work.prompt, work.completion).rows
-    measured = rows * (work.completion + 1) * rehearsal.vocabulary * number
+    measured = _measured(rehearsal, work, number)
     if measured > paged + drawing:
         return {"measuring what was drawn": measured}
     return {"cache": paged, "drawing a token": drawing}
+
+
+def _measured(rehearsal: Rehearsal, work: Micro, number: int) -> int:
+    """The logits of a micro-batch of answers that are read again."""
+    budget = rehearsal.config.train.micro_batch_tokens
+    rows = Micro.within(budget, work.prompt, work.completion).rows
+    return rows * (work.completion + 1) * rehearsal.vocabulary * number
 
 
 def _micro_batch(cost: Cost) -> Held:

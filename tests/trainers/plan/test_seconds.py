@@ -207,6 +207,9 @@ def test_phases_are_those_of_the_configuration():
     assert ruled["measure"] > 1.3 * more["measure"]  # which needs |J_k| each time
     continuous = of(h100, "train.rollouts=continuous").of_step()
     assert continuous["sample"] > plain["sample"]
+    servers = ["rollout.urls=[http://a:1]", "rollout.sync_dir=sync"]
+    served = of(h100, "train.rollouts=vllm", *servers).of_step()
+    assert served["sample"] == continuous["sample"]
     diagnosed = of(h100).of_diagnosis()
     assert list(diagnosed) == ["sample", "directions", "probes"]
     assert diagnosed["probes"] > diagnosed["directions"]
