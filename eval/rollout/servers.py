@@ -74,19 +74,25 @@ def complete(servers: Servers, names: Sequence[int], bodies: Sequence[Body]) -> 
 
 
 def reload(servers: Servers, folder: Path) -> None:
-    """Let all servers read the weights of a folder.
+    """Let all servers read the weights of a folder, at the same time."""
+    with ThreadPoolExecutor(len(servers.urls)) as pool:
+        list(pool.map(lambda url: _reload(servers, url, folder), servers.urls))
+
+
+def _reload(servers: Servers, url: str, folder: Path) -> None:
+    """Let a server read the weights of a folder.
 
     Without the reset, prompts longer than a block of the prefix cache would be answered from the
     weights before.
     """
-    weights = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
-    for url in servers.urls:
-        _answer(servers, url, "/pause?mode=wait")
-        _answer(servers, url, "/collective_rpc", weights | {"timeout": servers.timeout})
-        reset = _answer(servers, url, "/reset_prefix_cache")
-        if isinstance(reset, dict) and not reset.get("success", True):
-            raise _failed(url, "/reset_prefix_cache", "could not be reset")
-        _answer(servers, url, "/resume")
+    weights = {"weights_path": str(folder)}
+    method = {"method": "reload_weights", "kwargs": weights, "timeout": servers.timeout}
+    _answer(servers, url, "/pause?mode=wait")
+    _answer(servers, url, "/collective_rpc", method)
+    reset = _answer(servers, url, "/reset_prefix_cache")
+    if isinstance(reset, dict) and not reset.get("success", True):
+        raise _failed(url, "/reset_prefix_cache", "could not reset its cache")
+    _answer(servers, url, "/resume")
 
 
 def check(servers: Servers, policy: Policy, longest: int) -> None:
