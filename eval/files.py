@@ -1,11 +1,15 @@
 """JSON and JSON-lines files that are replaced in one move: complete or absent."""
 
+import errno
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from eval.errors import Refusal
 
@@ -50,6 +54,17 @@ def usual_permissions(path: Path) -> None:
         if mode & 0o777 != wanted:
             with suppress(PermissionError):  # on a disk without permissions
                 place.chmod(mode & 0o7000 | wanted)  # keeps set-group-ID of a folder
+
+
+@contextmanager
+def system_errors(place: Path) -> Iterator[None]:
+    """Turn a SafetensorError, such as that of a full disk, into the system's OSError."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code) if number else str(error), str(place)) from error
 
 
 def write_json(path: Path, content: Any) -> None:

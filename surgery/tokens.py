@@ -1,4 +1,4 @@
-"""Objectives token by token: a KL to a reference, and PPO's surrogate for later updates."""
+"""Objectives token by token: a KL to a reference, importance weights, and PPO's surrogate."""
 
 import torch
 from torch import Tensor
@@ -32,6 +32,25 @@ def divergence(logprobs: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     k3 = torch.expm1(-k1) + k1
     later = k3.flip(-1).cumsum(-1).flip(-1) - k3
     return k3.sum(-1), below_the_others(k1 + later)
+
+
+def importance(difference: Tensor, cap: float) -> Tensor:
+    """Return the truncated importance weights min(pi/pi_served, cap) of tokens.
+
+    `difference` is log pi - log pi_served of each token, which pi_served drew. Truncated weights
+    bound the variance of importance sampling (Ionides 2008; token by token IMPALA, arXiv
+    1802.01561, eq. 1).
+
+    They do not make the gradient unbiased for pi. The unbiased weight of grad log pi(y_t) is the
+    untruncated product of the ratios of all tokens of the completion. The ratio of y_t alone
+    ignores that pi_served also drew the tokens before, by which the state was reached, and those
+    after, by which the reward was earned. Truncation takes the mean of the weights below 1. A
+    baseline loses its mean of 0 in the same way. All these errors are of the first order in the
+    difference. For equal distributions all weights are 1, and nothing changes.
+    """
+    if cap < 1:
+        raise ValueError(f"cap = {cap}: must be at least 1, the weight of equal distributions")
+    return difference.double().exp().clamp(max=cap)
 
 
 def surrogate(logp: Tensor, weight: Tensor, old: Tensor | None, clip: float) -> Tensor:

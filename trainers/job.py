@@ -1,8 +1,12 @@
 """The parts that every command builds from a configuration: task, verifier, base and decoding."""
 
-from eval.rollout.rollout import Decoding
+from collections.abc import Sequence
+
+from eval.policy.policy import Policy
+from eval.rollout.rollout import Decoding, Servers
+from eval.rollout.servers import check
 from eval.tasks.registry import build_task
-from eval.tasks.task import TaskError
+from eval.tasks.task import Problem, TaskError
 from eval.verify.verifier import Verifier
 from trainers.config.schema import Config
 
@@ -20,6 +24,7 @@ class Job:
             raise TaskError(f"task.name = {config.task.name}: {why}, {remedy}")
         self.max_new_tokens = limit
         self.rollout_tokens = config.train.rollout_tokens  # null: sized where a model is sampled
+        self.servers = servers_of(config)
 
     def verifier(self) -> Verifier:
         """Return the verifier of the configuration; it starts its workers on first use."""
@@ -53,4 +58,21 @@ class Job:
             train.rollouts,
             features,
             train.cuda_graph,
+            self.servers,
         )
+
+    def check_servers(self, policy: Policy, problems: Sequence[Problem]) -> None:
+        """Refuse servers that cannot draw the answers of this policy to these problems."""
+        if self.servers:
+            prompts = policy.encode([x.prompt for x in problems])
+            answer = max(self.max_new_tokens, self.eval_tokens)
+            check(self.servers, policy, max(map(len, prompts)) + answer)
+
+
+def servers_of(config: Config) -> Servers | None:
+    """Return the servers of the sampler `vllm`; None with any other sampler."""
+    options = config.rollout
+    if config.train.rollouts != "vllm":
+        return None
+    rounding = 1e-3 if config.model.dtype == "float32" else 0.02
+    return Servers(tuple(options.urls), options.timeout, options.mismatch or rounding)

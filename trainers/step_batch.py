@@ -31,6 +31,7 @@ class StepBatch:
 
     # sample
     rollout: Rollout = field(init=False)
+    served: dict[str, float] = field(init=False)  # scalars of servers; empty: the policy sampled
 
     # verify
     verdicts: list[bool | None] = field(init=False)  # None: undecided

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from eval.policy.logprobs import entropies, log_softmax, pad_batch
 from eval.policy.policy import Policy, in_eval_mode
@@ -32,9 +33,12 @@ def measure(
             chunk_prompts = [prompts[i // n] for i in order[chunk]]
             chunk_completions = [completions[i] for i in order[chunk]]
             parts.append(_measure(policy, chunk_prompts, chunk_completions, decoding))
-    logprobs, entropy, features = (torch.cat(x) for x in zip(*parts, strict=True))
+    tokens, entropy, features = zip(*parts, strict=True)
     back = torch.tensor(order).argsort().to(policy.device)
-    return Readings(logprobs[back], entropy[back], features[back] if decoding.features else None)
+    columns = tokens[-1].shape[1]  # the last chunk has the longest completions
+    by_token = torch.cat([pad(x, (0, columns - x.shape[1])) for x in tokens])[back]
+    taken = torch.cat(features)[back] if decoding.features else None
+    return Readings(by_token.sum(1), torch.cat(entropy)[back], taken, by_token)
 
 
 def _measure(
@@ -55,7 +59,7 @@ def _measure(
                 use_cache=False,
             ).logits[:, :-1]
         logp = log_softmax(logits, decoding.temperature or 1.0, decoding.top_p, tokens)
-        chosen = logp.gather(-1, tokens[..., None]).squeeze(-1).where(mask, 0.0).sum(1)
+        chosen = logp.gather(-1, tokens[..., None]).squeeze(-1).where(mask, 0.0)
         features = torch.zeros(len(chosen), 0, device=policy.device)
         if decoding.features:
             (gradient,) = torch.autograd.grad(chosen.sum(), tap.hidden)

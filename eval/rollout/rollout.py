@@ -15,6 +15,15 @@ class SamplingFailed(Failure):
 
 
 @dataclass(frozen=True)
+class Servers:
+    """The servers of the sampler `vllm`."""
+
+    urls: tuple[str, ...]  # http://host:port
+    timeout: float  # seconds in which a server must answer
+    bound: float  # largest mean distance of its log-probabilities from the policy's, per token
+
+
+@dataclass(frozen=True)
 class Decoding:
     """The settings of a draw, and whether it returns features."""
 
@@ -27,6 +36,7 @@ class Decoding:
     sampler: str = "cached"  # a name in SAMPLERS of eval/rollout/sample.py
     features: bool = False  # costs `cached` one more product with the head per token
     cuda_graph: bool = True  # on a GPU, `cached` captures a token as a graph where it can
+    servers: Servers | None = None  # only `vllm` has servers
 
     def chunks(self, lengths: Sequence[int], n: int) -> Iterator[slice]:
         """Yield runs of prompts whose n completions, padded to the longest, fit the budget.
@@ -59,6 +69,7 @@ class Readings(NamedTuple):
     logprobs: Tensor
     entropy: Tensor
     features: Tensor | None
+    by_token: Tensor | None = None  # [rows, columns] log-probability of each token; 0 after the end
 
 
 class Drawn(NamedTuple):
@@ -66,6 +77,8 @@ class Drawn(NamedTuple):
 
     completions: list[list[int]]  # token ids; n of the first prompt, n of the second, ...
     readings: Readings | None = None  # None: the sampler computed none during the draw
+    # log-probability of each token under the distribution that served it, if it was another model
+    served: list[list[float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +93,8 @@ class Rollout:
     entropy: Tensor  # [rows] mean entropy over the completion's tokens
     features: Tensor | None  # [rows, width] d logprobs / d last hidden states, summed over tokens
     n: int
+    # [rows, columns] log pi - log pi_served of each token, 0 after the end; None: not served
+    mismatch: Tensor | None = None
 
     @property
     def lengths(self) -> Tensor:

@@ -12,9 +12,10 @@ from eval.rollout.continuous import Continuous
 from eval.rollout.recompute import measure
 from eval.rollout.rollout import Decoding, Order, Rollout, SamplingFailed
 from eval.rollout.sampler import Sampler
+from eval.rollout.served import Served, mismatch
 
 # the choices of train.rollouts, which trainers/config/schema.py repeats
-SAMPLERS: dict[str, Sampler] = {x.name: x for x in (Cached(), Continuous())}
+SAMPLERS: dict[str, Sampler] = {x.name: x for x in (Cached(), Continuous(), Served())}
 
 
 def sample(
@@ -38,8 +39,9 @@ def sample(
     ids = policy.encode(prompts)
     names = list(range(len(ids)) if problem_ids is None else problem_ids)
     try:
-        completions, readings = sampler.draw(policy, Order(ids, names, n, decoding, seed))
-        readings = readings or measure(policy, ids, completions, decoding)
+        drawn = sampler.draw(policy, Order(ids, names, n, decoding, seed))
+        completions = drawn.completions
+        readings = drawn.readings or measure(policy, ids, completions, decoding)
     except torch.OutOfMemoryError:
         why = f"train.rollout_tokens = {decoding.token_budget}: too much for the device's memory"
         raise SamplingFailed(f"{why}; set half of it") from None
@@ -54,4 +56,7 @@ def sample(
     decoded = policy.tokenizer.batch_decode(distinct, skip_special_tokens=False)
     text_of = dict(zip(distinct, decoded, strict=True))
     texts = [text_of[x] for x in bodies]
-    return Rollout(ids, completions, texts, torch.tensor(truncated), *readings, n)
+    logprobs, entropy, features, by_token = readings
+    distance = mismatch(by_token, drawn.served, decoding.servers)
+    cut = torch.tensor(truncated)
+    return Rollout(ids, completions, texts, cut, logprobs, entropy, features, n, distance)

@@ -1,9 +1,9 @@
-"""PPO's surrogate, by hand; the KL's gradient, on a policy of two tokens that is enumerated."""
+"""PPO's surrogate and importance weights, by hand; gradients on a policy that is enumerated."""
 
 import pytest
 import torch
 
-from surgery.tokens import divergence, surrogate
+from surgery.tokens import divergence, importance, surrogate
 
 WORDS, END = 4, 3
 
@@ -88,6 +88,46 @@ def test_shapes_are_checked():
     for shape in ((2, 3), (2, 1, 3)):
         with pytest.raises(ValueError, match="n >= 2"):
             divergence(torch.zeros(shape), torch.zeros(shape))
+
+
+def test_importance_weights_by_hand():
+    """pi/pi_served of 1, 1/2, 3/2 and 4, under a cap of 2."""
+    ratios = torch.tensor([1.0, 0.5, 1.5, 4.0]).double()
+    assert importance(ratios.log(), 2.0).tolist() == pytest.approx([1, 0.5, 1.5, 2])
+    assert importance(torch.zeros(3), 1.0).tolist() == [1, 1, 1]
+    with pytest.raises(ValueError, match=r"cap = 0.5: must be at least 1"):
+        importance(ratios, 0.5)
+
+
+def test_importance_weights_by_enumeration():
+    """Of one token the untruncated weight is unbiased; of two it corrects, but not for all, as the
+    docstring says.
+    """
+    ours, theirs = policy(0), [x + 0.2 for x in policy(0)]
+    theirs = [x + 0.2 * torch.randn_like(x) for x in theirs]
+    logp, served = logprobs(ours), logprobs(theirs).detach()
+    rewards = torch.randn(len(logp), dtype=torch.float64)
+    p = served.sum(1).exp()
+
+    def gradient(weights, tokens=slice(None)):
+        return torch.autograd.grad(
+            (p[:, None] * rewards[:, None] * weights * logp)[:, tokens].sum(),
+            ours[0],
+            retain_graph=True,
+        )[0]
+
+    difference = (logp - served).detach()
+    (true,) = torch.autograd.grad(logp.sum(1).exp() @ rewards, ours[0], retain_graph=True)
+    unbiased = gradient(difference.sum(1, keepdim=True).exp())
+    assert torch.allclose(unbiased, true)
+    by_token, plain = gradient(importance(difference, 1e9)), gradient(torch.ones_like(logp))
+    capped = gradient(importance(difference, 1.0))
+    assert (by_token - true).norm() < (plain - true).norm()
+    assert (by_token - true).norm() > 1e-3 and not torch.allclose(capped, by_token)
+    ends = torch.tensor([b is None or a == END for a, b in completions()])
+    rewards = rewards.where(ends, 0.0)  # of completions of one token alone: nothing is ignored
+    (true,) = torch.autograd.grad(logp.sum(1).exp() @ rewards, ours[0], retain_graph=True)
+    assert torch.allclose(gradient(importance(difference, 1e9)), true)
 
 
 def test_the_clipped_surrogate_by_hand():

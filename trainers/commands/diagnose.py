@@ -48,6 +48,7 @@ from trainers.engine.adapter import make_trainable
 from trainers.engine.batches import Work, merged, micro_batches
 from trainers.engine.hosts import base_path, check_inputs, check_weights
 from trainers.engine.ranks import Ranks, share
+from trainers.engine.sync import sync_of
 from trainers.job import Job
 from trainers.measure import ghost
 from trainers.measure.probe import check_coverage
@@ -141,7 +142,7 @@ class Diagnosis:
         if missing:
             verifier.try_out(self.problems[0].gold)
         counts = [r["c"] for i in self.parts if i not in missing for r in self._records(i)]
-        policy = self.policy if missing else None  # also on a rank that has no prompts
+        policy = self._drawn_from() if missing else None  # also on a rank that has no prompts
         with verifier, self._progress(len(self.problems), len(counts), "sampling") as bar:
             for start in missing:
                 mine = self._mine(start)
@@ -158,6 +159,15 @@ class Diagnosis:
         return FeatureSums(
             all_counts, n, share(folder and torch.cat([folder.sums(i) for i in self.parts]))
         )
+
+    def _drawn_from(self) -> Policy:
+        """Return the policy; servers that draw for it have its weights then."""
+        policy, sync = self.policy, sync_of(self.config, self.ranks)
+        if sync:
+            if self.folder:
+                self.job.check_servers(policy, self.problems)
+            sync(policy, 0)
+        return policy
 
     def _sample(
         self, policy: Policy, mine: Sequence[int], verifier: Verifier

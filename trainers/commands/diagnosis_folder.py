@@ -7,13 +7,12 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from eval.files import read_json, usual_permissions, write_json
+from eval.files import read_json, system_errors, usual_permissions, write_json
 from eval.records import RECORD, Record
 from eval.scores.folder import claim, fingerprint
 from surgery.interference import Group, Level
 from trainers.config.schema import Config
 from trainers.job import Job
-from trainers.train.checkpoint import system_errors
 
 AFTER_SAMPLING = ("k", "measure")
 

@@ -36,6 +36,7 @@ from surgery.user_code import load_function
 from trainers.config.load import load_config
 from trainers.config.schema import Config
 from trainers.config.values import ConfigError
+from trainers.engine.sync import NOTHING, sync_of
 from trainers.job import Job
 
 CHUNK = 32  # problems between two writes
@@ -191,6 +192,7 @@ class _Models:
         self.verifier.try_out(self.problems[0].gold)
         self.path = self.job.base_path()
         self.toward = arguments.toward and self.job.path_of(arguments.toward)
+        self.sync = sync_of(self.config)
         self.loaded: dict[str, Policy] = {}
         self.start: dict[str, Tensor] = {}
 
@@ -238,11 +240,19 @@ class _Models:
         complete = drawing.max_new_tokens >= self.job.max_new_tokens
         uncut = drawing.temperature > 0 and drawing.top_p == 1 and complete
         population = self.job.task.success(policy, drawing.temperature) if uncut else None
+        self._serve(policy, by)
         with self.verifier:
             for first in range(begin, len(self.problems), CHUNK):
                 part = self.problems[first : first + CHUNK]
                 places = range(first, first + len(part))
                 yield evaluate(policy, self.verifier, part, draws, places, population)
+
+    def _serve(self, policy: Policy, by: float | None) -> None:
+        """Give the weights to the servers that draw, if the sampler has any."""
+        if self.sync:
+            if self.sync.version is NOTHING:
+                self.job.check_servers(policy, self.problems)
+            self.sync(policy, by)
 
     def _policy(self, by: float | None) -> Policy:
         """Return the model; with `by`, its weights are interpolated towards the second model's."""

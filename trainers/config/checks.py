@@ -11,6 +11,7 @@ from dataclasses import fields
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
@@ -51,7 +52,8 @@ Mistakes = Iterator[tuple[str, str]]
 def contradictions(config: Config) -> Iterator[str]:
     """Yield one line per mistake: key = value: error; remedy."""
     flat = flatten(config)
-    for check in (_of_objective, _of_model, _of_training, _of_task, _of_surgery, _of_results):
+    of_method = _of_objective, _of_training, _of_rollouts, _of_surgery
+    for check in (*of_method, _of_model, _of_task, _of_results):
         yield from (f"{key} = {shown(flat[key])}: {remedy}" for key, remedy in check(config))
 
 
@@ -119,6 +121,34 @@ def _of_training(config: Config) -> Mistakes:
         yield "train.rollouts", f"{why}; set model.attention=flash_attention_2, or use cached"
     if (train.warmup_steps or 0) > train.steps:
         yield "train.warmup_steps", f"exceeds train.steps = {train.steps}; lower it"
+
+
+def _of_rollouts(config: Config) -> Mistakes:
+    options = config.rollout
+    if config.train.rollouts != "vllm":
+        if options.correction != "none":
+            yield "rollout.correction", "corrects draws of servers; set train.rollouts=vllm"
+        return
+    if not options.urls:
+        why = "train.rollouts=vllm draws from servers; start one by launch/serve.py, and name it"
+        yield "rollout.urls", f"{why} here"
+    for url in options.urls:
+        if not _is_server(url):
+            yield "rollout.urls", "must hold http://host:port, such as [http://127.0.0.1:8000]"
+            break
+    if len(set(options.urls)) < len(options.urls):
+        yield "rollout.urls", "names a server twice; remove one"
+    if options.sync_dir is None:
+        why = "train.rollouts=vllm hands weights to its servers in a folder; name one that all read"
+        yield "rollout.sync_dir", f"{why}, best in memory, such as /dev/shm/sync"
+
+
+def _is_server(url: str) -> bool:
+    try:
+        place = urlsplit(url)
+        return bool(place.hostname and place.port) and url == f"http://{place.netloc}"
+    except ValueError:  # no such port
+        return False
 
 
 def _of_task(config: Config) -> Mistakes:

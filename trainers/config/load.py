@@ -72,7 +72,10 @@ def save_config(config: Config, path: Path) -> None:
     replace_text(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
-MAY_CHANGE = ("train.steps", "run.", "logging.", "diagnose.")  # in a run that is resumed
+MAY_CHANGE = (  # in a run that is resumed
+    *("train.steps", "run.", "logging.", "diagnose."),
+    *("rollout.urls", "rollout.sync_dir", "rollout.timeout", "rollout.mismatch"),
+)
 
 
 OF_BASE = (  # all that the evaluation before training depends on

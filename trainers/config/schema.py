@@ -1,7 +1,7 @@
 """The keys of a configuration: typed sections with the default, range and help of each key.
 
-A help that begins with names and a colon applies to the rules, estimators or tasks of these names;
-`data:` stands for the tasks gsm8k, math and data.
+A help that begins with names and a colon applies to the rules, estimators, tasks or samplers of
+these names; `data:` stands for the tasks gsm8k, math and data.
 """
 
 from dataclasses import dataclass, field
@@ -163,7 +163,7 @@ class TrainConfig:
     kl_coef: float = key(0.0, "weight of the completions' KL to the base", at_least=0)
     updates: int = key(1, "optimiser steps for each batch of rollouts", at_least=1)
     ratio_clip: float = key(0.2, "PPO's clip of the ratio, in all updates but the first", above=0)
-    rollouts: str = choice("sampler, also of the evaluation", "cached", "continuous")
+    rollouts: str = choice("sampler, also of the evaluation", "cached", "continuous", "vllm")
     rollout_tokens: int | None = key(
         None,
         "rows times columns sampled at once; null: as many as fit a GPU, 65,536 on a CPU",
@@ -201,6 +201,29 @@ class TrainConfig:
     best_constraint: str | None = key(
         None, "condition on the best checkpoint, such as eval/pass@8>=0.9"
     )
+
+
+@dataclass
+class RolloutConfig:
+    """The section of the sampler `vllm`."""
+
+    urls: list[str] = field(
+        default_factory=list,
+        metadata={"help": "vllm: servers that share the prompts, such as [http://127.0.0.1:8000]"},
+    )
+    sync_dir: str | None = key(
+        None, "vllm: a folder for this run's weights on their way; servers read it, best in memory"
+    )
+    timeout: float = key(600.0, "vllm: seconds in which a server must answer", above=0)
+    mismatch: float | None = key(
+        None,
+        "vllm: largest mean |log pi - log pi_served| of a token; null: 0.001, in bfloat16 0.02",
+        above=0,
+    )
+    correction: str = choice(
+        "vllm: truncate weighs each token by min(pi / pi_served, rollout.cap)", "none", "truncate"
+    )
+    cap: float = key(2.0, "vllm: largest weight of rollout.correction=truncate", at_least=1)
 
 
 @dataclass
@@ -263,6 +286,7 @@ class Config:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     surgery: SurgeryConfig = field(default_factory=SurgeryConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     diagnose: DiagnoseConfig = field(default_factory=DiagnoseConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -20,6 +20,7 @@ from surgery.tokens import surrogate
 from trainers.config.schema import Config
 from trainers.engine.adapter import make_trainable
 from trainers.engine.ranks import Ranks
+from trainers.engine.sync import sync_of
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -62,6 +63,7 @@ class Engine(Ranks):
                 config=_deepspeed_config(config),
             )
         self.tokenizer, self.pad_id = policy.tokenizer, policy.pad_id
+        self._sync = sync_of(config, self)
 
     @contextmanager
     def policy(self) -> Iterator[Policy]:
@@ -80,6 +82,14 @@ class Engine(Ranks):
         finally:
             for parameter in self._full_model.parameters():
                 parameter.data = parameter.data.new_empty(0)
+
+    @contextmanager
+    def sampling(self) -> Iterator[Policy]:
+        """Yield the policy to draw from; servers that draw for it have its weights then."""
+        with self.policy() as policy:
+            if self._sync:
+                self._sync(policy, self.steps_taken)
+            yield policy
 
     def backward(
         self,

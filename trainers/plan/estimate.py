@@ -74,10 +74,14 @@ class Estimate:
         return replace(work, rows=Micro.within(budget, work.prompt, work.length).rows)
 
     def sampling(self, work: Work, features: float) -> float:
-        """Return the seconds of a draw. `continuous` reads its answers again to measure them."""
+        """Return the seconds of a draw.
+
+        `continuous` and `vllm` read their answers again to measure them. Servers are taken to draw
+        like this device, and their weights to arrive in no time.
+        """
         eager = self.eager_forwards(work.length)
         drawn = seconds.sampling(self.machine, self.model, work, eager, features)
-        if self.config.train.rollouts == "continuous":
+        if self.config.train.rollouts != "cached":
             drawn += self.passing(work, Passes())
         return drawn
 

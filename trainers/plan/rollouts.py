@@ -54,13 +54,18 @@ def sampling(rehearsal: Rehearsal, drawing: Drawing) -> Held:
     A token takes the larger of its forward and of its draw: the logits, with their gradient where
     features are taken; and for a slice of the rows the logits, log pi, probabilities and a product
     in float32 (below top_p = 1 the sort's float64 as well). The features of all answers stay.
+    Servers hold the cache of `vllm`: only the answers' own forward takes memory here.
     """
     work, sizes, vocabulary = drawing.batch, rehearsal.sizes(), rehearsal.vocabulary
     answers = drawing.prompts * drawing.n
     kept = {"features": 4 * answers * sizes.width} if drawing.features else {}
     number = 16 if drawing.top_p == 1 else 41
+    rollouts = rehearsal.config.train.rollouts
+    if rollouts == "vllm":
+        again = _measured(rehearsal, drawing, sizes.element + number)
+        return {"measuring what was drawn": again} | kept
     cache, forward = rehearsal.decoding(work.rows, work.prompt, work.completion)
-    if rehearsal.config.train.rollouts == "continuous":
+    if rollouts == "continuous":
         token = cache // (work.rows * (work.prompt + work.completion))
         return _continuous(rehearsal, drawing, token, sizes.element + number) | kept
     logits = work.rows * vocabulary * sizes.element * (1 + drawing.features)
@@ -80,10 +85,16 @@ def _continuous(rehearsal: Rehearsal, drawing: Drawing, token: int, number: int)
     work, vocabulary = drawing.batch, rehearsal.vocabulary
     pages = max(drawing.tokens // PAGE, -(-(work.prompt + work.completion) // PAGE) + 1)
     held = {"cache": token * pages * PAGE, "drawing a token": FORWARD * vocabulary * number}
-    answers = drawing.prompts * drawing.n
-    budget = min(drawing.tokens, LOGITS // vocabulary)
-    rows = min(answers, Micro.within(budget, work.prompt, work.completion).rows)
-    measured = rows * (work.completion + 1) * vocabulary * number
+    measured = _measured(rehearsal, drawing, number)
     if measured > sum(held.values()):
         return {"measuring what was drawn": measured}
     return held
+
+
+def _measured(rehearsal: Rehearsal, drawing: Drawing, number: int) -> int:
+    """Return the bytes of all logits of the batch that is measured after the draw."""
+    work, vocabulary = drawing.batch, rehearsal.vocabulary
+    budget = min(drawing.tokens, LOGITS // vocabulary)
+    answers = drawing.prompts * drawing.n
+    rows = min(answers, Micro.within(budget, work.prompt, work.completion).rows)
+    return rows * (work.completion + 1) * vocabulary * number

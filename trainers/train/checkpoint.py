@@ -5,11 +5,9 @@ temporary folder beside its place and then renamed. If writing fails, the tempor
 removed, and the previous checkpoint stays.
 """
 
-import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import sys
 import time
@@ -18,11 +16,11 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from eval.files import read_json, sync, usual_permissions
+from eval.files import read_json, sync, system_errors, usual_permissions
 from trainers.engine.adapter import merged_weights
 from trainers.engine.engine import STATE, Engine
 from trainers.engine.ranks import share
@@ -88,17 +86,6 @@ def _new_folder(place: Path) -> Iterator[Path]:
         sync(place.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-@contextmanager
-def system_errors(place: Path) -> Iterator[None]:
-    """Turn a SafetensorError, such as that of a full disk, into the system's OSError."""
-    try:
-        yield
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        code = int(number[1]) if number else errno.EIO
-        raise OSError(code, os.strerror(code) if number else str(error), str(place)) from error
 
 
 def latest(run: Path) -> tuple[Path, dict[str, Any]] | None:

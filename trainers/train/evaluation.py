@@ -41,7 +41,7 @@ class Evaluation:
         how = self.job.decoding(options.temperature, options.top_p, self.job.eval_tokens)
         draws = Draws(options.samples, how, derive_seed("eval", options.seed))
         mine = range(self.engine.rank, len(problems), self.engine.world)
-        with self.engine.policy() as policy:
+        with self.engine.sampling() as policy:
             records = evaluate(
                 policy,
                 self.verifier,

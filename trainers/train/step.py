@@ -23,6 +23,7 @@ from trainers.engine.engine import Engine
 from trainers.job import Job
 from trainers.measure.probe import Probe
 from trainers.step_batch import StepBatch
+from trainers.train.correction import corrected, of_mismatch
 from trainers.train.reference import Reference
 from trainers.train.schedules import due, k_at, learning_rate
 
@@ -53,6 +54,7 @@ class Step:
         clock, batch = Clock(), self._prompts(step)
         with clock("sample"):
             batch.rollout = self._sample(batch)
+            batch.served = of_mismatch(batch.rollout, self.config.rollout, self.engine)
         with clock("verify"):
             self._verify(batch)
         self._estimate(batch)
@@ -80,7 +82,7 @@ class Step:
         """Draw n completions for each of this rank's prompts."""
         train, surgery = self.config.train, self.config.surgery
         features = surgery.measure == "last_layer" and self.probe.due(batch.step)
-        with self.engine.policy() as policy:
+        with self.engine.sampling() as policy:
             return sample(
                 policy,
                 [batch.problems[i].prompt for i in batch.mine],
@@ -127,10 +129,11 @@ class Step:
         batch.advantages = apply(batch.decision, batch.a_k, batch.a_1)
 
     def _weigh(self, batch: StepBatch, clock: "Clock") -> None:
-        """Compute the weights of this rank's backward: advantages, entropy bonus and KL.
+        """Compute the weights of this rank's backward: advantages, entropy bonus, KL, correction.
 
         The bonus and the KL come after the decision: a rule weighs J_k against J_1, and promises
-        nothing about the entropy or the distance to the base.
+        nothing about the entropy or the distance to the base. The correction weighs all of them,
+        because servers drew the tokens of all; what was measured for the rule is not corrected.
         """
         train = self.config.train
         bonus = train.entropy_coef * entropy(batch.logprob)
@@ -141,6 +144,7 @@ class Step:
                 batch.drift, back = self.reference(batch.rollout)
             if train.kl_coef > 0:
                 batch.applied = batch.applied[..., None] + train.kl_coef * back  # one per token
+        batch.applied = corrected(batch.applied, batch.rollout, self.config.rollout)
 
     def _update(self, batch: StepBatch) -> None:
         """Run the weighted backward and the optimiser step `train.updates` times.

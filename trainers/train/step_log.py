@@ -31,6 +31,7 @@ def log_of(batch: StepBatch, ks: Sequence[int]) -> StepLog:
     geometry = batch.geometry
     scalars = {
         **_of_rollouts(batch, ks),
+        **batch.served,
         **_of_update(batch),
         **{f"surgery/{name}": x for name, x in _of_surgery(batch).items()},
     }

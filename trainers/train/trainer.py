@@ -54,13 +54,16 @@ class Trainer:
         self.task, self.verifier = self.job.task, self.job.verifier()
         # a mistake in the data is reported before a model is loaded
         first = self.task.training(config.seed, 1, config.train.prompts)
-        self.data = digest([*first, *self.task.evaluation(config.eval.problems)])
+        problems = [*first, *self.task.evaluation(config.eval.problems)]
+        self.data = digest(problems)
         check_inputs(config, self.data)
         self.verifier.try_out(first[0].gold)
         self.base_path = base_path(self.job)
         base = self._load_base()
         check_weights(config, base)
         SAMPLERS[config.train.rollouts].check(base)
+        if folder:
+            self.job.check_servers(base, problems)
         self.engine = Engine(base, config)
         if config.train.logprob_chunk:
             with self.engine.policy() as policy:

@@ -32,6 +32,7 @@ from tests.engines import ENGINES
 from tests.fake_device import FakeDevice
 from tests.fake_graph import FakeGraph
 from tests.fakes import PROMPTS, random_policy
+from tests.stub_vllm import servers_for
 from trainers.config.schema import TrainConfig
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -67,7 +68,9 @@ def test_logprobs_match_a_fresh_forward(kind):
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_greedy_equals_transformers(kind, sampler):
     policy = random_policy(kind)
-    rollout = sample(policy, PROMPTS, 1, Decoding(8, temperature=0, sampler=sampler), seed=0)
+    with servers_for(policy, sampler) as servers:
+        greedy = Decoding(8, temperature=0, sampler=sampler, servers=servers)
+        rollout = sample(policy, PROMPTS, 1, greedy, seed=0)
     for prompt, completion in zip(rollout.prompts, rollout.completions, strict=True):
         ids = torch.tensor([prompt])
         out = policy.model.generate(
@@ -124,8 +127,9 @@ def test_completions_follow_the_model(sampler, temperature, top_p):
     """
     policy, n = random_policy("llama", seed=1), 1_500
     prompts = ["A2?", "B3?4=7C5?6=30D7?8=15A2?3=", "="]
-    decoding = Decoding(2, temperature, top_p, 2**12, sampler)
-    rollout = sample(policy, prompts, n, decoding, seed=5)
+    with servers_for(policy, sampler) as servers:
+        decoding = Decoding(2, temperature, top_p, 2**12, sampler, servers=servers)
+        rollout = sample(policy, prompts, n, decoding, seed=5)
     for i, prompt in enumerate(rollout.prompts):
         completions = rollout.completions[i * n : (i + 1) * n]
         assert surprise(completions, exact_pairs(policy, prompt, temperature, top_p)) < 3.72
@@ -140,16 +144,21 @@ def test_completions_follow_the_model(sampler, temperature, top_p):
 def test_a_forward_of_its_own_measures_the_same(sampler, kind, temperature, top_p):
     """Log-probabilities, entropy and features: as `cached` takes them on the way."""
     policy = random_policy(kind)
-    decoding = Decoding(6, temperature, top_p, 200, sampler, features=True)
-    rollout = sample(policy, PROMPTS, 8, decoding, seed=3)
+    with servers_for(policy, sampler) as servers:
+        decoding = Decoding(6, temperature, top_p, 200, sampler, True, servers=servers)
+        rollout = sample(policy, PROMPTS, 8, decoding, seed=3)
     small = Decoding(6, temperature, top_p, 40, features=True)
-    logprobs, entropy, features = measure(policy, rollout.prompts, rollout.completions, small)
+    measured = measure(policy, rollout.prompts, rollout.completions, small)
+    logprobs, entropy, features, by_token = measured
     assert torch.allclose(logprobs, rollout.logprobs, atol=1e-4)
     assert torch.allclose(entropy, rollout.entropy, atol=1e-4)
     assert torch.allclose(features, rollout.features, atol=1e-3)
     assert len({round(x, 3) for x in logprobs.tolist()}) > 3
     again = measure(policy, rollout.prompts, rollout.completions, replace(decoding, features=False))
     assert torch.allclose(again[0], logprobs, atol=1e-4) and again[2] is None
+    assert torch.allclose(by_token, again[3], atol=1e-4)
+    for row, ids in zip(by_token, rollout.completions, strict=True):
+        assert (row[: len(ids)] < 0).any() and not row[len(ids) :].any()
 
 
 @pytest.mark.parametrize("sampler", ENGINES)
@@ -157,14 +166,16 @@ def test_the_same_order_draws_the_same(sampler):
     """From the seed and the prompts' names; nobody else's random numbers change."""
     policy = random_policy("llama")
     state, attention = torch.get_rng_state(), policy.model.config._attn_implementation
-    decoding = Decoding(5, token_budget=2**10, sampler=sampler)
-    whole, same = (sample(policy, PROMPTS, 6, decoding, seed=7) for _ in range(2))
+    with servers_for(policy, sampler) as servers:
+        decoding = Decoding(5, token_budget=2**10, sampler=sampler, servers=servers)
+        whole, same = (sample(policy, PROMPTS, 6, decoding, seed=7) for _ in range(2))
+        another = sample(policy, PROMPTS, 6, decoding, seed=8)
+        renamed = sample(policy, PROMPTS, 6, decoding, seed=7, problem_ids=range(4, 8))
     assert torch.equal(torch.get_rng_state(), state)
     assert policy.model.config._attn_implementation == attention
     assert whole.completions == same.completions
-    assert sample(policy, PROMPTS, 6, decoding, seed=8).completions != whole.completions
-    other = sample(policy, PROMPTS, 6, decoding, seed=7, problem_ids=range(4, 8))
-    assert other.completions != whole.completions
+    assert another.completions != whole.completions
+    assert renamed.completions != whole.completions
     assert whole.truncated.any() and not whole.truncated.all()
 
 
@@ -172,8 +183,9 @@ def test_the_same_order_draws_the_same(sampler):
 def test_a_budget_too_small_for_all(sampler):
     """Completions wait for room, and none is lost."""
     policy = random_policy("llama")
-    decoding = Decoding(30, token_budget=1, sampler=sampler)
-    rollout = sample(policy, [*PROMPTS, "A2?3=" * 5], 12, decoding, seed=1)
+    with servers_for(policy, sampler) as servers:
+        decoding = Decoding(30, token_budget=1, sampler=sampler, servers=servers)
+        rollout = sample(policy, [*PROMPTS, "A2?3=" * 5], 12, decoding, seed=1)
     end = policy.end_ids[0]
     for completion in rollout.completions:
         assert len(completion) == 30 or completion[-1] == end
@@ -372,7 +384,8 @@ def test_features_are_gradients_of_the_last_hidden_states(kind):
 @pytest.mark.parametrize("sampler", ENGINES)
 def test_truncation_and_texts(sampler):
     policy = random_policy("llama")
-    rollout = sample(policy, PROMPTS, 16, Decoding(3, sampler=sampler), seed=2)
+    with servers_for(policy, sampler) as servers:
+        rollout = sample(policy, PROMPTS, 16, Decoding(3, sampler=sampler, servers=servers), seed=2)
     end = policy.end_ids[0]
     assert rollout.truncated.any() and not rollout.truncated.all()
     for ids, text, cut in zip(

@@ -255,6 +255,57 @@ def test_continuous_on_a_gpu_needs_flash_attention(monkeypatch):
     )
 
 
+SERVED = ["train.rollouts=vllm", "rollout.urls=[http://127.0.0.1:8000]", "rollout.sync_dir=sync"]
+
+
+def test_vllm_needs_servers_and_a_folder():
+    passk = ROOT / "configs" / "passk.yaml"
+    config = load_config(passk, SERVED)
+    assert config.rollout.urls == ["http://127.0.0.1:8000"] and config.rollout.sync_dir == "sync"
+    urls, folder = refusal("train.rollouts=vllm")
+    assert urls == (
+        "rollout.urls = []: train.rollouts=vllm draws from servers; start one by launch/serve.py, "
+        "and name it here"
+    )
+    assert folder == (
+        "rollout.sync_dir = null: train.rollouts=vllm hands weights to its servers in a folder; "
+        "name one that all read, best in memory, such as /dev/shm/sync"
+    )
+    (line,) = refusal("rollout.correction=truncate")
+    assert line == (
+        "rollout.correction = truncate: corrects draws of servers; set train.rollouts=vllm"
+    )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("127.0.0.1:8000", "http://127.0.0.1", "https://127.0.0.1:8000", "http://:8000"),
+        *("http://127.0.0.1:8000/", "http://127.0.0.1:8000/v1", "http://127.0.0.1:99999", "''"),
+    ],
+)
+def test_urls_that_are_none(url):
+    (line,) = refusal(*SERVED, f"rollout.urls=['http://127.0.0.1:8000', {url}]".replace("''", '""'))
+    assert line.startswith("rollout.urls = [")
+    assert line.endswith("must hold http://host:port, such as [http://127.0.0.1:8000]")
+
+
+def test_a_server_named_twice():
+    (line,) = refusal(*SERVED, "rollout.urls=[http://a:1, http://a:1]")
+    assert line.endswith("names a server twice; remove one")
+
+
+def test_a_run_may_go_on_with_other_servers(tmp_path):
+    passk = ROOT / "configs" / "passk.yaml"
+    save_config(load_config(passk, SERVED), tmp_path / "config.yaml")
+    others = ["rollout.urls=[http://b:1, http://b:2]", "rollout.sync_dir=there"]
+    same = load_config(passk, [*SERVED, *others, "rollout.timeout=5", "rollout.mismatch=0.1"])
+    assert differences(same, tmp_path / "config.yaml") == []
+    other = load_config(passk, [*SERVED, "rollout.correction=truncate"])
+    (line,) = differences(other, tmp_path / "config.yaml")
+    assert line == "rollout.correction = truncate (was none)"
+
+
 def test_user_files_are_relative_to_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text("def f(weights, geometry, state): return weights, weights\n")

@@ -355,6 +355,14 @@ def test_continuous_rollouts_are_planned_by_their_budget(tmp_path):
     assert held["measuring what was drawn"] < 1000 * 48 * 50000 * (4 + 4)
 
 
+def test_servers_hold_the_cache(tmp_path):
+    rehearsal = rehearse(hf.LlamaConfig(**SMALL), tmp_path)
+    rehearsal.config.train.rollouts = "vllm"
+    held = sampling(rehearsal, Drawing(200, 8, 16, 48, 64000))
+    logits = 1000 * 49 * rehearsal.vocabulary * (4 + 16)
+    assert held == {"measuring what was drawn": logits}
+
+
 def test_the_hubs_retries_are_not_told(tmp_path, monkeypatch):
     logger = huggingface_hub.logging.get_logger("huggingface_hub.utils._http")
     heard = []

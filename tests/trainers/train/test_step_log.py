@@ -19,6 +19,7 @@ def batch():
     none = torch.zeros(4)
     texts = ["1", "x", "3", "3"]
     batch.rollout = Rollout([[1], [2]], [[1], [2], [3], [3]], texts, none > 0, none, none, None, 2)
+    batch.served = {"rollout/mismatch_mean": 0.25}
     batch.verdicts = [True, None, True, True]
     batch.correct = torch.tensor([[1.0, 0], [0, 0], [1, 1]]).double()
     batch.undecided = torch.tensor([[0.0, 1], [0, 0], [0, 0]]).double()
@@ -52,6 +53,7 @@ def test_scalars(batch):
             "train/no_signal_share": 2 / 3,
             "train/mean_weight": 4 / 3,  # weights 1, 3, 0 after the rule
             "train/largest_weight_share": 3 / 4,
+            "rollout/mismatch_mean": 0.25,
             "train/loss": -0.25,
             "train/grad_norm": 3.0,
             "train/skipped": 1 / 2,
