@@ -282,7 +282,7 @@ def sampling(scale: Scale, folder: Path) -> Lines:
 def _drawing(model: Policy, scale: Scale, rows: int, how: Decoding) -> str:
     """Milliseconds a token, tokens a second, and the most memory."""
     texts = prompts(rows // 16, scale.prompt)
-    sample(model, texts, 16, how, 0)  # warm, and captured
+    sample(model, texts, 16, how, 0)  # warm: libraries and kernels are loaded
     spent, most = counted(lambda: sample(model, texts, 16, how, 1))
     token = spent / how.max_new_tokens
     layers = model.model.config.num_hidden_layers

@@ -21,7 +21,8 @@ def attempt(
     Ctrl-C; `outlook` says what the same command does once the folder can be written again.
     """
     # the allocator of a GPU can then use again what blocks of another size have left
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the name that older torch reads
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     try:
         return work() or 0
     except UserCodeError as error:

@@ -37,10 +37,12 @@ def add_options(parser: argparse.ArgumentParser, example: str) -> None:
     parser.add_argument("--config", required=True, help="a YAML file, see configs/")
     parser.add_argument("--help-config", nargs=0, action=HelpConfig, help="print every key")
     parser.add_argument("--local_rank", type=int, default=0, help="set by the launcher")
-    parser.add_argument("--plan", action="store_true", help="only print the memory that is needed")
+    parser.add_argument("--plan", action="store_true", help="only print what the work will need")
     parser.add_argument("--plan-ranks", type=int, default=ranks, help="ranks that --plan assumes")
     parser.add_argument("--plan-prompt", type=int, default=512, help="prompt tokens of --plan")
-    parser.add_argument("--device", help="with --plan: seconds and room on h100, h200, l4, ..")
+    parser.add_argument(
+        "--device", help="with --plan: also its seconds on h100, h200, a100-80, l4 or 4090"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"such as {example}")
 
 

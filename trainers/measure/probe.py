@@ -2,7 +2,7 @@
 
 `last_layer` uses the features that the sampler took. `ghost` is exact over the chosen parameters:
 one backward gives J_1, a probe gives its product with every completion. Leave-one-out then means
-two halves of the whole batch, each probed with the J_1 of the other. The second is probed on the
+two halves of all ranks' batch, each probed with the J_1 of the other. The second is probed on the
 way of the backward that gives its own.
 """
 
@@ -122,8 +122,8 @@ class Probe:
         assert batch.rollout.features is not None
         features, mine = batch.rollout.features.cpu(), list(batch.mine)
         local = [prompt_gradients(a[mine], features) for a in (batch.a_k, batch.a_1)]
-        whole = self.engine.in_place(mine, torch.stack(local, 1), len(batch.a_1))
-        return whole[:, 0].contiguous(), whole[:, 1].contiguous()
+        both = self.engine.in_place(mine, torch.stack(local, 1), len(batch.a_1))
+        return both[:, 0].contiguous(), both[:, 1].contiguous()
 
     def _by_ghost(self, batch: StepBatch) -> tuple[Products, Products | None, Tensor, Tensor]:
         """(products, naive products, agreements, probes); |J_k| only if needed, or now and then."""
@@ -159,10 +159,10 @@ class Probe:
         if j_k is None:
             return now, None, agreement, probes
 
-        whole_k, whole_1 = _mean(j_k), _mean(j_1)
-        in_metric = metric(whole_1), metric(whole_k)
+        mean_k, mean_1 = _mean(j_k), _mean(j_1)
+        in_metric = metric(mean_1), metric(mean_k)
         naive = Products(
-            _dot(whole_k, in_metric[0]), _dot(whole_1, in_metric[0]), _dot(whole_k, in_metric[1])
+            _dot(mean_k, in_metric[0]), _dot(mean_1, in_metric[0]), _dot(mean_k, in_metric[1])
         )
         return replace(now, norm_k=_dot(j_k[0], metric(j_k[-1]))), naive, agreement, probes
 
@@ -273,11 +273,11 @@ def check_coverage(model: Any, surgery: SurgeryConfig) -> float:
     return covered
 
 
-def _spread(values: Tensor, rows: Sequence[Sequence[int]], whole: Tensor) -> None:
+def _spread(values: Tensor, rows: Sequence[Sequence[int]], probes: Tensor) -> None:
     """Each row's value to all completions that it stands for."""
     counts = torch.tensor([len(places) for places in rows])
     order = torch.tensor([place for places in rows for place in places])
-    whole.view(-1)[order] = values.cpu().repeat_interleave(counts)
+    probes.view(-1)[order] = values.cpu().repeat_interleave(counts)
 
 
 def _mean(parts: Sequence[Direction]) -> Direction:

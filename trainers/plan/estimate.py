@@ -42,7 +42,7 @@ def model_of(rehearsal: Rehearsal) -> Model:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the command line adds to a configuration, and the sampler's budget that follows."""
+    """The options of the command line, and the sampler's budget that follows."""
 
     ranks: int
     prompt: int  # tokens
@@ -93,7 +93,7 @@ class Estimate:
         """
         train = self.config.train
         graphs = train.cuda_graph and train.rollouts == "cached"
-        fixed = graphs and self.config.model.attention in ("sdpa", "eager")
+        fixed = graphs and self.config.model.attention == "sdpa"
         return min(length, 2 * math.ceil(length / BLOCK)) + 1 if fixed else length + 1
 
     def passing(self, work: Work, passes: Passes) -> float:

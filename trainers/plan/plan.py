@@ -100,8 +100,10 @@ def training(
 def diagnosis(
     config: Config, rehearsal: Rehearsal, ranks: int, prompt: int, memory: int | None = None
 ) -> tuple[dict[str, Held], Held]:
-    """The moments of launch/diagnose.py, which holds the whole model on each rank: sampling; the
-    sum J_b in fp32 while one backward's gradients are added; its products with every answer.
+    """Return the moments of launch/diagnose.py with the bytes that each holds.
+
+    Each rank holds the complete model. The moments are sampling; the sum J_b in fp32 while one
+    backward's gradients are added; its products with every answer.
     """
     options, sizes, new = config.diagnose, rehearsal.sizes(), Job(config).max_new_tokens
     always = {"parameters": sizes.element * sizes.parameters}
