@@ -36,7 +36,8 @@ TRAIN, SCORE, DIAGNOSE, SERVE = (
     str(ROOT / "launch" / f"{name}.py") for name in ("train", "score", "diagnose", "serve")
 )
 PCGRAD, PASSK = (str(ROOT / "configs" / f"{name}.yaml") for name in ("pcgrad", "passk"))
-ROUNDING = 1e-5  # of a token's log-probability in float32
+# of a token's log-probability in float32: of any, after short prompts, and of the mean
+ROUNDING, MEAN_ROUNDING = 1e-5, 1e-6
 LONGEST = 400  # tokens of an answer that the server has room for
 SMALL = [
     *("train.steps=5", "train.prompts=24", "train.samples=8", "eval.problems=40", "eval.k=4"),
@@ -86,12 +87,12 @@ def drawn(policy: Policy, sync: Sync, prompts: list[str], n: int, limit: int = 4
     return sample(policy, prompts, n, decoding, seed=5)
 
 
-def moved(path: str) -> Policy:
+def moved(path: str, by: float = 0.02) -> Policy:
     policy = load_policy(path)
     torch.manual_seed(0)
     with torch.no_grad():
         for p in policy.model.parameters():
-            p.add_(0.02 * torch.randn_like(p))
+            p.add_(by * torch.randn_like(p))
     return policy
 
 
@@ -99,8 +100,9 @@ def metrics(folder: Path) -> list[dict]:
     return [x for x in read_lines(folder / "metrics.jsonl") if x["step"]]
 
 
-def close(lines: list[dict]) -> bool:
-    return all(0 < x["rollout/mismatch_max"] < ROUNDING for x in lines)
+def close(lines: list[dict], most: float = ROUNDING) -> bool:
+    means = [x["rollout/mismatch_mean"] for x in lines]
+    return max(means) < MEAN_ROUNDING and max(x["rollout/mismatch_max"] for x in lines) < most
 
 
 def train(cwd: Path, keys: list[str], path: str, *more: str, config: str = PCGRAD, ranks: int = 0):
@@ -111,16 +113,21 @@ def train(cwd: Path, keys: list[str], path: str, *more: str, config: str = PCGRA
 # -- one draw -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("repeats", [1, 60])
-def test_weights_a_then_b_then_a(sync, path, repeats):
-    """Short prompts, and prompts of 300 tokens, which blocks of the prefix cache hold."""
+@pytest.mark.parametrize(("repeats", "most"), [(1, ROUNDING), (60, 5 * ROUNDING)])
+def test_weights_a_then_b_then_a(sync, path, repeats, most):
+    """Short prompts, and prompts of 300 tokens, which blocks of the prefix cache hold.
+
+    After long ones, a rare token's log-probability is up to 1.7e-5 away from that of float64, here
+    on the policy's side and there on the server's.
+    """
     prompts = [x.prompt * repeats for x in Twin().evaluation(12)]
     policies = {"a": load_policy(path), "b": moved(path)}
     for name in ("a", "b", "a"):
         sync(policies[name], name)
         for _ in range(2):  # the second time from the prefix cache
             found = drawn(policies[name], sync, prompts, 8)
-            assert 0 < found.mismatch.abs().max() < ROUNDING
+            assert found.mismatch.abs().max() < most
+            assert found.mismatch.abs().mean() < MEAN_ROUNDING
     with pytest.raises(SamplingFailed, match=r"^rollout\.mismatch = 0\.001: the servers' log-prob"):
         drawn(policies["b"], sync, prompts, 8)
     assert list(sync.folder.iterdir()) == []
@@ -169,6 +176,7 @@ def surprise(completions: list[list[int]], exact: dict[tuple[int, ...], float]) 
     common = [key for key, p in exact.items() if p * n >= 10]
     rest = n - sum(seen[key] for key in common), n * (1 - sum(exact[key] for key in common))
     cells = [(seen[key], n * exact[key]) for key in common] + ([rest] if rest[1] >= 5 else [])
+    assert len(cells) > 5
     statistic, freedom = sum((o - e) ** 2 / e for o, e in cells), len(cells) - 1
     return ((statistic / freedom) ** (1 / 3) - (1 - 2 / 9 / freedom)) / (2 / 9 / freedom) ** 0.5
 
@@ -176,7 +184,7 @@ def surprise(completions: list[list[int]], exact: dict[tuple[int, ...], float]) 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.0, 0.8)])
 def test_completions_follow_the_model(sync, path, temperature, top_p):
     """Against the enumeration; a warmer distribution is told from it."""
-    policy, n = moved(path), 1_500
+    policy, n = moved(path, 0.1), 1_500
     prompts = ["A2?", "B3?4=7C5?6=30D7?8=15A2?3=", "="]
     sync(policy, 0)
     found = drawn(policy, sync, prompts, n, limit=2, temperature=temperature, top_p=top_p)
@@ -192,13 +200,21 @@ def test_completions_follow_the_model(sync, path, temperature, top_p):
 # -- whole commands -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("more", [[], ["model.lora_rank=4", "train.lr=0.01"]], ids=["all", "lora"])
-def test_training_renews_the_weights(tmp_path, keys, path, more):
-    """The log-probabilities are those of the policy in each step, though the policy moves."""
+LORA = ["model.lora_rank=4", "train.lr=0.01"]
+
+
+@pytest.mark.parametrize(
+    ("more", "most"), [([], ROUNDING), (LORA, 5 * ROUNDING)], ids=["all", "lora"]
+)
+def test_training_renews_the_weights(tmp_path, keys, path, more, most):
+    """The log-probabilities are those of the policy in each step, though the policy moves.
+
+    Merged weights are rounded once more than an adapter beside them.
+    """
     done = train(tmp_path, keys, path, *more)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = metrics(tmp_path / "run")
-    assert len(lines) == 5 and close(lines)
+    assert len(lines) == 5 and close(lines, most)
     before, after = load_policy(path), load_policy(str(tmp_path / "run" / "model"))
     with torch.no_grad():
         rows = torch.tensor(before.encode(["A2?3=", "J9?4="]))
@@ -219,7 +235,7 @@ def test_score_and_diagnose(tmp_path, keys, path):
     model, few = f"model.path={path}", ["eval.problems=40", "eval.samples=16"]
     done = run(SCORE, "--config", PASSK, "--out", "score", model, *few, *keys, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    found = read_json(tmp_path / "score" / "summary.json", dict)["pass@1"]
+    found = read_json(tmp_path / "score" / "summary.json", dict)["scores"]["pass@1"]
     assert found["low"] <= 0.65 <= found["high"]
     few = ["diagnose.prompts=40", "diagnose.samples=8", "diagnose.measure=last_layer"]
     done = run(DIAGNOSE, "--config", PASSK, "--out", "out", model, *few, *keys, cwd=tmp_path)
@@ -254,11 +270,19 @@ def test_a_server_killed_in_the_middle_and_started_again(tmp_path, path):
 
 @pytest.mark.parametrize("config", [PCGRAD, PASSK], ids=["pcgrad", "passk"])
 def test_runs_end_where_those_of_cached_end(tmp_path, keys, path, config):
-    """Exact values after 60 steps, paired by seed over five seeds."""
+    """Exact values after 60 steps, paired by seed over five seeds.
+
+    They must not differ in any direction, with intervals that would show a tenth.
+    """
     ends: dict[str, list[dict[str, float]]] = {"cached": [], "vllm": []}
     for seed in range(200, 205):
         for name, chosen in (("cached", []), ("vllm", keys)):
-            options = ["train.steps=60", "train.warmup_steps=20", f"seed={seed}"]
+            options = [
+                "train.steps=60",
+                "train.prompts=48",
+                "train.warmup_steps=20",
+                f"seed={seed}",
+            ]
             options += [f"run.dir={name}{seed}", "train.save_every=0"]
             done = train(tmp_path, chosen, path, *options, config=config)
             assert done.returncode == 0, done.stdout + done.stderr
