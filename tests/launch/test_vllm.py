@@ -6,12 +6,10 @@ its environment. On a CPU its attention wants heads of 32, so `twin` gets a base
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -25,15 +23,15 @@ from eval.rollout.sample import sample
 from eval.scores.intervals import student
 from eval.tasks.twin import Twin
 from eval.tasks.twin_base import TwinRecipe, base_folder
-from tests.commands import ROOT, free_port, run
+from tests.commands import ROOT, free_port, run, serving
 from trainers.engine.sync import Sync
 
 PYTHON = os.environ.get("PASSK_SURGERY_VLLM_PYTHON", "")
 MISSING = "no PASSK_SURGERY_VLLM_PYTHON: the README says under vLLM how to make one"
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not PYTHON, reason=MISSING)]
 
-TRAIN, SCORE, DIAGNOSE, SERVE = (
-    str(ROOT / "launch" / f"{name}.py") for name in ("train", "score", "diagnose", "serve")
+TRAIN, SCORE, DIAGNOSE = (
+    str(ROOT / "launch" / f"{name}.py") for name in ("train", "score", "diagnose")
 )
 PCGRAD, PASSK = (str(ROOT / "configs" / f"{name}.yaml") for name in ("pcgrad", "passk"))
 # of a token's log-probability in float32: of any, after short prompts, and of the mean
@@ -46,22 +44,10 @@ SMALL = [
 ]
 
 
-@contextmanager
-def serving(cwd: Path, model: str, port: str) -> Iterator[tuple[list[str], subprocess.Popen]]:
-    """A server, as the keys that name it and the command that holds it."""
-    options = ["--config", PCGRAD, "--python", PYTHON, "--port", port, f"model.path={model}"]
-    command = [sys.executable, SERVE, *options, f"eval.max_new_tokens={LONGEST}"]
-    process = subprocess.Popen(
-        command, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    try:
-        line = process.stdout.readline()
-        assert line, process.communicate()[1]
-        yield [x.strip("'") for x in line.split()], process
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=120)
+def server(cwd: Path, model: str, port: str):
+    """A server with room for long prompts."""
+    options = ["--python", PYTHON, "--port", port, f"model.path={model}"]
+    return serving(cwd, PCGRAD, *options, f"eval.max_new_tokens={LONGEST}")
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +57,7 @@ def path() -> str:
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory, path) -> Iterator[list[str]]:
-    with serving(tmp_path_factory.mktemp("server"), path, free_port()) as (found, _):
+    with server(tmp_path_factory.mktemp("server"), path, free_port()) as (found, _):
         yield found
 
 
@@ -223,7 +209,7 @@ def test_training_renews_the_weights(tmp_path, keys, path, more, most):
 
 
 def test_two_ranks_of_zero_3_on_two_servers(tmp_path, keys, path):
-    with serving(tmp_path, path, free_port()) as (second, _):
+    with server(tmp_path, path, free_port()) as (second, _):
         urls = [x[1].partition("[")[2].rstrip("]") for x in (keys, second)]
         both = [keys[0], f"rollout.urls=[{','.join(urls)}]", keys[2]]
         done = train(tmp_path, both, path, "train.zero_stage=3", ranks=2)
@@ -245,7 +231,7 @@ def test_score_and_diagnose(tmp_path, keys, path):
 
 def test_a_server_killed_in_the_middle_and_started_again(tmp_path, path):
     port, command = free_port(), [sys.executable, TRAIN, "--config", PCGRAD]
-    with serving(tmp_path, path, port) as (keys, process):
+    with server(tmp_path, path, port) as (keys, process):
         options = [f"model.path={path}", *SMALL, *keys, "train.steps=60", "rollout.timeout=20"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         training = subprocess.Popen([*command, *options], cwd=tmp_path, **pipes)
@@ -260,7 +246,7 @@ def test_a_server_killed_in_the_middle_and_started_again(tmp_path, path):
     assert errors.splitlines()[-1].endswith("the same command goes on")
     reached = metrics(log.parent)[-1]["step"]
     assert 3 <= reached < 60
-    with serving(tmp_path, path, port):
+    with server(tmp_path, path, port):
         done = run(*command[1:], *options, f"train.steps={reached + 3}", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"run: going on from step {reached}" in done.stderr
