@@ -199,8 +199,9 @@ class FakeDevice:
         """Like Tensor.to: the tensor itself, or a copy of it where it is wanted."""
         if args and isinstance(args[0], Tensor):
             args = (args[0].device, args[0].dtype, *args[1:])
+        copy = bool(kwargs.pop("copy", False))  # which a module's `to` does not take
         device, dtype, asynchronous, memory_format = torch._C._nn._parse_to(*args, **kwargs)
-        more: Any = {"dtype": dtype or x.dtype, "copy": bool(kwargs.get("copy"))}
+        more: Any = {"dtype": dtype or x.dtype, "copy": copy}
         if memory_format is not None:
             more["memory_format"] = memory_format
         if device is None or device.type == self._place(x).type:

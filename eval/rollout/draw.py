@@ -38,14 +38,14 @@ def draw(logits: Tensor, decoding: Decoding, u: Tensor) -> Token:
 def _draw(logits: Tensor, decoding: Decoding, u: Tensor) -> Token:
     temperature = decoding.temperature or 1.0
     logp = log_softmax(logits, temperature, decoding.top_p)
-    p = logp.exp()
-    if decoding.temperature == 0:
-        token = logp.argmax(1)
-    else:  # few probabilities are worth exponentials in float64
-        token = inverted(logp.double().exp() if logp.shape[1] <= BLOCK else p, u)
+    # from a large vocabulary, exponentials in float32 move one draw in 100,000; on many a GPU those
+    # in float64 take 64 times as long
+    exact = logits.device.type == "cpu" or logp.shape[1] <= BLOCK
+    p = logp.to(torch.float64 if exact else logp.dtype, copy=True).exp_()
+    token = logp.argmax(1) if decoding.temperature == 0 else inverted(p, u)
     index = token[:, None]
     chosen = logp.gather(1, index).squeeze(1)
-    entropy = -(p * logp.clamp_(min=torch.finfo(logp.dtype).min)).sum(1)
+    entropy = -(p.to(logp.dtype) * logp.clamp_(min=torch.finfo(logp.dtype).min)).sum(1)
     if not decoding.features:
         return Token(token, chosen, entropy, logits[:, :0])
     gradient = p.neg_().scatter_add_(1, index, torch.ones_like(p[:, :1])).div_(temperature)

@@ -22,6 +22,8 @@ def captured(step: Callable[[], None], name: str) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             step()
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         _refused.add(name)
         why = str(error).strip().splitlines()[0]

@@ -1,6 +1,7 @@
 """Log-probability, entropy and features of completions that a sampler returned without them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from eval.policy.policy import Policy, in_eval_mode
 from eval.rollout.rollout import Decoding, Readings
 from eval.rollout.taps import tapped
 
+LOGITS = 2**28  # that exist at once, in float32 and more than one copy
+
 
 def measure(
     policy: Policy, prompts: list[list[int]], completions: list[list[int]], decoding: Decoding
@@ -19,6 +22,8 @@ def measure(
 
     The completions of one prompt are consecutive.
     """
+    vocabulary = len(policy.model.get_output_embeddings().weight)
+    decoding = replace(decoding, token_budget=min(decoding.token_budget, LOGITS // vocabulary))
     n, width = len(completions) // len(prompts), max(map(len, prompts))
     order = sorted(range(len(completions)), key=lambda i: len(completions[i]))
     lengths = [width + len(completions[i]) for i in order]

@@ -23,7 +23,8 @@ from eval.rollout.rollout import SamplingFailed, Servers
 
 MODEL = "policy"  # the name by which each server knows the model
 ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1"}  # of a server's process
-POSTED = ("/v1/completions", "/pause", "/collective_rpc", "/reset_prefix_cache", "/resume")
+COMPLETE = "/v1/completions"
+POSTED = (COMPLETE, "/pause", "/collective_rpc", "/reset_prefix_cache", "/resume")
 WAITS = (1.0, 4.0)  # seconds before a request is sent again
 AT_ONCE = 32  # requests that a server gets at once
 START = "start the server again by launch/serve.py"
@@ -73,29 +74,29 @@ def complete(servers: Servers, names: Sequence[int], bodies: Sequence[Body]) -> 
     """
     urls = [servers.urls[name % len(servers.urls)] for name in names]
     with ThreadPoolExecutor(AT_ONCE * len(servers.urls)) as pool:
-        return list(
-            pool.map(
-                lambda url, body: _answer(servers, url, "/v1/completions", body),
-                urls,
-                bodies,
-            )
-        )
+        return list(pool.map(lambda url, x: _answer(servers, url, COMPLETE, x), urls, bodies))
 
 
 def reload(servers: Servers, folder: Path) -> None:
-    """Let all servers read the weights of a folder.
+    """Let all servers read the weights of a folder, at the same time."""
+    with ThreadPoolExecutor(len(servers.urls)) as pool:
+        list(pool.map(lambda url: _reload(servers, url, folder), servers.urls))
+
+
+def _reload(servers: Servers, url: str, folder: Path) -> None:
+    """Let a server read the weights of a folder.
 
     Without the reset, prompts longer than a block of the prefix cache would be answered from the
     weights before.
     """
-    weights = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
-    for url in servers.urls:
-        _answer(servers, url, "/pause?mode=wait")
-        _answer(servers, url, "/collective_rpc", weights | {"timeout": servers.timeout})
-        reset = _answer(servers, url, "/reset_prefix_cache")
-        if isinstance(reset, dict) and not reset.get("success", True):
-            raise _failed(url, "/reset_prefix_cache", "could not be reset")
-        _answer(servers, url, "/resume")
+    weights = {"weights_path": str(folder)}
+    method = {"method": "reload_weights", "kwargs": weights, "timeout": servers.timeout}
+    _answer(servers, url, "/pause?mode=wait")
+    _answer(servers, url, "/collective_rpc", method)
+    reset = _answer(servers, url, "/reset_prefix_cache")
+    if isinstance(reset, dict) and not reset.get("success", True):
+        raise _failed(url, "/reset_prefix_cache", "could not reset its cache")
+    _answer(servers, url, "/resume")
 
 
 def check(servers: Servers, policy: Policy, longest: int) -> None:
@@ -131,9 +132,11 @@ def _check(servers: Servers, url: str, policy: Policy, longest: int) -> None:
         try:
             _ask(servers, url, route)
         except NoAnswer as error:
-            if error.status != 405:  # the route exists, but not for GET
+            if error.status == 404:
                 why = f"has no route {route}; start vLLM 0.32 or later with"
                 raise _refused(url, f"{why} VLLM_SERVER_DEV_MODE=1") from None
+            if error.status != 405:  # 405: the route exists, but not for GET
+                raise
     _ask(servers, url, "/resume", {})  # an interrupted run may have left it paused
     _check_vocabulary(servers, url, policy)
 
@@ -146,7 +149,7 @@ def _check_vocabulary(servers: Servers, url: str, policy: Policy) -> None:
     for token in (size - 1, beyond):
         try:
             body = request([token], 1, 1, {"temperature": 1.0, "top_p": 1.0, "seed": 0}, [])
-            completions_of(_ask(servers, url, "/v1/completions", body), 1)
+            completions_of(_ask(servers, url, COMPLETE, body), 1)
             known[token] = True
         except NoAnswer as error:
             if error.status != 400:

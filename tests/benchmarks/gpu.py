@@ -46,8 +46,8 @@ PARTS = {
     "correctness": Part(60, required=True),
     "smoke": Part(150, required=True),
     "sampling": Part(140),
-    "update": Part(60),
-    "step": Part(150),
+    "update": Part(75),
+    "step": Part(140),
 }
 
 
@@ -163,8 +163,8 @@ def run(names: Iterable[str], tiny: bool) -> int:
             # a CPU starts slowly, and owes nobody ten minutes
             limit = 4 * part.limit if tiny else part.limit
             start = time.monotonic()
-            found = collect([*command, *["--tiny"] * tiny], into, limit)
-            rows, fine = judged(part, *found)
+            measured = collect([*command, *["--tiny"] * tiny], into, limit)
+            rows, fine = judged(part, *measured)
             results.append((name, rows))
             good &= fine
             print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from eval.policy.logprobs import PLAIN, Likelihood, Rows, completion_logprobs, pad_batch
 from eval.policy.policy import Policy
-from eval.rollout.rollout import Decoding, Rollout
+from eval.rollout.rollout import Decoding, Rollout, SamplingFailed
 from eval.rollout.sample import sample
 from tests.benchmarks.gpu import ROOT, Row
 from tests.benchmarks.measuring import clock, in_turn
@@ -57,6 +57,7 @@ SHAPES = {  # of Qwen2: width, inner width, layers, heads, their keys' and value
     "7B": (3584, 18944, 28, 28, 4, 152064, False),
 }
 PROMPTS = ["one plum, " * i + "two" for i in (1, 4, 2, 7, 3)]  # of many lengths
+TOKENS = 40  # of a completion: more than lie between two looks of the sampler
 # the largest error beside float64, in units of the largest number; bfloat16 is for the record
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: math.inf}
 
@@ -129,21 +130,24 @@ def policy(name: str, dtype: torch.dtype = torch.bfloat16) -> Endless:
     return Endless(model.eval(), tokenizer(SHAPES[name][5]))
 
 
+def planned_model(config: Any, checkpointing: bool) -> seconds.Model:
+    """A model in the numbers of --plan."""
+    return model_of(Rehearsal(_config(checkpointing), copy.deepcopy(config)))
+
+
 def prompts(count: int, length: int) -> list[str]:
     """Texts of so many tokens, no two alike."""
     return [f"{i:08d}".ljust(length, "x")[:length] for i in range(count)]
-
-
-def switches() -> dict[str, dict[str, Any]]:
-    """What `Decoding` is to be measured with."""
-    return {"": {}}
 
 
 # -- correctness ----------------------------------------------------------------------------------
 
 
 def correctness(scale: Scale, folder: Path) -> Lines:
-    """The same numbers as on a CPU in float64, in float32 without TF32; bfloat16 for the record."""
+    """The same numbers as on a CPU in float64, in float32 without TF32; bfloat16 for the record.
+
+    With a CUDA graph and without one the draws are the same.
+    """
     torch.set_float32_matmul_precision("highest")
     model = policy("tiny", torch.float64).model.cpu()
     for p in model.parameters():
@@ -152,28 +156,32 @@ def correctness(scale: Scale, folder: Path) -> Lines:
     drawn = draw(reference)
     expected = numbers(reference, drawn)
     for dtype, most in TOLERANCES.items():
-        found = Endless(copy.deepcopy(model).to(device(), dtype), reference.tokenizer)
-        again = draw(found)
+        tested = Endless(copy.deepcopy(model).to(device(), dtype), reference.tokenizer)
+        again = draw(tested)
         same = [x == y for x, y in zip(again.completions, drawn.completions, strict=True)]
         errors = taken(again, drawn, torch.tensor(same))
-        errors |= {x: error(y, expected[x]) for x, y in numbers(found, drawn).items()}
+        errors |= {x: error(y, expected[x]) for x, y in numbers(tested, drawn).items()}
         count = f"{sum(same)} of {len(same)} completions equal"
         shown = "; ".join([count, *(f"{x} {far:.0e}" for x, far in errors.items())])
         good = all(far < most for far in errors.values()) and (all(same) or most == math.inf)
         name = str(dtype).removeprefix("torch.")
         yield f"{name} beside float64 on the CPU, relative errors", shown, good
+        plain = draw(tested, graph=False).completions
+        same = [x == y for x, y in zip(again.completions, plain, strict=True)]
+        count = f"{sum(same)} of {len(same)} completions equal"
+        yield f"{name}, with a graph beside without", count, all(same) or most == math.inf
 
 
-def taken(found: Rollout, expected: Rollout, same: Tensor) -> dict[str, float]:
+def taken(ours: Rollout, expected: Rollout, same: Tensor) -> dict[str, float]:
     """The errors of what the sampler takes on its way, in the completions that are the same."""
     names = ("log-probabilities", "entropy", "features") if same.any() else ()
     keys = {"log-probabilities": "logprobs"}
-    pairs = {x: [getattr(y, keys.get(x, x)) for y in (found, expected)] for x in names}
+    pairs = {x: [getattr(y, keys.get(x, x)) for y in (ours, expected)] for x in names}
     return {f"drawn {x}": error(a.cpu()[same], b[same]) for x, (a, b) in pairs.items()}
 
 
-def draw(policy: Policy) -> Rollout:
-    return sample(policy, PROMPTS, 6, Decoding(24, features=True), 3)
+def draw(policy: Policy, graph: bool = True) -> Rollout:
+    return sample(policy, PROMPTS, 6, Decoding(TOKENS, features=True, cuda_graph=graph), 3)
 
 
 def numbers(policy: Policy, drawn: Rollout) -> dict[str, Tensor]:
@@ -194,12 +202,12 @@ def numbers(policy: Policy, drawn: Rollout) -> dict[str, Tensor]:
     return {name: x.detach().cpu() for name, x in values.items()}
 
 
-def error(found: Tensor, expected: Tensor) -> float:
+def error(ours: Tensor, expected: Tensor) -> float:
     """The largest error in units of the largest number; inf where anything is not finite."""
-    if not found.isfinite().all():
+    if not ours.isfinite().all():
         return math.inf
     expected = expected.double()
-    return float((found.double() - expected).abs().max() / expected.abs().max())
+    return float((ours.double() - expected).abs().max() / expected.abs().max())
 
 
 # -- smoke runs -----------------------------------------------------------------------------------
@@ -260,13 +268,13 @@ def failure(done: subprocess.CompletedProcess, out: Path) -> str | None:
 
 
 def sampling(scale: Scale, folder: Path) -> Lines:
-    """Tokens a second by shape, rows drawn at a time and the switches of `Decoding`."""
+    """Tokens a second by shape and rows drawn at a time, with CUDA graphs and without."""
     for name in scale.shapes:
         model = policy(name)
         for rows in scale.rows:
-            for switch, options in switches().items():
-                how = Decoding(scale.drawn, token_budget=2**40, **options)
-                case = ", ".join(filter(None, [name, f"{rows} rows", switch]))
+            for graph in (True, False):
+                how = Decoding(scale.drawn, token_budget=2**40, cuda_graph=graph)
+                case = f"{name}, {rows} rows, {'CUDA graph' if graph else 'kernel by kernel'}"
                 yield case, *within(partial(_drawing, model, scale, rows, how))
         del model
         release()
@@ -286,8 +294,10 @@ def _drawing(model: Policy, scale: Scale, rows: int, how: Decoding) -> str:
     here = machine()
     if here:
         work = Work(len(texts), 16, scale.prompt, scale.drawn, rows)
-        found = model_of(Rehearsal(_config(False), copy.deepcopy(model.model.config)))
-        planned = seconds.sampling(here, found, work) / scale.drawn
+        numbers = planned_model(model.model.config, False)
+        forwards = scale.drawn + 1
+        eager = 3 if how.cuda_graph else forwards  # prompts, a token, its capture
+        planned = seconds.sampling(here, numbers, work, eager) / scale.drawn
         parts.append(f"by --plan {1000 * planned:.2f} ms")
     return "; ".join(parts)
 
@@ -319,7 +329,7 @@ def _backward(name: str, checkpointing: bool, scale: Scale) -> str:
     both = [x[: columns // 2] for x in ids], [x[columns // 2 :] for x in ids]
     rows = pad_batch(*both, 0, device())
     spent = backwards(model.model, rows, Likelihood(chunk=config.train.logprob_chunk), scale.rounds)
-    numbers = model_of(Rehearsal(config, copy.deepcopy(model.model.config)))
+    numbers = planned_model(model.model.config, checkpointing)
     work = Work(count, 1, columns // 2, columns - columns // 2, count)
     parts = [f"{1000 * spent:.0f} ms for {count} rows of {columns}"]
     parts.append(f"{count * columns / spent:,.0f} tokens/s")
@@ -354,7 +364,7 @@ def step(scale: Scale, folder: Path) -> Lines:
     """
     from trainers.engine.launcher import start_ranks
 
-    start_ranks(threads=0)
+    start_ranks(threads=0 if torch.cuda.is_available() else 1)
     path, name = folder / "model", scale.shapes[0]
     made = policy(name)
     made.model.save_pretrained(path)
@@ -387,6 +397,7 @@ def _of_step(scale: Scale, path: Path, measure: str) -> Config:
         "train.entropy_coef": 0.01,
         "train.logprob_chunk": 1024,
         "train.micro_batch_tokens": rows * columns,
+        "train.rollout_tokens": 2**20,
         "train.lr": 1e-9,
         "eval.problems": 2,
     }
@@ -420,7 +431,8 @@ def _steps(config: Config, scale: Scale, plain: list[float]) -> str:
 
 def _planned(config: Config, scale: Scale) -> int:
     """The bytes of a step at most, by --plan."""
-    moments, _ = plan.training(config, Rehearsal(config, str(config.model.path)), 1, scale.prompt)
+    rehearsal = Rehearsal(config, str(config.model.path))
+    moments, _ = plan.training(config, rehearsal, 1, scale.prompt)
     return max(sum(x.values()) for name, x in moments.items() if name != "evaluating")
 
 
@@ -429,10 +441,15 @@ def _planned(config: Config, scale: Scale) -> int:
 
 def within(work: Callable[[], str]) -> tuple[str, bool]:
     """The result of a case; one that outgrows the device is no failure."""
+    outgrown = "outgrows the device's memory", True
     try:
         return work(), True
     except torch.OutOfMemoryError:
-        return "outgrows the device's memory", True
+        return outgrown
+    except SamplingFailed as error:
+        if "too much for the device's memory" in str(error):
+            return outgrown
+        raise
 
 
 def counted(work: Callable[[], object]) -> tuple[float, int | None]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from eval.policy.policy import load_policy
-from eval.rollout.rollout import Decoding
+from eval.rollout.rollout import Decoding, SamplingFailed
 from eval.rollout.sample import sample
 from tests.benchmarks import gpu, gpu_parts
 from tests.commands import ROOT
@@ -125,10 +125,12 @@ def test_the_problems_and_their_verdicts():
 
 
 def test_correctness_is_judged_by_its_tolerance(tmp_path, monkeypatch):
-    good, record = gpu_parts.correctness(gpu_parts.TINY, tmp_path)
-    assert good[2] and "30 of 30 completions equal" in good[1] and record[2]
+    rows = list(gpu_parts.correctness(gpu_parts.TINY, tmp_path))
+    assert len(rows) == 4 and all(good for *_, good in rows)
+    assert "30 of 30 completions equal" in rows[0][1]
     monkeypatch.setattr(gpu_parts, "TOLERANCES", {torch.float32: 1e-9, torch.bfloat16: 1e-4})
-    assert [row[2] for row in gpu_parts.correctness(gpu_parts.TINY, tmp_path)] == [False, False]
+    judged = [good for *_, good in gpu_parts.correctness(gpu_parts.TINY, tmp_path)]
+    assert judged == [False, True, False, True]  # those beside float64, those beside no graph
 
 
 def test_an_error_is_in_units_of_the_largest_number():
@@ -155,7 +157,16 @@ def test_a_case_that_outgrows_the_device_costs_no_other():
     def too_large():
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    assert gpu_parts.within(too_large) == ("outgrows the device's memory", True)
+    def too_many():
+        raise SamplingFailed("train.rollout_tokens = 9: too much for the device's memory; ..")
+
+    def broken():
+        raise SamplingFailed("the model's logits are not finite")
+
+    for outgrown in (too_large, too_many):
+        assert gpu_parts.within(outgrown) == ("outgrows the device's memory", True)
+    with pytest.raises(SamplingFailed, match="not finite"):
+        gpu_parts.within(broken)
     assert gpu_parts.within(lambda: "3 ms") == ("3 ms", True)
 
 

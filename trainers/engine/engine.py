@@ -222,11 +222,15 @@ class Engine(Ranks):
 
     @property
     def unborn_bytes(self) -> int:
-        """The bytes of device memory that Adam's moments take from the first step on."""
+        """The bytes of device memory that are held from the first step on, and not yet now.
+
+        They are Adam's moments, and under ZeRO-1 in bfloat16 the gradients.
+        """
         if self.steps_taken or self.train.offload != "none":
             return 0
         trained = sum(_shape(p).numel() for _, p in self._trainable())
-        return 8 * trained // (self.world if self.stage else 1)
+        gradients = 4 * trained * (self.stage == 1 and self.model.dtype == torch.bfloat16)
+        return 8 * trained // (self.world if self.stage else 1) + gradients
 
     @property
     def steps_taken(self) -> int:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
+from eval.rollout.cache import BLOCK
 from surgery.interference import SHELLS
 from surgery.rules import NORM_K, find_rule
 from trainers.commands.diagnose import requests
@@ -11,6 +12,7 @@ from trainers.job import Job
 from trainers.measure.probe import WATCH_EVERY
 from trainers.plan import seconds
 from trainers.plan.rehearsal import Micro, Rehearsal
+from trainers.plan.rollouts import Drawing
 from trainers.plan.seconds import Device, Machine, Model, Passes, Work
 from trainers.train.schedules import due
 
@@ -39,20 +41,32 @@ def model_of(rehearsal: Rehearsal) -> Model:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """What the command line adds to a configuration, and the sampler's budget that follows."""
+
+    ranks: int
+    prompt: int  # tokens
+    tokens: int  # that the sampler holds at once
+
+
+@dataclass(frozen=True)
 class Estimate:
     """A configuration on a device, seen from the rank that has the most prompts."""
 
     config: Config
     machine: Machine
     model: Model
-    ranks: int
-    prompt: int
+    setting: Setting
 
-    def drawn(self, prompts: int, n: int, top_p: float) -> Work:
+    def drawn(self, prompts: int, n: int, new: int, top_p: float) -> Work:
         """Return the draw of this rank's answers, in batches that the sampler's budget holds."""
-        length, budget = Job(self.config).max_new_tokens, self.config.train.micro_batch_tokens
-        rows = Micro.within(budget, self.prompt, length, n).rows
-        return Work(math.ceil(prompts / self.ranks), n, self.prompt, length, rows, top_p)
+        share, prompt = math.ceil(prompts / self.setting.ranks), self.setting.prompt
+        batch = Drawing(share, n, prompt, new, self.setting.tokens).batch
+        return Work(share, n, prompt, new, batch.rows, top_p)
+
+    @property
+    def job(self) -> Job:
+        return Job(self.config)
 
     def trained(self, work: Work) -> Work:
         """Return the same answers in micro-batches."""
@@ -65,10 +79,22 @@ class Estimate:
         `continuous` and `vllm` read their answers again to measure them. Servers are taken to draw
         like this device, and their weights to arrive in no time.
         """
-        drawn = seconds.sampling(self.machine, self.model, work, features=features)
+        eager = self.eager_forwards(work.length)
+        drawn = seconds.sampling(self.machine, self.model, work, eager, features)
         if self.config.train.rollouts != "cached":
             drawn += self.passing(work, Passes())
         return drawn
+
+    def eager_forwards(self, length: int) -> int:
+        """Return how many forwards of a batch are launched kernel by kernel: all, or few.
+
+        With CUDA graphs, the prompts and, for each block of the cache, a token before its capture
+        and the capture itself.
+        """
+        train = self.config.train
+        graphs = train.cuda_graph and train.rollouts == "cached"
+        fixed = graphs and self.config.model.attention in ("sdpa", "eager")
+        return min(length, 2 * math.ceil(length / BLOCK)) + 1 if fixed else length + 1
 
     def passing(self, work: Work, passes: Passes) -> float:
         """Return the seconds in which the answers pass through the model in micro-batches."""
@@ -77,7 +103,7 @@ class Estimate:
     def of_step(self) -> Phases:
         """Return the mean seconds of each phase of a step."""
         config, train, surgery = self.config, self.config.train, self.config.surgery
-        work = self.drawn(train.prompts, train.samples, 1.0)
+        work = self.drawn(train.prompts, train.samples, self.job.max_new_tokens, 1.0)
         gradient = seconds.gradient(self.model, config, self.model.trained)
         features = (surgery.measure == "last_layer") / surgery.every
         phases = {"sample": self.sampling(work, features)}
@@ -89,7 +115,7 @@ class Estimate:
         if kl_every:
             phases["reference"] = self.passing(work, Passes(2)) / kl_every
         phases["backward"] = train.updates * self.passing(work, gradient)
-        step = seconds.stepping(self.machine, self.model, config, self.ranks)
+        step = seconds.stepping(self.machine, self.model, config, self.setting.ranks)
         phases["step"] = train.updates * step
         if surgery.realised_every:
             phases["realised"] = self.passing(work, gradient) / surgery.realised_every
@@ -98,7 +124,8 @@ class Estimate:
     def of_evaluation(self) -> float:
         """Return the seconds of one evaluation."""
         options = self.config.eval
-        return self.sampling(self.drawn(options.problems, options.samples, options.top_p), 0)
+        counts = options.problems, options.samples
+        return self.sampling(self.drawn(*counts, self.job.eval_tokens, options.top_p), 0)
 
     def of_diagnosis(self) -> Phases:
         """Return the seconds of launch/diagnose.py, where each prompt is solved now and then.
@@ -106,13 +133,14 @@ class Estimate:
         The gradients over all shells make one over all prompts. All prompts probe each direction.
         """
         options = self.config.diagnose
-        work = self.drawn(options.prompts, options.samples, options.top_p)
+        counts = options.prompts, options.samples
+        work = self.drawn(*counts, self.job.max_new_tokens, options.top_p)
         phases = {"sample": self.sampling(work, 1)}
         if options.measure == "ghost":
             wanted = requests(options.k or options.samples, options.samples)
             one = seconds.gradient(self.model, self.config, self.model.measured)
-            whole = sum(len(group) for _, group in wanted) / SHELLS
-            phases["directions"] = self.passing(work, whole * one)
+            gradients = sum(len(group) for _, group in wanted) / SHELLS
+            phases["directions"] = self.passing(work, gradients * one)
             phases["probes"] = self.passing(work, len(wanted) * one)
         return phases
 
@@ -127,27 +155,29 @@ class Estimate:
         """Return the seconds by phase, those of the whole run, and what they rest on."""
         if diagnosing:
             title, phases, beside = "Estimated, of the diagnosis", self.of_diagnosis(), {}
-            work = self.drawn(self.config.diagnose.prompts, self.config.diagnose.samples, 1.0)
+            counts = self.config.diagnose.prompts, self.config.diagnose.samples
             last = f"The diagnosis takes {_hours(sum(phases.values()))}."
         else:
             title, phases = "Estimated, of a step", self.of_step()
             beside = {"an evaluation": self.of_evaluation()}
-            work = self.drawn(self.config.train.prompts, self.config.train.samples, 1.0)
+            counts = self.config.train.prompts, self.config.train.samples
             last = self.of_run(sum(phases.values()), *beside.values())
         lines = [seconds.report(title, phases, beside), "", last, "Assumed, not measured:"]
+        work = self.drawn(*counts, self.job.max_new_tokens, 1.0)
         drawn, trained = (math.ceil(x.count / x.batches) for x in (work, self.trained(work)))
-        rows = f"- Of {work.count} answers {drawn} are drawn at a time and {trained} trained; "
-        lines.append(f"{rows}a token's kernels are launched one by one.")
+        eager = self.eager_forwards(work.length)
+        lines.append(
+            f"- Of {work.count} answers {drawn} are drawn at a time and {trained} trained; of the "
+            f"{work.length + 1} forwards of a draw {eager} are launched kernel by kernel."
+        )
         return "\n".join([*lines, *seconds.assumptions(self.machine, self.model)])
 
 
-def estimate(
-    rehearsal: Rehearsal, device: Device, ranks: int, prompt: int, diagnosing: bool
-) -> str:
+def estimate(rehearsal: Rehearsal, device: Device, setting: Setting, diagnosing: bool) -> str:
     """Return the text of --device."""
     config = rehearsal.config
     machine = Machine(device, config.model.dtype)
-    return Estimate(config, machine, model_of(rehearsal), ranks, prompt).text(diagnosing)
+    return Estimate(config, machine, model_of(rehearsal), setting).text(diagnosing)
 
 
 def _hours(x: float) -> str:

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from eval.report.tables import table
-from eval.rollout.continuous import FORWARD, PAGE
+from trainers.commands.diagnose import PART
 from trainers.config.schema import Config
 from trainers.config.values import ConfigError
 from trainers.engine.memory import THRESHOLD, Held, backward, states, step
 from trainers.job import Job
 from trainers.measure.memory import directions, watched
-from trainers.plan.estimate import estimate
+from trainers.plan.estimate import Setting, estimate
 from trainers.plan.rehearsal import Cost, Micro, Rehearsal
+from trainers.plan.rollouts import Drawing, budget, sampling
 from trainers.plan.seconds import DEVICES
 
 if TYPE_CHECKING:
@@ -30,78 +31,58 @@ if TYPE_CHECKING:
 GIB = 2**30
 
 
-def sampling(rehearsal: Rehearsal, work: Micro, prompts: int, n: int, top_p: float) -> Held:
-    """The cache of one decoding batch; the larger of a token's forward and of drawing it: logits,
-    log pi in fp32, two arrays in float64 for its sum (below top_p = 1 the sort's four and more);
-    and the features of all completions of this rank, if any. Servers hold the cache of `vllm`: only
-    the answers' own forward takes memory here.
-    """
-    cache, forward = rehearsal.decoding(work.rows, work.prompt, work.completion)
-    sizes = rehearsal.sizes()
-    number = sizes.element + (20 if top_p == 1 else 41)
-    drawing = work.rows * rehearsal.vocabulary * number
-    features = {"features": 4 * prompts * n * sizes.width} if prompts else {}
-    rollouts = rehearsal.config.train.rollouts
-    if rollouts == "vllm":
-        return {"measuring what was drawn": _measured(rehearsal, work, number)} | features
-    if rollouts == "continuous":
-        return _continuous(rehearsal, work, cache, number) | features
-    return {"cache": cache, "drawing a token": max(forward, drawing)} | features
-
-
-def _continuous(rehearsal: Rehearsal, work: Micro, cache: int, number: int) -> Held:
-    """A paged cache of as many tokens as a micro-batch, one row at least, and a token's logits of
-    all rows in a forward; or, when it is gone, all logits of the micro-batch that is measured.
-    """
-    longest, budget = work.prompt + work.completion, rehearsal.config.train.micro_batch_tokens
-    pages = max(budget // PAGE, -(-longest // PAGE) + 1)
-    paged = cache // (work.rows * longest) * pages * PAGE
-    drawing = FORWARD * rehearsal.vocabulary * number
-    measured = _measured(rehearsal, work, number)
-    if measured > paged + drawing:
-        return {"measuring what was drawn": measured}
-    return {"cache": paged, "drawing a token": drawing}
-
-
-def _measured(rehearsal: Rehearsal, work: Micro, number: int) -> int:
-    """The logits of a micro-batch of answers that are read again."""
-    budget = rehearsal.config.train.micro_batch_tokens
-    rows = Micro.within(budget, work.prompt, work.completion).rows
-    return rows * (work.completion + 1) * rehearsal.vocabulary * number
-
-
 def _micro_batch(cost: Cost) -> Held:
     return {"activations": cost.activations, "logits": cost.logits}
 
 
+def _always(config: Config, rehearsal: Rehearsal, ranks: int) -> tuple[Held, Held]:
+    """Return the bytes that a rank of a run holds at all times: (on the device, on the host)."""
+    sizes = rehearsal.sizes(THRESHOLD)
+    always, host = states(sizes, config.train.zero_stage, ranks, config.train.offload)
+    if (config.logging.kl_every or config.train.kl_coef) and not config.model.lora_rank:
+        always["reference model"] = sizes.element * sizes.parameters
+    return always, host
+
+
+def sampler_tokens(rehearsal: Rehearsal, ranks: int, memory: int | None, diagnosing: bool) -> int:
+    """Return the sampler's budget on a device of so many bytes, if they are known."""
+    sizes, config = rehearsal.sizes(), rehearsal.config
+    weights = sizes.element * sizes.parameters
+    held = weights
+    if not diagnosing:
+        held = sum(_always(config, rehearsal, ranks)[0].values())
+        held += weights * (config.train.zero_stage == 3)  # a full copy to sample from
+    return budget(rehearsal, None if memory is None else memory - held)
+
+
 def training(
-    config: Config, rehearsal: Rehearsal, ranks: int, prompt: int
+    config: Config, rehearsal: Rehearsal, ranks: int, prompt: int, memory: int | None = None
 ) -> tuple[dict[str, Held], Held]:
-    """The moments of a run with all that each of them holds, and what the host holds."""
-    train, surgery, evaluation = config.train, config.surgery, config.eval
-    new = Job(config).max_new_tokens
-    stage, offload = train.zero_stage, train.offload
+    """The moments of a run with all that each of them holds, and what the host holds.
+
+    The sampler takes a part of the device's `memory`, where that is known and no key says how much.
+    """
+    train, surgery, evaluation, job = config.train, config.surgery, config.eval, Job(config)
+    new, stage, offload = job.max_new_tokens, train.zero_stage, train.offload
     sizes = rehearsal.sizes(THRESHOLD)
     model = sizes.element * sizes.parameters
     micro = Micro.within(train.micro_batch_tokens, prompt, new)
     held = _micro_batch(rehearsal.micro_batch(micro.rows, prompt, new, train.temperature))
-    always, host = states(sizes, stage, ranks, offload)
+    always, host = _always(config, rehearsal, ranks)
     host |= {"saving, on rank 0 alone": 12 * sizes.trainable + model}
-    if (config.logging.kl_every or train.kl_coef) and not config.model.lora_rank:
-        always["reference model"] = model
     policy = {"full copy": model} if stage == 3 else {}
-    by_ghost = surgery.measure == "ghost"
-
-    def decoded(n: int, top_p: float, prompts: int) -> Held:
-        work = Micro.within(train.micro_batch_tokens, prompt, new, n)
-        return policy | sampling(rehearsal, work, prompts, n, top_p)
-
-    features = math.ceil(train.prompts / ranks) if surgery.measure == "last_layer" else 0
+    tokens = sampler_tokens(rehearsal, ranks, memory, False)
+    problems, prompts = (math.ceil(x / ranks) for x in (evaluation.problems, train.prompts))
+    evaluated = Drawing(
+        problems, evaluation.samples, prompt, job.eval_tokens, tokens, evaluation.top_p
+    )
+    features = surgery.measure == "last_layer"
+    drawn = Drawing(prompts, train.samples, prompt, new, tokens, features=features)
     moments: dict[str, Held] = {
-        "evaluating": decoded(evaluation.samples, evaluation.top_p, 0),
-        "sampling": decoded(train.samples, 1.0, features),
+        "evaluating": policy | sampling(rehearsal, evaluated),
+        "sampling": policy | sampling(rehearsal, drawn),
     }
-    if by_ghost:
+    if surgery.measure == "ghost":
         halves = 2 if surgery.statistic == "loo" else 1
         measured = directions(sizes, halves, surgery.metric == "adam")
         moments |= {name: policy | x | held for name, x in measured.items() if name != "products"}
@@ -117,20 +98,19 @@ def training(
 
 
 def diagnosis(
-    config: Config, rehearsal: Rehearsal, ranks: int, prompt: int
+    config: Config, rehearsal: Rehearsal, ranks: int, prompt: int, memory: int | None = None
 ) -> tuple[dict[str, Held], Held]:
     """The moments of launch/diagnose.py, which holds the whole model on each rank: sampling; the
     sum J_b in fp32 while one backward's gradients are added; its products with every answer.
     """
-    options, budget = config.diagnose, config.train.micro_batch_tokens
-    new = Job(config).max_new_tokens
-    sizes = rehearsal.sizes()
+    options, sizes, new = config.diagnose, rehearsal.sizes(), Job(config).max_new_tokens
     always = {"parameters": sizes.element * sizes.parameters}
-    work = Micro.within(budget, prompt, new, options.samples)
-    part = math.ceil(min(64, options.prompts) / ranks)
-    moments = {"sampling": sampling(rehearsal, work, part, options.samples, options.top_p)}
+    tokens = sampler_tokens(rehearsal, ranks, memory, True)
+    part = math.ceil(min(PART, options.prompts) / ranks)
+    drawn = Drawing(part, options.samples, prompt, new, tokens, options.top_p, features=True)
+    moments = {"sampling": sampling(rehearsal, drawn)}
     if options.measure == "ghost":
-        micro = Micro.within(budget, prompt, new)
+        micro = Micro.within(config.train.micro_batch_tokens, prompt, new)
         held = _micro_batch(
             rehearsal.micro_batch(micro.rows, prompt, new, options.temperature, options.top_p)
         )
@@ -179,7 +159,10 @@ def plan(
     model, train, job = config.model, config.train, Job(config)
     sheet = DEVICES[device] if device else None
     rehearsal = Rehearsal(config, _base(job))
-    moments, host = (diagnosis if diagnosing else training)(config, rehearsal, ranks, prompt)
+    memory = sheet.memory if sheet else _memory()
+    moments_of = diagnosis if diagnosing else training
+    moments, host = moments_of(config, rehearsal, ranks, prompt, memory)
+    tokens = sampler_tokens(rehearsal, ranks, memory, diagnosing)
     sizes = rehearsal.sizes()
     spread = "the whole model on each" if diagnosing else f"ZeRO-{train.zero_stage}"
     checkpointing = "with" if model.gradient_checkpointing else "without"
@@ -187,13 +170,15 @@ def plan(
         f"{model.path}: {sizes.parameters:,} parameters, {sizes.trainable:,} trained, in "
         f"{model.dtype}, {checkpointing} gradient checkpointing; ranks: {ranks}, {spread}.",
         f"Assumed are prompts of {prompt} tokens (--plan-prompt) and answers of "
-        f"{job.max_new_tokens}; micro-batches of {train.micro_batch_tokens} tokens.",
+        f"{job.max_new_tokens}; micro-batches of {train.micro_batch_tokens} tokens; the sampler "
+        f"holds {tokens} (train.rollout_tokens).",
         "",
-        render(moments, host, sheet.memory if sheet else _memory()),
+        render(moments, host, memory),
         "Activations and logits are estimates. What the allocator loses comes on top.",
     ]
     if sheet:
-        lines += ["", estimate(rehearsal, sheet, ranks, prompt, diagnosing)]
+        setting = Setting(ranks, prompt, tokens)
+        lines += ["", estimate(rehearsal, sheet, setting, diagnosing)]
     return "\n".join(lines)
 
 

@@ -182,6 +182,18 @@ class Rehearsal:
         held = sum(x.keys.nbytes + x.values.nbytes for x in cache.layers)
         return held, ledger.peak - held
 
+    def reading(self, prompts: int, prompt: int, most: int) -> int:
+        """The most bytes while prompts are read, at most so many tokens in a forward."""
+        columns = min(prompt, max(1, most // prompts))
+        with self.fake, torch.no_grad(), reading(self.model) as cache:
+            with Ledger() as ledger:
+                self._know(ledger)
+                for end in range(columns, prompt + columns, columns):
+                    new = min(columns, prompt - end + columns)
+                    ids = torch.zeros(prompts, new, dtype=torch.long)
+                    self._read(cache, ids, min(end, prompt))
+            return ledger.peak
+
     def _read(self, cache: Any, tokens: Tensor, length: int) -> None:
         rows, new = tokens.shape
         self.model(

@@ -53,14 +53,14 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class Assumptions:
-    """Figures that no data sheet holds. `.ci/gpu` measures the first four."""
+    """Figures that no data sheet holds; `.ci/gpu` shows the share of operations and launches."""
 
     utilisation: float = 0.4  # the share of the operations a second (MFU)
     bandwidth: float = 0.8  # the share of the bytes a second
     eager: float = 0.85e-3  # seconds for a layer of a forward, launched kernel by kernel
     graph: float = 0.08e-3  # seconds for a layer of a forward, launched as one CUDA graph
-    logit: int = 100  # bytes that are moved for each logit when a token is drawn
-    sorted_logit: int = 600  # the same below top_p = 1
+    logit: int = 60  # bytes that are moved for each logit when a token is drawn
+    sorted_logit: int = 700  # the same below top_p = 1
     step: int = 48  # bytes that AdamW, the clip and the cast move for each trained weight
 
 
@@ -158,13 +158,12 @@ class Passes:
         )
 
 
-def sampling(
-    machine: Machine, model: Model, work: Work, graph: bool = False, features: float = 0
-) -> float:
+def sampling(machine: Machine, model: Model, work: Work, eager: int, features: float = 0) -> float:
     """Return the seconds to draw all answers in batches of rows, none of which ends early.
 
-    The mean token reads a prompt and half an answer. `features` is the share of the draws that
-    take them, each by one more product with the head.
+    The mean token reads a prompt and half an answer. Of the forwards of a batch, one for the
+    prompts and one a token, `eager` are launched kernel by kernel and the others as a graph.
+    `features` is the share of the draws that take them, by one more product with the head.
     """
     assumed, rows = machine.assumed, work.count / work.batches
     weights = model.element * model.weights
@@ -172,12 +171,11 @@ def sampling(
     columns = work.prompt + work.length / 2
     drawn = sum(model.forward(rows, rows * (1 + features), columns))
     number = assumed.logit if work.top_p == 1 else assumed.sorted_logit
-    moved = weights + rows * (columns * model.cache + number * model.vocabulary)
-    token = machine.seconds(drawn, moved) + model.layers * (
-        assumed.graph if graph else assumed.eager
-    )
-    prompts = machine.seconds(read, work.batches * weights)
-    return prompts + work.batches * (model.layers * assumed.eager + work.length * token)
+    moved = weights + features * model.element * model.head
+    moved += rows * (columns * model.cache + number * model.vocabulary)
+    launches = eager * assumed.eager + (work.length + 1 - eager) * assumed.graph
+    batch = work.length * machine.seconds(drawn, moved) + model.layers * launches
+    return machine.seconds(read, work.batches * weights) + work.batches * batch
 
 
 def operations(model: Model, work: Work, passes: Passes) -> float:

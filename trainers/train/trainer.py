@@ -82,7 +82,10 @@ class Trainer:
         shortest = min(self.job.max_new_tokens, self.job.eval_tokens)
         with self.engine.policy() as policy:
             weights = sum(p.nbytes for p in policy.model.parameters()) * self.reference.second
-            tokens = rollout_tokens(policy, shortest, self.engine.unborn_bytes + weights)
+            numbers = sum(p.numel() for p in policy.model.parameters() if p.requires_grad)
+            snapshot = 4 * numbers * bool(self.config.surgery.realised_every)
+            later = self.engine.unborn_bytes + weights + snapshot
+            tokens = rollout_tokens(policy, shortest, later)
         return int(self.engine.reduce(torch.tensor(tokens), "min"))
 
     def run(self) -> dict[str, Any] | None:

@@ -47,6 +47,16 @@ def test_the_same_tokens_in_a_hundred_thousand_draws():
     assert different(152_064, 100_000 // ROWS + 1, Decoding(1)) == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_two_levels_find_the_token_of_one(dtype):
+    """Of the same probabilities, those in float32 as on a GPU: also where all are alike."""
+    torch.manual_seed(0)
+    for i in range(10):
+        p = (torch.randn(ROWS, 20_000) * 0.3 * i).softmax(1).to(dtype)
+        u = uniform(5, torch.arange(ROWS), i)
+        assert torch.equal(inverted(p, u), in_one_level(p.double().log(), u))
+
+
 def test_the_exact_distribution():
     """Each token gets the share of u that is its probability, to the last block and token."""
     weights = torch.tensor([[1, 0, 3, 0] * 400 + [0, 0, 2, 0, 0]], dtype=torch.float64)

@@ -14,6 +14,7 @@ from eval.rollout.rollout import Decoding, SamplingFailed
 from eval.rollout.sample import sample
 from tests.engines import ENGINES
 from tests.fakes import PROMPTS, random_policy
+from tests.stub_vllm import servers_for
 
 QUICK = settings(max_examples=60, deadline=None, database=None, derandomize=True)
 INF, NAN = math.inf, math.nan
@@ -94,8 +95,8 @@ def test_a_model_without_probabilities_is_refused(sampler, broken):
     """It would say its last token for ever, and be found to be wrong."""
     policy = random_policy("llama")
     policy.model.get_output_embeddings().weight.data[3] = broken
-    with pytest.raises(SamplingFailed) as error:
-        sample(policy, PROMPTS, 2, Decoding(3, sampler=sampler), seed=0)
+    with servers_for(policy, sampler) as servers, pytest.raises(SamplingFailed) as error:
+        sample(policy, PROMPTS, 2, Decoding(3, sampler=sampler, servers=servers), seed=0)
     assert len(str(error.value).splitlines()) == 1
-    if sampler == "cached":
+    if sampler != "continuous":
         assert "after the prompt 'A2?3='; check its weights" in str(error.value)

@@ -223,7 +223,7 @@ def test_a_server_that_takes_no_weights_ends_the_run(policy, tmp_path, route):
 def test_a_cache_that_is_not_reset_ends_the_run(policy, tmp_path):
     stub = Stub(policy)
     stub.faults["/reset_prefix_cache"] = lambda count: {"success": False}
-    with serving(stub) as url, pytest.raises(SamplingFailed, match="cache could not be reset; "):
+    with serving(stub) as url, pytest.raises(SamplingFailed, match="could not reset its cache; "):
         reload(trusted(url), tmp_path)
 
 

@@ -97,7 +97,7 @@ def test_a_limit_that_the_configuration_names_is_enough(path):
     why = "has max_new_tokens = None; give it the most tokens that an answer needs, or set "
     assert str(error.value) == f"task.name = {path}:Mine: {why}train.max_new_tokens"
     config.train.max_new_tokens = 7
-    assert Job(config).decoding(0.5, 0.9).max_new_tokens == 7
+    assert Job(config).max_new_tokens == 7
 
 
 def test_a_verifier_that_the_configuration_names_is_enough(path):

@@ -14,8 +14,10 @@ from tests.fakes import PROMPTS, Alone, random_policy
 from tests.models import qwen2
 from tests.stub_vllm import Stub, copy_of, serving
 from trainers.config.schema import Config
+from trainers.config.values import ConfigError
 from trainers.engine.adapter import make_trainable, merged_weights
 from trainers.engine.sync import Sync, sync_of
+from trainers.job import servers_of
 
 
 @pytest.fixture
@@ -38,6 +40,10 @@ def moved(policy, by=0.05):
 def drawn(policy, url):
     servers = Servers((url,), 30.0, 1e-4)
     return sample(policy, PROMPTS, 3, Decoding(6, sampler="vllm", servers=servers), seed=5)
+
+
+def left_in(folder):
+    return sorted(x.name for x in folder.iterdir() if x.name != ".lock")
 
 
 class Rank(Alone):
@@ -68,7 +74,7 @@ def test_servers_draw_from_the_weights_that_they_got(policy, tmp_path):
         drawn(policy, url)
     assert len(stub.seen) == 2
     assert all("model.safetensors" in names and "config.json" in names for names in stub.seen)
-    assert list((tmp_path / "new" / "folder").iterdir()) == []
+    assert left_in(tmp_path / "new" / "folder") == []
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -93,7 +99,7 @@ def test_folders_have_new_names_and_leftovers_go(policy, tmp_path):
         sync = Sync(Servers((url,), 30.0, 1e-4), tmp_path, None)
         sync(policy, 0)
         sync(policy, 1)
-    assert [x.name for x in tmp_path.iterdir()] == ["mine"]
+    assert left_in(tmp_path) == ["mine"]
     first, second = (x["kwargs"]["weights_path"] for _, x in stub.log if "method" in x)
     assert first != second
     assert {str(Path(x).parent) for x in (first, second)} == {str(tmp_path)}
@@ -145,16 +151,33 @@ def test_weights_that_do_not_arrive_leave_no_files(policy, tmp_path, fault):
         sync = Sync(Servers((url,), 30.0, 1e-4), tmp_path, None)
         with pytest.raises(SamplingFailed, match=r"/collective_rpc .* the same command goes on"):
             sync(moved(policy), 0)
-        assert list(tmp_path.iterdir()) == []
+        assert left_in(tmp_path) == []
         sync(policy, 0)
         drawn(policy, url)
+
+
+def test_a_folder_serves_one_run_at_a_time(tmp_path):
+    servers, file = Servers(("http://127.0.0.1:1",), 30.0, 1e-4), tmp_path / "file"
+    first = Sync(servers, tmp_path, None)
+    Sync(servers, tmp_path, Rank(1, []))  # another rank of the same run
+    with pytest.raises(ConfigError) as error:
+        Sync(servers, tmp_path, Rank(0, []))
+    assert str(error.value) == (
+        f"rollout.sync_dir = {tmp_path}: another process sends weights by it; name another one, "
+        "and servers of this run alone"
+    )
+    del first
+    Sync(servers, tmp_path, None)
+    file.write_text("")
+    with pytest.raises(ConfigError, match=r"cannot be written \(File exists\); name another one"):
+        Sync(servers, file, None)
 
 
 def test_a_full_disk(policy, tmp_path):
     stub = Stub(copy_of(policy))
     with serving(stub) as url, no_file_beyond(10_000), pytest.raises(OSError, match="too large"):
         Sync(Servers((url,), 30.0, 1e-4), tmp_path, None)(policy, 0)
-    assert list(tmp_path.iterdir()) == [] and stub.log == []
+    assert left_in(tmp_path) == [] and stub.log == []
 
 
 def test_what_a_configuration_asks_for(tmp_path, monkeypatch):
@@ -167,6 +190,6 @@ def test_what_a_configuration_asks_for(tmp_path, monkeypatch):
     assert sync.folder == tmp_path / "here"  # servers have another working folder
     assert sync.servers == Servers(("http://127.0.0.1:8000",), 600.0, 1e-3)
     config.model.dtype = "bfloat16"
-    assert sync_of(config).servers.bound == 0.02
+    assert servers_of(config).bound == 0.02
     config.rollout.mismatch = 0.5
-    assert sync_of(config).servers.bound == 0.5
+    assert servers_of(config).bound == 0.5

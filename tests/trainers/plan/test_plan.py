@@ -9,6 +9,8 @@ import transformers as hf
 
 from eval.policy.logprobs import Likelihood, completion_logprobs, pad_batch
 from eval.policy.policy import ModelError, Policy
+from eval.rollout import draw
+from eval.rollout.recompute import LOGITS
 from eval.rollout.rollout import Decoding
 from eval.rollout.sample import sample
 from eval.tasks.registry import build_task
@@ -27,6 +29,7 @@ from trainers.measure.memory import directions
 from trainers.measure.probe import Probe
 from trainers.plan import plan
 from trainers.plan.rehearsal import Ledger, Rehearsal
+from trainers.plan.rollouts import Drawing, budget, sampling
 
 # transformers' own, at gradient_checkpointing_enable
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")
@@ -154,19 +157,71 @@ def test_sizes_of_real_models(tmp_path, name):
     assert 0 < beside < cache
 
 
+SAMPLED = {  # vocabulary, prompts, repeats of five tokens in each, new tokens, the largest part
+    "a long answer": (len(make_tokenizer()), 3, 4, 40, "cache"),
+    "many words": (30000, 3, 2, 6, "drawing a token"),
+    "a long prompt": (len(make_tokenizer()), 12, 30, 2, "reading prompts"),
+}
+
+
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
-def test_sampling_holds_what_was_planned(tmp_path, top_p):
-    shape = hf.Qwen2Config(**SMALL | {"vocab_size": len(make_tokenizer())})
+@pytest.mark.parametrize("case", SAMPLED)
+def test_sampling_holds_what_was_planned(tmp_path, monkeypatch, case, top_p):
+    vocabulary, prompts, repeats, new, largest = SAMPLED[case]
+    monkeypatch.setattr(draw, "SLICE", 8 * 30000)
+    shape = hf.Qwen2Config(**SMALL | {"vocab_size": vocabulary})
     rehearsal = rehearse(shape, tmp_path)
     policy = build(shape, rehearsal.config)
     policy.tokenizer.eos_token = None
     policy.model.generation_config.eos_token_id = 10**6  # none ends before the last token
-    decoding = Decoding(40, 1.0, top_p, 10**6, features=top_p == 1)
+    n = 1 if case == "a long prompt" else 8
+    decoding = Decoding(new, 1.0, top_p, 10**6, features=top_p == 1)
     with ledger_of(policy) as ledger:
-        sample(policy, ["D3?4=" * 4] * 3, 8, decoding, 0)
-    work = plan.Micro(24, 20, 40)
-    held = plan.sampling(rehearsal, work, 3 if top_p == 1 else 0, 8, top_p)
+        sample(policy, ["D3?4=" * repeats] * prompts, n, decoding, 0)
+    drawing = Drawing(prompts, n, 5 * repeats, new, 10**6, top_p, features=top_p == 1)
+    held = sampling(rehearsal, drawing)
+    assert max(held, key=lambda name: held[name]) == largest
     assert sum(held.values()) == pytest.approx(ledger.peak, rel=0.15)
+
+
+def test_the_samplers_budget(tmp_path):
+    """By its key; by the memory that is left: 60 % of it; or as on a CPU."""
+    rehearsal = rehearse(hf.LlamaConfig(**SMALL), tmp_path)
+    rehearsal.config.train.max_new_tokens = 40
+    token, row = 2 * 3 * 2 * 32 * 4, 2 * 24 * 4
+    assert budget(rehearsal, None) == 65536
+    assert budget(rehearsal, 10**9) == int(0.6 * 10**9 / (token + row / 40))
+    assert budget(rehearsal, -5) == 1
+    rehearsal.config.eval.max_new_tokens = 10
+    assert budget(rehearsal, 10**9) == int(0.6 * 10**9 / (token + row / 10))
+    rehearsal.config.train.rollout_tokens = 77
+    assert budget(rehearsal, 10**9) == budget(rehearsal, None) == 77
+
+
+def test_the_rows_that_are_drawn_at_once():
+    """Whole prompts, as many as fit; one at least, and no more than there are."""
+    sizes = [Drawing(5, 4, 6, 4, tokens).batch.rows for tokens in (1, 79, 80, 10**6)]
+    assert sizes == [4, 4, 8, 20]
+
+
+def test_a_run_on_a_device_leaves_the_sampler_a_part_of_it(tmp_path):
+    """The more memory, the larger the cache, up to all answers; what else is held comes first."""
+    REAL["gsm8k_qwen2.5_0.5b"].save_pretrained(tmp_path)
+    config = load_config(ROOT / "configs" / "gsm8k_qwen2.5_0.5b.yaml", [f"model.path={tmp_path}"])
+    rehearsal = Rehearsal(config, str(tmp_path))
+
+    def moments(memory):
+        return plan.training(config, rehearsal, 1, 512, memory)[0]["evaluating"]
+
+    small, large, vast = (moments(x * plan.GIB) for x in (24, 80, 800))
+    assert small["cache"] < large["cache"] < vast["cache"] == 8000 * 1024 * 2 * 24 * 128 * 2
+    for held, size in ((small, 24), (large, 80)):
+        free = size * plan.GIB - sum(x for name, x in held.items() if name not in DECODING)
+        assert 0.53 * free < held["cache"] < 0.55 * free  # 12,288 of the 13,475 bytes of a token
+        assert sum(held.values()) < 0.8 * size * plan.GIB
+
+
+DECODING = ("cache", "drawing a token")
 
 
 @pytest.fixture(
@@ -281,25 +336,25 @@ def test_the_shape_of_a_base_is_that_of_its_folder(base_path):
 def test_continuous_rollouts_are_planned_by_their_budget(tmp_path):
     rehearsal = rehearse(hf.LlamaConfig(**SMALL), tmp_path)
     train = rehearsal.config.train
-    train.rollouts, train.micro_batch_tokens = "continuous", 1
-    one = plan.sampling(rehearsal, plan.Micro(8, 16, 48), 0, 8, 1.0)
+    train.rollouts = "continuous"
+    one = sampling(rehearsal, Drawing(1, 8, 16, 48, 1))
     token = 2 * 3 * 2 * 32 * 4  # keys and values of three layers and two heads of 32, in float32
     assert one["cache"] == 5 * 16 * token  # a row of 64, and a page to share its prompt from
-    train.micro_batch_tokens = 64000
-    many = plan.sampling(rehearsal, plan.Micro(8, 16, 48), 0, 8, 1.0)
+    many = sampling(rehearsal, Drawing(1, 8, 16, 48, 64000))
     assert many["cache"] == 64000 * token
     wide = rehearse(hf.LlamaConfig(**SMALL | {"vocab_size": 50000}), tmp_path)
-    wide.config.train.rollouts, wide.config.train.micro_batch_tokens = "continuous", 64000
-    held = plan.sampling(wide, plan.Micro(8, 16, 48), 0, 8, 1.0)
-    assert held["measuring what was drawn"] >= 1000 * 48 * 50000 * (4 + 4)
+    wide.config.train.rollouts = "continuous"
+    held = sampling(wide, Drawing(200, 8, 16, 48, 64000))
+    rows = LOGITS // 50000 // 64  # fewer than the 1,000 of the budget
+    assert rows == 83 and held["measuring what was drawn"] >= rows * 48 * 50000 * (4 + 4)
+    assert held["measuring what was drawn"] < 1000 * 48 * 50000 * (4 + 4)
 
 
 def test_servers_hold_the_cache(tmp_path):
     rehearsal = rehearse(hf.LlamaConfig(**SMALL), tmp_path)
-    train = rehearsal.config.train
-    train.rollouts, train.micro_batch_tokens = "vllm", 64000
-    held = plan.sampling(rehearsal, plan.Micro(8, 16, 48), 0, 8, 1.0)
-    logits = 1000 * 49 * rehearsal.vocabulary * (4 + 20)
+    rehearsal.config.train.rollouts = "vllm"
+    held = sampling(rehearsal, Drawing(200, 8, 16, 48, 64000))
+    logits = 1000 * 49 * rehearsal.vocabulary * (4 + 16)
     assert held == {"measuring what was drawn": logits}
 
 

@@ -20,8 +20,8 @@ from trainers.config.schema import Config
 from trainers.engine.adapter import make_trainable
 from trainers.measure import ghost
 from trainers.plan import seconds
-from trainers.plan.estimate import Estimate, estimate, model_of
-from trainers.plan.plan import plan
+from trainers.plan.estimate import Estimate, Setting, estimate, model_of
+from trainers.plan.plan import plan, sampler_tokens
 from trainers.plan.rehearsal import Rehearsal
 from trainers.plan.seconds import DEVICES, Assumptions, Device, Machine, Model, Passes, Work
 
@@ -60,14 +60,17 @@ def test_sampling_by_hand():
     assert WORK.batches == 2
     token = (2000 + 4 * 8 * 16) / 1e6
     prompts = 2 * 2000 / 1e6
-    assert seconds.sampling(on(), MODEL, WORK) == pytest.approx(prompts + 2 * 4 * token)
+    assert seconds.sampling(on(), MODEL, WORK, 5) == pytest.approx(prompts + 2 * 4 * token)
     # the draw: 3 bytes for each of 50 logits; the launches: 2 layers, of prompts and of 4 tokens
-    drawn = seconds.sampling(on(logit=3), MODEL, WORK)
+    drawn = seconds.sampling(on(logit=3), MODEL, WORK, 5)
     assert drawn == pytest.approx(prompts + 2 * 4 * (token + 4 * 150 / 1e6))
-    launched = seconds.sampling(on(eager=0.01, graph=0.001), MODEL, WORK)
-    assert launched == pytest.approx(prompts + 2 * 4 * token + 2 * 5 * 2 * 0.01)
-    launched = seconds.sampling(on(eager=0.01, graph=0.001), MODEL, WORK, graph=True)
-    assert launched == pytest.approx(prompts + 2 * 4 * token + 2 * 2 * (0.01 + 4 * 0.001))
+    launched = seconds.sampling(on(eager=0.01, graph=0.001), MODEL, WORK, 5)
+    assert launched == pytest.approx(prompts + 2 * 4 * token + 2 * 2 * 5 * 0.01)
+    launched = seconds.sampling(on(eager=0.01, graph=0.001), MODEL, WORK, 2)
+    assert launched == pytest.approx(prompts + 2 * 4 * token + 2 * 2 * (2 * 0.01 + 3 * 0.001))
+    # features read the head's 400 bytes again
+    taking = seconds.sampling(on(), MODEL, WORK, 5, features=0.5)
+    assert taking == pytest.approx(prompts + 2 * 4 * (token + 200 / 1e6))
 
 
 def test_sampling_where_operations_take_longer():
@@ -75,8 +78,8 @@ def test_sampling_where_operations_take_longer():
     machine = on(replace(DEVICE, bandwidth=1e12))
     token = 4 * (2000 + 640) / 1e9
     prompts = (2 * (800 * 24 + 200 * 4) + 4 * 2 * 10 * 6 * 24) / 1e9
-    assert seconds.sampling(machine, MODEL, WORK) == pytest.approx(prompts + 2 * 4 * token)
-    taking = seconds.sampling(machine, MODEL, WORK, features=1)
+    assert seconds.sampling(machine, MODEL, WORK, 5) == pytest.approx(prompts + 2 * 4 * token)
+    taking = seconds.sampling(machine, MODEL, WORK, 5, features=1)
     assert taking == pytest.approx(prompts + 2 * 4 * (token + 4 * 400 / 1e9))
 
 
@@ -191,7 +194,9 @@ def test_the_numbers_of_a_model():
 def of(device, *overrides, ranks=1, shape=SMALL):
     config = load_config(PASSK, ["train.max_new_tokens=100", *overrides])
     machine = Machine(device, config.model.dtype)
-    return Estimate(config, machine, model_of(Rehearsal(config, shape)), ranks, 50)
+    rehearsal = Rehearsal(config, shape)
+    setting = Setting(ranks, 50, sampler_tokens(rehearsal, ranks, None, False))
+    return Estimate(config, machine, model_of(rehearsal), setting)
 
 
 def test_phases_are_those_of_the_configuration():
@@ -232,7 +237,7 @@ def test_twice_the_device_is_not_slower(name, part):
 def test_more_ranks_and_larger_batches_are_not_slower():
     one, many = (of(DEVICES["l4"], ranks=x).of_step() for x in (1, 8))
     assert all(many[phase] <= x for phase, x in one.items())
-    few, rows = (of(DEVICES["l4"], f"train.micro_batch_tokens={x}") for x in (2400, 240000))
+    few, rows = (of(DEVICES["l4"], f"train.rollout_tokens={x}") for x in (2400, 240000))
     assert rows.of_step()["sample"] < 0.2 * few.of_step()["sample"]
     assert rows.of_evaluation() < 0.2 * few.of_evaluation()
 
@@ -252,7 +257,7 @@ def test_what_a_gpu_is_known_to_do():
     model = model_of(Rehearsal(config, shape))
     assert model.trained == 7_615_616_512 and model.cache == 2 * 28 * 4 * 128 * 2
     machine = Machine(DEVICES["h100"], "bfloat16", BARE)
-    token = seconds.sampling(machine, model, Work(1, 1, 1, 1000, 1)) / 1000
+    token = seconds.sampling(machine, model, Work(1, 1, 1, 1000, 1), 1001) / 1000
     assert token == pytest.approx(2 * (7.6156 - 0.545) / 3350, rel=0.01)
 
 
@@ -260,7 +265,7 @@ def test_what_a_gpu_is_known_to_do():
 def test_a_device_is_described_within_the_table(name):
     device, rehearsal = DEVICES[name], Rehearsal(Config(), SMALL)
     rehearsal.config.train.max_new_tokens = 10
-    lines = estimate(rehearsal, device, 1, 10, False).splitlines()
+    lines = estimate(rehearsal, device, Setting(1, 10, 1000), False).splitlines()
     assert device.name in " ".join(lines)
     rule = next(i for i, x in enumerate(lines) if set(x) == {"-", " "})
     stop = lines.index("")
@@ -279,8 +284,10 @@ def planned(*overrides, device=None, **more):
 
 def test_without_a_device_the_plan_is_as_it_was():
     """The text of before, and under it that of the device, whose room is told."""
-    before, text = planned(), planned(device="l4")
+    key = "train.rollout_tokens=65536"
+    before, text = planned(), planned(key, device="l4")
     assert "device" not in before.lower() or torch.cuda.is_available()
+    assert planned(key) == before or torch.cuda.is_available()
     top, bottom = text.split("\n\nEstimated, of a step", 1)
     (room,) = [x for x in top.splitlines() if x.startswith("The device has")]
     assert room == "The device has 22.4 GiB."

@@ -63,7 +63,7 @@ def test_weights_arrive_before_each_draw_that_needs_them(whole):
     folder, stub = whole
     base = ["/resume", *SYNC, 20 + 12]
     assert phases(stub) == [*base, *SYNC, 12, *SYNC, 12, *SYNC, 20]
-    assert list((folder / "sync").iterdir()) == []
+    assert [x.name for x in (folder / "sync").iterdir()] == [".lock"]
     trained = load_policy(str(folder / "run" / "model")).model.state_dict()
     held = stub.policy.model.state_dict()
     assert all(torch.equal(held[name], x) for name, x in trained.items())
@@ -141,11 +141,17 @@ def test_a_wrong_server_is_refused_in_a_line(tmp_path, base_path):
         f"rollout.urls = {url}: takes 8 tokens, and prompts with their answers have 9; "
         "give it --max-model-len 9"
     )
-    assert not (tmp_path / "sync").exists()
+    assert [x.name for x in (tmp_path / "sync").iterdir()] == [".lock"]
 
 
-def test_diagnose_draws_from_the_server(tmp_path, base_path, alone):
-    stub = Stub(load_policy(base_path))
+def test_diagnose_draws_from_the_server(tmp_path, base_path, alone, monkeypatch):
+    stub, reported = Stub(load_policy(base_path)), []
+
+    def report(out, measures, records, *_):  # the real one takes longer than the rest
+        reported.append(len(records))
+        return ""
+
+    monkeypatch.setattr("eval.diagnosis.report.write", report)
     with serving(stub) as url:
         servers = ["train.rollouts=vllm", f"rollout.urls=[{url}]", "rollout.sync_dir=sync"]
         options = ["diagnose.prompts=70", "diagnose.samples=6", "diagnose.measure=last_layer"]
@@ -153,8 +159,25 @@ def test_diagnose_draws_from_the_server(tmp_path, base_path, alone):
         done = in_process(*command, cwd=tmp_path)
         again = in_process(*command, cwd=tmp_path)
     assert done.returncode == again.returncode == 0, done.stderr + again.stderr
-    asked = len({x["id"] for x in read_lines(tmp_path / "out" / "prompts.jsonl")})
-    assert phases(stub) == ["/resume", *SYNC, asked]  # what is measured is not drawn again
+    assert reported[0] == reported[1] > 64  # two parts
+    assert phases(stub) == ["/resume", *SYNC, reported[0]]  # what is measured is not drawn again
+
+
+@pytest.mark.slow
+def test_a_server_of_another_rank_that_dies(tmp_path, base_path):
+    """All ranks end, with one line, and the same command goes on."""
+    stubs = [Stub(load_policy(base_path)), Stub(load_policy(base_path))]
+    stubs[1].faults["/v1/completions"] = lambda count: "drop" if count >= 2 + 10 + 6 else None
+    with serving(stubs[0]) as first, serving(stubs[1]) as second:
+        done = train(tmp_path, [first, second], "run.dir=run", ranks=2)
+        assert done.returncode == 1, done.stdout + done.stderr
+        said = done.stdout + done.stderr
+        assert said.count(f"run: rollout.urls = {second}: /v1/completions does not answer") == 1
+        assert "Traceback" not in said
+        stubs[1].faults.clear()
+        done = train(tmp_path, [first, second], "run.dir=run", ranks=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert metrics(tmp_path / "run")[-1]["step"] == 3
 
 
 # -- the correction -------------------------------------------------------------------------------

@@ -129,7 +129,8 @@ def test_checkpointing_draws_and_reads_what_the_model_says(tmp_path, base, twin,
         ("before", "after"), (base, after), metrics(tmp_path / "run"), strict=True
     ):
         population, problems = twin.success(policy), twin.evaluation(config.eval.problems)
-        how, seed = Job(config).decoding(1.0, 1.0), derive_seed("eval", config.eval.seed)
+        job, seed = Job(config), derive_seed("eval", config.eval.seed)
+        how = job.decoding(1.0, 1.0, job.eval_tokens)
         draws = Draws(config.eval.samples, how, seed)
         expected = evaluate(policy, Verifier("exact"), problems, draws, None, population)
         found = read_lines(tmp_path / "run" / "eval" / f"{name}.jsonl")
