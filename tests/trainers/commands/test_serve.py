@@ -39,7 +39,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200 if self.path == "/health" else 404)
         self.send_header("Content-Length", "0")
         self.end_headers()
-time.sleep(0.5)
+time.sleep(float(os.environ.get("SECONDS", "0.5")))
 HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
 """
 
@@ -197,11 +197,16 @@ def ended(*pids: int) -> bool:
     return not any(map(is_alive, pids))
 
 
-def started(cwd: Path, port: str) -> tuple[subprocess.Popen, str, dict]:
-    """The command in its process, the line that it printed, and what its server wrote."""
+def begun(cwd: Path, port: str) -> subprocess.Popen:
+    """The command in its process."""
     command = [sys.executable, COMMAND, "--config", CONFIG, "--port", port]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, cwd=cwd, text=True, **pipes)
+    return subprocess.Popen(command, cwd=cwd, text=True, **pipes)
+
+
+def started(cwd: Path, port: str) -> tuple[subprocess.Popen, str, dict]:
+    """The command once its server answers, the line that it printed, and what its server wrote."""
+    process = begun(cwd, port)
     line = process.stdout.readline()
     log = (cwd / "runs" / "serve" / f"{port}.log").read_text()
     return process, line, json.loads(log.splitlines()[0])
@@ -223,6 +228,20 @@ def test_a_server_from_start_to_ctrl_c(fake, base_path):
     assert process.returncode == 130 and "Traceback" not in errors
     assert errors.splitlines()[0].endswith(f"its log: runs/serve/{port}.log")
     assert errors.splitlines()[-1] == "interrupted; the server has ended"
+    assert ended(server["own"], server["child"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_end_before_the_server_answers(fake, monkeypatch, number):
+    monkeypatch.setenv("SECONDS", "600")
+    port = free_port()
+    process, log = begun(fake, port), fake / "runs" / "serve" / f"{port}.log"
+    while process.poll() is None and not (log.exists() and log.read_text().endswith("\n")):
+        time.sleep(0.05)
+    server = json.loads(log.read_text())
+    process.send_signal(number)
+    out, errors = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "") and "Traceback" not in errors
     assert ended(server["own"], server["child"])
 
 
