@@ -5,6 +5,8 @@ import io
 import json
 import os
 import resource
+import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -58,6 +60,24 @@ def launched(program: str, out: Path, *arguments: str, ranks: int, timeout: floa
     done = run(*command, cwd=ROOT, ranks=launcher, PYTHONPATH=path, timeout=timeout)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(out.read_text())
+
+
+@contextmanager
+def serving(
+    cwd: Path, config: str, *options: str
+) -> Iterator[tuple[list[str], subprocess.Popen[str]]]:
+    """A server of launch/serve.py: the keys that it prints, and the command, ended by Ctrl-C."""
+    command = [sys.executable, str(ROOT / "launch" / "serve.py"), "--config", config, *options]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=cwd, text=True, stdout=pipe, stderr=pipe) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line, process.communicate()[1]
+            yield shlex.split(line), process
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=120)
 
 
 def free_port() -> str:

@@ -64,9 +64,12 @@ class Job:
     def check_servers(self, policy: Policy, problems: Sequence[Problem]) -> None:
         """Refuse servers that cannot draw the answers of this policy to these problems."""
         if self.servers:
-            prompts = policy.encode([x.prompt for x in problems])
-            answer = max(self.max_new_tokens, self.eval_tokens)
-            check(self.servers, policy, max(map(len, prompts)) + answer)
+            check(self.servers, policy, self.longest(policy, [x.prompt for x in problems]))
+
+    def longest(self, policy: Policy, prompts: Sequence[str]) -> int:
+        """Return the tokens of the longest of these prompts with the longest answer."""
+        answer = max(self.max_new_tokens, self.eval_tokens)
+        return max(map(len, policy.encode(prompts))) + answer
 
 
 def servers_of(config: Config) -> Servers | None:

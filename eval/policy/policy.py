@@ -77,11 +77,10 @@ def load_policy(
     Weights come from safetensors; remote code never runs. An error message names the `option` that
     holds the path.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    try:
-        # explicit, because by default transformers asks on the terminal whether to run remote code
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    tokenizer = load_tokenizer(path, option)
+    with _loading(path, option):
         model = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=getattr(torch, dtype),
@@ -89,15 +88,30 @@ def load_policy(
             use_safetensors=True,
             trust_remote_code=False,
         )
-    except Exception as error:  # broken or foreign files raise any exception
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        remedy = "name a folder in the hub's format with safetensors, or an id that can be reached"
-        raise ModelError(f"{option} = {path}: cannot be loaded ({why}); {remedy}") from None
     policy = Policy(model, tokenizer)
     if not policy.end_ids:
         why = "its tokenizer has no end-of-text token, so no completion would end"
         raise ModelError(f"{option} = {path}: {why}; give it one")
     return policy
+
+
+def load_tokenizer(path: str, option: str = "model.path") -> Any:
+    """Return the tokenizer of a folder or hub id; the `option` is as in `load_policy`."""
+    from transformers import AutoTokenizer
+
+    with _loading(path, option):
+        # explicit, because by default transformers asks on the terminal whether to run remote code
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+
+
+@contextmanager
+def _loading(path: str, option: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # broken or foreign files raise any exception
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        remedy = "name a folder in the hub's format with safetensors, or an id that can be reached"
+        raise ModelError(f"{option} = {path}: cannot be loaded ({why}); {remedy}") from None
 
 
 @contextmanager

@@ -58,6 +58,15 @@ def server_flags(model: str, dtype: str, longest: int) -> list[str]:
     ]
 
 
+def is_up(url: str) -> bool:
+    """Return whether a server has started and answers."""
+    try:
+        _ask(Servers((url,), 5.0, 1.0), url, "/health")
+    except NoAnswer:
+        return False
+    return True
+
+
 def complete(servers: Servers, names: Sequence[int], bodies: Sequence[Body]) -> list[Any]:
     """Return the answers to requests for completions, in order.
 

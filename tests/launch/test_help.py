@@ -23,7 +23,7 @@ def test_help_needs_the_standard_library_only(tmp_path):
     scripts = [str(x) for x in sorted((ROOT / "launch").glob("*.py"))]
     done = run("-c", HELP, "--help", *scripts, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("usage: ") == len(scripts) == 6
+    assert done.stdout.count("usage: ") == len(scripts) == 7
     assert done.stderr.split() == ["eval", "trainers"]
 
 
