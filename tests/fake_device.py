@@ -170,6 +170,7 @@ class FakeDevice:
         yield collectives, "_get_object_coll_device", lambda group=None: "cuda"
         for name, value in self._cuda().items():
             yield torch.cuda, name, value
+        yield torch.accelerator, "current_stream", _Stream  # asked where torch is built for CUDA
         for name in ("range_push", "range_pop"):
             yield torch.cuda.nvtx, name, lambda message="": None
 
@@ -274,6 +275,9 @@ class _Stream:
         pass
 
     wait_stream = wait_event = record
+
+    def is_capturing(self) -> bool:
+        return FakeGraph.capturing
 
     def query(self) -> bool:
         return True
