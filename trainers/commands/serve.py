@@ -33,6 +33,7 @@ PROBE = "from importlib.util import find_spec; print(find_spec('vllm') is not No
 PROGRAM = "vllm.entrypoints.openai.api_server"
 POLL = 0.3  # seconds between two looks at a server
 PATIENCE = 30.0  # seconds in which a server must end by itself
+AFTERWARDS = 10  # looks at what it leaves running
 # `ValueError: why` in a log, behind the names and times that vLLM puts before its lines
 ERROR = re.compile(r"^(?:\([^)]*\) )*(?:ERROR [^]]*\] )?([\w.]*(?:Error|Exception): .*)$")
 
@@ -227,6 +228,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     with suppress(subprocess.TimeoutExpired):
         process.wait(PATIENCE)
     with suppress(ProcessLookupError):
+        for _ in range(AFTERWARDS):  # the others remove their shared memory meanwhile
+            os.killpg(process.pid, 0)
+            time.sleep(POLL)
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
