@@ -33,6 +33,7 @@ from tests.fake_graph import (
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 MEMORY = 80 * 2**30  # bytes
 PROPERTIES = SimpleNamespace(total_memory=MEMORY, major=9, minor=0)
+CONSTRUCTORS = {x.__name__ for x in _device_constructors()}  # torch keeps them: before any patch
 COPYING = {"copy_", "_to_copy"}
 # beside the pointwise ones, operations that take a number of the host as a tensor
 TAKE_A_NUMBER = {"fill_", "masked_fill", "masked_fill_"}
@@ -161,9 +162,8 @@ class FakeDevice:
         yield Tensor, "record_stream", lambda x, stream: self._record_stream(x)
         yield Tensor, "tolist", self._reading("tolist", Tensor.tolist)
         yield Tensor, "numpy", lambda x, **kwargs: self._numpy(x, **kwargs)
-        constructors = {x.__name__ for x in _device_constructors()}
         for name, function in list(vars(torch).items()):
-            if name in constructors or name.endswith("_like"):
+            if name in CONSTRUCTORS or name.endswith("_like"):
                 yield torch, name, self._constructor(function)
         for name in ("new_empty", "new_full", "new_ones", "new_tensor", "new_zeros"):
             yield Tensor, name, self._constructor(getattr(Tensor, name))
