@@ -291,3 +291,19 @@ def make_run(
         values = {when: dict(zip(("pass@1", "pass@8"), x, strict=True)) for when, x in ends.items()}
         found["exact"] = {**values, "lowest_pass@1": 0.4, "frontier_share": 0.5}
     (folder / "summary.json").write_text(json.dumps(found | (summary or {})))
+
+
+def surprise(completions, exact, least=10):
+    """Chi-square over whole completions as a standard normal (Wilson-Hilferty): above 3.72 by
+    chance once in 10,000. It needs more than `least` cells.
+    """
+    n, seen = len(completions), dict.fromkeys(exact, 0)
+    for completion in completions:
+        seen[tuple(completion)] += 1  # one that cannot be is a KeyError
+    common = [key for key, p in exact.items() if p * n >= 10]
+    rest = n - sum(seen[key] for key in common), n * (1 - sum(exact[key] for key in common))
+    cells = [(seen[key], n * exact[key]) for key in common] + ([rest] if rest[1] >= 5 else [])
+    statistic = sum((o - e) ** 2 / e for o, e in cells)
+    freedom = len(cells) - 1
+    assert len(cells) > least
+    return ((statistic / freedom) ** (1 / 3) - (1 - 2 / 9 / freedom)) / (2 / 9 / freedom) ** 0.5

@@ -19,25 +19,20 @@ def captured(step: Step, name: str) -> Step | None:
     where it is. The first run shows whether the host waits for the device within the step: no graph
     can hold that, and a capture that fails may leave torch's allocator in disorder.
     """
-    if name in _refused:
+    ran = False
+    if name not in _refused:
+        try:
+            with _no_waiting():
+                step()
+            ran = True
+            return _capture(step)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            _refuse(name, error)
+    if not ran:  # one that ended early is begun again: it changes nothing before its last lines
         step()
-        return None
-    try:
-        with _no_waiting():
-            step()
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        _refuse(name, error)
-        step()  # a step that ended early is begun again: it changes nothing before its last lines
-        return None
-    try:
-        return _capture(step)
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        _refuse(name, error)
-        return None
+    return None
 
 
 def _capture(step: Step) -> Step:

@@ -24,6 +24,7 @@ from eval.scores.intervals import student
 from eval.tasks.twin import Twin
 from eval.tasks.twin_base import TwinRecipe, base_folder
 from tests.commands import ROOT, free_port, run, serving
+from tests.fakes import surprise
 from trainers.engine.sync import Sync
 
 PYTHON = os.environ.get("PASSK_SURGERY_VLLM_PYTHON", "")
@@ -154,19 +155,6 @@ def exact_texts(policy: Policy, prompt: str, temperature: float, top_p: float):
     return exact
 
 
-def surprise(completions: list[list[int]], exact: dict[tuple[int, ...], float]) -> float:
-    """Chi-square over completions as a standard normal (Wilson-Hilferty)."""
-    n, seen = len(completions), dict.fromkeys(exact, 0)
-    for completion in completions:
-        seen[tuple(completion)] += 1  # one that cannot be is a KeyError
-    common = [key for key, p in exact.items() if p * n >= 10]
-    rest = n - sum(seen[key] for key in common), n * (1 - sum(exact[key] for key in common))
-    cells = [(seen[key], n * exact[key]) for key in common] + ([rest] if rest[1] >= 5 else [])
-    assert len(cells) > 5
-    statistic, freedom = sum((o - e) ** 2 / e for o, e in cells), len(cells) - 1
-    return ((statistic / freedom) ** (1 / 3) - (1 - 2 / 9 / freedom)) / (2 / 9 / freedom) ** 0.5
-
-
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.0, 0.8)])
 def test_completions_follow_the_model(sync, path, temperature, top_p):
     """Against the enumeration; a warmer distribution is told from it."""
@@ -177,9 +165,10 @@ def test_completions_follow_the_model(sync, path, temperature, top_p):
     worst = []
     for i, prompt in enumerate(prompts):
         completions = found.completions[i * n : (i + 1) * n]
-        assert surprise(completions, exact_texts(policy, prompt, temperature, top_p)) < 3.72
+        exact = exact_texts(policy, prompt, temperature, top_p)
+        assert surprise(completions, exact, least=5) < 3.72
         warmer = exact_texts(policy, prompt, temperature * 1.4, 1.0)
-        worst.append(surprise(completions, warmer))
+        worst.append(surprise(completions, warmer, least=5))
     assert max(worst) > 3.72
 
 

@@ -31,7 +31,7 @@ from eval.tasks.twin import Twin
 from tests.engines import ENGINES
 from tests.fake_device import FakeDevice
 from tests.fake_graph import FakeGraph
-from tests.fakes import PROMPTS, random_policy
+from tests.fakes import PROMPTS, random_policy, surprise
 from tests.stub_vllm import servers_for
 from trainers.config.schema import TrainConfig
 
@@ -101,22 +101,6 @@ def exact_pairs(policy, prompt, temperature, top_p):
                 second = next_token([*prompt, first])
                 exact |= {(first, token): p * q for token, q in enumerate(second)}
     return exact
-
-
-def surprise(completions, exact):
-    """Chi-square over whole completions as a standard normal (Wilson-Hilferty): above 3.72 by
-    chance once in 10,000.
-    """
-    n, seen = len(completions), dict.fromkeys(exact, 0)
-    for completion in completions:
-        seen[tuple(completion)] += 1  # one that cannot be is a KeyError
-    common = [key for key, p in exact.items() if p * n >= 10]
-    rest = n - sum(seen[key] for key in common), n * (1 - sum(exact[key] for key in common))
-    cells = [(seen[key], n * exact[key]) for key in common] + ([rest] if rest[1] >= 5 else [])
-    statistic = sum((o - e) ** 2 / e for o, e in cells)
-    freedom = len(cells) - 1
-    assert len(cells) > 10
-    return ((statistic / freedom) ** (1 / 3) - (1 - 2 / 9 / freedom)) / (2 / 9 / freedom) ** 0.5
 
 
 @pytest.mark.parametrize("sampler", ENGINES)
