@@ -186,8 +186,6 @@ def _of_data(config: Config) -> Mistakes:
             "task.rates",
             "task.easy_above and task.hard_below choose by records of the base; name some",
         )
-    if task.rates is not None and not thresholds:
-        yield "task.rates", "needs a threshold; give task.easy_above, task.hard_below or both"
     if thresholds != sorted(thresholds):
         yield "task.easy_above", f"lies below task.hard_below = {task.hard_below}; raise it"
     for name in task.fields.keys() - set(FIELDS):
@@ -210,6 +208,9 @@ def _of_surgery(config: Config) -> Mistakes:
         if config.train.samples < 3:
             remedy = f"rule {surgery.rule} decides by two other completions; use 3 or more"
             yield "train.samples", remedy
+    if surgery.hold == "control" and not (holds_pass_1(config) or ":" in surgery.rule):
+        remedy = f"rule {surgery.rule} holds no pass@1; set surgery.hold=train"
+        yield "surgery.hold", remedy
     if surgery.metric == "adam" and surgery.measure != "ghost":
         yield "surgery.metric", "is a metric of parameters; set surgery.measure=ghost"
     if surgery.modules is not None:
