@@ -14,6 +14,7 @@ SMALL = [
     "train.steps=12",
     "train.prompts=16",
     "train.samples=8",
+    "train.sampler=informative",
     "train.save_every=5",
     "eval.every=6",
     "eval.problems=20",
