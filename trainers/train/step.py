@@ -13,7 +13,7 @@ from eval.policy.streams import derive_seed
 from eval.rollout.rollout import Rollout
 from eval.rollout.sample import sample
 from eval.verify.verifier import Verifier
-from surgery.estimators import ESTIMATORS, OF_PASS_AT_K, entropy, rloo
+from surgery.estimators import ESTIMATORS, OF_PASS_AT_K, entropy, mixed_only, rloo
 from surgery.geometry import Geometry
 from surgery.objectives import prompt_weight
 from surgery.rules import State, apply, find_rule
@@ -48,6 +48,7 @@ class Step:
         # checkpoints carry these beside the engine's and the probe's state
         self.rule_state: State = {}
         self.bad_steps = 0
+        self.histograms: list[list[int]] = []  # of right answers, in the batches that curverl reads
 
     def __call__(self, step: int) -> StepBatch:
         """Sample, verify, estimate, measure, decide, run one weighted backward, and update."""
@@ -110,9 +111,22 @@ class Step:
 
     def _estimate(self, batch: StepBatch) -> None:
         """Estimate the advantages of pass@k and pass@1, and the weight w_k of each prompt."""
-        n = self.config.train.samples
-        batch.a_k, batch.a_1 = self.estimator(batch.correct, batch.k), rloo(batch.correct)
-        batch.weights = prompt_weight(n, batch.correct.sum(1), batch.weight_k)
+        n, counts = self.config.train.samples, batch.correct.sum(1)
+        batch.a_k = self.estimator(batch.correct, batch.k, **self._reference(counts))
+        batch.a_1 = rloo(batch.correct)
+        if self.config.objective.filter:
+            factors = mixed_only(batch.correct)
+            batch.a_k, batch.a_1 = factors * batch.a_k, factors * batch.a_1
+        batch.weights = prompt_weight(n, counts, batch.weight_k)
+
+    def _reference(self, counts: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the histogram of the batches before this one, if the estimator reads it."""
+        past = torch.tensor(self.histograms).sum(0) if self.histograms else None
+        given = own_settings(self.estimator, {"reference": past})
+        if given:
+            now = torch.bincount(counts.long(), minlength=self.config.train.samples + 1)
+            self.histograms = [*self.histograms, now.tolist()][-self.config.objective.window :]
+        return given
 
     def _measure(self, batch: StepBatch) -> None:
         """Measure the geometry of the batch; steps between two measurements reuse the products."""

@@ -188,6 +188,7 @@ class Trainer:
             "probe": probe,
             "best": self.best.held,
             "bad_steps": self.step.bad_steps,
+            "histograms": self.step.histograms,
             "seconds": self.seconds,
         }
         path = self.folder.path if self.folder else None
@@ -210,6 +211,7 @@ class Trainer:
         here = place if self.folder else None
         tensors = checkpoint.load(self.engine, here, numbers["optimizer_steps"])
         self.step.rule_state, self.step.bad_steps = numbers["rule_state"], numbers["bad_steps"]
+        self.step.histograms = numbers.get("histograms", [])  # missing in older checkpoints
         self.step.probe.restore(numbers["probe"], tensors)
         self.best.held, self.seconds = numbers["best"], numbers["seconds"]
         if self.folder:
