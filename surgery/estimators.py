@@ -89,9 +89,10 @@ def loo_shrunk(verdicts: Tensor, k: int) -> Tensor:
 def shrunk_baseline(verdicts: Tensor) -> Tensor:
     """Return c_i/(n-1) drawn towards the other prompts' mean rate [N, n].
 
-    Source: arXiv 2511.03710, eq. 16. The share drawn is (N-1)/N v/(v + s): v is the mean sampling variance of the other prompts'
+    The share drawn is (N-1)/N v/(v + s): v is the mean sampling variance of the other prompts'
     rates, s the variance among these rates. Neither contains the own prompt, and the own rate lacks
-    the own answer, so the baseline is independent of it. A single prompt keeps c_i/(n-1).
+    the own answer, so the baseline is independent of it. A single prompt keeps c_i/(n-1). Source:
+    arXiv 2511.03710, eq. 16.
     """
     f, others, n = _others(verdicts)
     c, rest = f.sum(1, keepdim=True), max(len(f) - 1, 1)
@@ -193,8 +194,9 @@ def focal(verdicts: Tensor, k: int = 1, *, gamma: float = 1.0, epsilon: float = 
 def maxrl(verdicts: Tensor, k: int = 1) -> Tensor:
     """`centred` with u = n/c, so (f_i - c/n)/c: MaxRL (arXiv 2602.02710). Ignores k.
 
-    Ascends the sum of pass@j / j over j < n exactly: log p, its series cut before order n. (Without
-    the baseline, f_i/c, the series would hold order n as well; a prompt with c = 0 has none.)
+    Ascends the sum of pass@j / j over j < n exactly: log p, its series cut before order n. The
+    update f_i/c without a baseline would hold order n too. The baseline takes it away, because a
+    prompt with c = 0 subtracts nothing.
     """
     return centred(verdicts, lambda c, n: n / c.clamp(min=1))
 
@@ -202,11 +204,12 @@ def maxrl(verdicts: Tensor, k: int = 1) -> Tensor:
 def curverl(verdicts: Tensor, k: int = 1, *, reference: Tensor | None = None) -> Tensor:
     """`centred` with u = f(c)/F(c), mass over cumulated mass: CurveRL. Ignores k.
 
-    Source: arXiv 2605.24331. `reference` [n+1] says how many prompts of earlier batches had c correct answers; c = 0 and
+    `reference` [n+1] says how many prompts of earlier batches had c correct answers; c = 0 and
     c = n do not count. Without such prompts the batch is its own reference. With a reference from
     other data, u is a fixed function of c and the weight is exact at finite n. Then it ascends the
     integral of f/F, so log F(p) as n grows: the logarithm of the rank of the prompt's rate. A rate
-    that the reference lacks has the weight 0, and the objective changes with the reference.
+    that the reference lacks has the weight 0, and the objective changes with the reference. Source:
+    arXiv 2605.24331.
     """
     n = verdicts.shape[1]
     if reference is None or not reference[1:-1].any():
