@@ -70,6 +70,9 @@ def _of_objective(config: Config) -> Mistakes:
     elif n >= 2 and max([k, *scheduled]) > largest_k(estimator, n):
         most = f"{estimator} serves k <= {largest_k(estimator, n)} from train.samples = {n}"
         yield "objective.k", f"{most}; lower it or raise train.samples"
+    if config.objective.filter and config.train.sampler != "uniform":
+        remedy = "counts prompts that are drawn alike; set train.sampler=uniform"
+        yield "objective.filter", remedy
     rule = config.surgery.rule
     compares = AGREEMENT in RULES[rule].needs if rule in RULES else False
     if compares and estimator in set(ESTIMATORS) - OF_PASS_AT_K:

@@ -100,7 +100,14 @@ class ObjectiveConfig:
     estimator: str = key("loo", "a name in surgery/estimators.py")
     beta: float = key(4.0, "risk: inverse temperature", above=0)
     alpha: float = key(0.5, "power: exponent", above=0)
-    epsilon: float = key(1e-6, "grpo: added to the standard deviation", above=0)
+    epsilon: float = key(1e-6, "grpo, focal: added to the standard deviation", above=0)
+    gamma: float = key(1.0, "focal: exponent of the share of wrong answers", at_least=0)
+    window: int = key(10, "curverl: earlier batches that are its reference", at_least=1)
+    prior_right: float = key(1.0, "posterior_passk: right answers that the prior adds", above=0)
+    prior_wrong: float = key(1.0, "posterior_passk: wrong answers that the prior adds", above=0)
+    filter: bool = key(
+        False, "whether prompts with only right or only wrong answers leave the batch's mean"
+    )
 
 
 @dataclass

@@ -17,7 +17,7 @@ from eval.rollout.sample import sample
 from eval.scores.evaluate import Draws
 from eval.tasks.task import Problem
 from eval.verify.verifier import Verifier
-from surgery.estimators import ESTIMATORS, OF_PASS_AT_K, entropy, rloo
+from surgery.estimators import ESTIMATORS, OF_PASS_AT_K, entropy, mixed_only, rloo
 from surgery.gap import change_to_base
 from surgery.geometry import Geometry
 from surgery.objectives import prompt_weight
@@ -58,6 +58,9 @@ class Step:
         self.base_rates = BaseRates(math.nan)  # the trainer sets them before the first step
         self.rule_state: State = {}
         self.bad_steps = 0
+        self.histograms: list[
+            list[float]
+        ] = []  # of right answers, in the batches that curverl reads
 
     def __call__(self, step: int) -> StepBatch:
         """Sample, verify, estimate, measure, decide, run one weighted backward, and update."""
@@ -144,10 +147,23 @@ class Step:
 
     def _estimate(self, batch: StepBatch) -> None:
         """Estimate the advantages of pass@k and pass@1, and the weight w_k of each prompt."""
-        n, importance = self.config.train.samples, batch.importance[:, None]
-        batch.a_k = importance * self.estimator(batch.correct, batch.k)
-        batch.a_1 = importance * rloo(batch.correct)
-        batch.weights = prompt_weight(n, batch.correct.sum(1), batch.weight_k)
+        n, counts, importance = self.config.train.samples, batch.correct.sum(1), batch.importance
+        factors = importance[:, None]
+        if self.config.objective.filter:
+            factors = factors * mixed_only(batch.correct)
+        past = self._reference(counts, importance)
+        batch.a_k = factors * self.estimator(batch.correct, batch.k, **past)
+        batch.a_1 = factors * rloo(batch.correct)
+        batch.weights = prompt_weight(n, counts, batch.weight_k)
+
+    def _reference(self, counts: Tensor, importance: Tensor) -> dict[str, Tensor]:
+        """Return the histogram of the batches before this one, if the estimator reads it."""
+        past = torch.tensor(self.histograms).sum(0) if self.histograms else None
+        given = own_settings(self.estimator, {"reference": past})
+        if given:
+            now = torch.bincount(counts.long(), importance, self.config.train.samples + 1)
+            self.histograms = [*self.histograms, now.tolist()][-self.config.objective.window :]
+        return given
 
     def _measure(self, batch: StepBatch) -> None:
         """Measure the geometry of the batch; steps between two measurements reuse the products."""

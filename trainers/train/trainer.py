@@ -200,6 +200,7 @@ class Trainer:
             "probe": probe,
             "best": self.best.held,
             "bad_steps": self.step.bad_steps,
+            "histograms": self.step.histograms,
             "seconds": self.seconds,
         }
         path = self.folder.path if self.folder else None
@@ -222,8 +223,11 @@ class Trainer:
         here = place if self.folder else None
         tensors = checkpoint.load(self.engine, here, numbers["optimizer_steps"])
         self.step.rule_state, self.step.bad_steps = numbers["rule_state"], numbers["bad_steps"]
-        self.step.base_rates = BaseRates(**numbers["base_rates"])
-        self.step.prompts.restore(numbers["prompts"])
+        # checkpoints of version 0.1 have none of the next three
+        known = {"overall": self.step.rule_state["base_pass@1"]}
+        self.step.base_rates = BaseRates(**numbers.get("base_rates", known))
+        self.step.prompts.restore(numbers.get("prompts", self.step.prompts.state()))
+        self.step.histograms = numbers.get("histograms", [])
         self.step.probe.restore(numbers["probe"], tensors)
         self.best.held, self.seconds = numbers["best"], numbers["seconds"]
         if self.folder:
