@@ -25,6 +25,7 @@ from surgery.user_code import UserCodeError, fault, load_function, own_settings,
 State = dict[str, float]
 Decision = tuple[Tensor, Tensor]
 
+SLOWEST = 0.1  # least pace by which pcgrad divides
 PRODUCTS, NORM_K, AGREEMENT = "products", "norm_k", "agreement"  # measurements that a rule may need
 
 
@@ -213,7 +214,7 @@ def ratio(on_k: float, on_1: float, cap: float) -> float:
     return on_1 / on_k if on_k > 0 else cap
 
 
-@rule(PRODUCTS)
+@rule(PRODUCTS, NORM_K)
 def pcgrad(
     weights: Tensor,
     geometry: Geometry,
@@ -221,25 +222,38 @@ def pcgrad(
     *,
     margin: float = 0.0,
     tolerance: float = 0.0,
-    gain: float = 20.0,
-    lead: float = 2.0,
+    early: float = 0.02,
+    restore: float = 40.0,
+    relax: float = 8.0,
+    lead: float = 8.0,
     cap: float = 10.0,
     rate_ema: float = 0.8,
 ) -> Decision:
-    """(1, c), c the least that gives <update, J_1> >= (margin + gain gap) |J_1|^2, in [0, cap].
+    """(1, c), c the least that gives <update, J_1> >= margin |J_1|^2 + force |J_k| |J_1|.
 
-    c = margin + gain gap - <J_k, J_1>/|J_1|^2: the projection of arXiv 2001.06782, one-sided, so
-    that J_1 itself does not change, with the restoring force of a control barrier (arXiv
-    1609.06408): the allowed descent is proportional to the distance above the floor. The projection
-    alone has no memory: it never restores the pass@1 that noise and curvature take. gap is
-    `gap_to_base`, extrapolated because averages lag and the optimiser's momentum continues;
-    gain = 0 is the plain projection. |J_1|^2 = 0: the cap on conflict, else the force alone.
+    c = margin - <J_k, J_1>/|J_1|^2 + force |J_k|/|J_1|, in [0, cap]: the projection of arXiv
+    2001.06782, one-sided, so that J_1 itself does not change. The force is that of a control
+    barrier (arXiv 1609.06408): the allowed descent is proportional to the distance above the floor.
+    The projection alone has no memory: it never restores the pass@1 that noise and curvature take.
+
+    force = restore gap below the floor and (relax / pace) gap above it. The gap is `gap_to_base`,
+    `lead` steps on, because averages lag and the optimiser's momentum continues. The floor begins
+    `early` higher than the tolerance says and sinks with the pace: while the learning rate is high,
+    so is the noise. A force times |J_1|^2 would vanish where pass@1 is at its best, and never let
+    it leave. restore = 0 is the plain projection.
+
+    The products are those before this batch: c must not depend on the noise of the gradient that it
+    multiplies. |J_1|^2 = 0: c = cap (1 + force) on conflict, the limit of opposite gradients, else
+    margin + force.
     """
-    force = margin + gain * gap_to_base(geometry, state, tolerance, rate_ema, lead)
-    x = measured(geometry)
-    unknown = math.inf if x.dot < 0 else 0.0
-    push = unknown if geometry.degenerate else -x.dot / x.norm_1
-    return with_pass_1(weights, min(max(force + push, 0.0), cap))
+    gap = gap_to_base(geometry, state, tolerance - early * geometry.pace, rate_ema, lead)
+    force = gap * restore if gap > 0 or restore == 0 else gap * relax / max(geometry.pace, SLOWEST)
+    x = geometry.before or measured(geometry)
+    if x.norm_1 > 0:
+        push, length = -x.dot / x.norm_1, math.sqrt(max(x.norm_k, 0.0) / x.norm_1)
+    else:
+        push, length = (cap, cap) if x.dot < 0 else (0.0, 1.0)
+    return with_pass_1(weights, min(max(margin + push + force * length, 0.0), cap))
 
 
 @rule(PRODUCTS, NORM_K)

@@ -26,6 +26,7 @@ class StepBatch:
     seed: int  # seed of the random stream that draws the completions
     k: int  # objective.k of this step
     weight_k: int  # equals k, or 1 under an estimator that has an objective of its own
+    pace: float  # learning rate over its peak, 1 in the warm-up
     problems: list[Problem]
     importance: Tensor  # [N] how many of the task's problems a prompt stands for, 1 on average
     mine: range

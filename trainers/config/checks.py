@@ -81,7 +81,7 @@ def _of_objective(config: Config) -> Mistakes:
     decoding = config.eval.temperature, config.eval.top_p
     if holds_pass_1(config) and decoding != (config.train.temperature, 1):
         remedy = f"rule {rule} compares training with it; use train.temperature and top_p=1"
-        remedy += ", or surgery.gain=0" if rule == "pcgrad" else ""
+        remedy += ", or surgery.restore=0" if rule == "pcgrad" else ""
         yield "eval.temperature", remedy
 
 

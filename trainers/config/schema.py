@@ -148,7 +148,16 @@ class SurgeryConfig:
         at_least=-1,
         at_most=1,
     )
-    gain: float = key(20.0, "floor, pcgrad: weight of pass@1 per unit of the gap", at_least=0)
+    gain: float = key(20.0, "floor: weight of pass@1 per unit of the gap", at_least=0)
+    restore: float = key(
+        40.0, "pcgrad: weight of pass@1 per unit below its floor; 0: projection alone", at_least=0
+    )
+    relax: float = key(
+        8.0, "pcgrad: weight of pass@1 lost per unit above the floor, over the pace", at_least=0
+    )
+    early: float = key(
+        0.02, "pcgrad: height of the first floor over the last; sinks with the pace", at_least=0
+    )
     rate_ema: float = key(
         0.8, "floor, pcgrad: smoothing of the batch's pass@1", at_least=0, at_most=0.999
     )
@@ -161,7 +170,7 @@ class SurgeryConfig:
         32, "hold=control: prompts that each step judges and does not train on", at_least=2
     )
     start: float = key(2.0, "floor: weight of pass@1 at the start", at_least=0)
-    lead: float = key(2.0, "pcgrad: steps ahead for which the gap is predicted", at_least=0)
+    lead: float = key(8.0, "pcgrad: steps ahead for which the gap is predicted", at_least=0)
     integral_gain: float = key(
         1.0, "floor: weight of pass@1 per unit of the summed gap", at_least=0
     )

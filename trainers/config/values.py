@@ -83,7 +83,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 def holds_pass_1(config: Config) -> bool:
     """Return whether the rule compares pass@1 of the training batches with that of the base."""
     rule = config.surgery.rule
-    return rule == "floor" or (rule == "pcgrad" and config.surgery.gain > 0)
+    return rule == "floor" or (rule == "pcgrad" and config.surgery.restore > 0)
 
 
 def parse_schedule(text: str | None) -> list[tuple[int, int]]:

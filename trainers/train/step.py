@@ -33,7 +33,7 @@ from trainers.train.correction import corrected, of_mismatch
 from trainers.train.evaluation import judged
 from trainers.train.prompts import Prompts
 from trainers.train.reference import Reference
-from trainers.train.schedules import due, k_at, learning_rate
+from trainers.train.schedules import due, k_at, learning_rate, pace
 
 
 class TrainingFailed(Failure):
@@ -92,7 +92,7 @@ class Step:
         problems, importance = self.prompts.draw(step, lambda verdicts: self.estimator(verdicts, k))
         mine = range(self.engine.rank, len(problems), self.engine.world)
         seed = derive_seed(config.seed, "train", step)
-        return StepBatch(step, seed, k, weight_k, problems, importance, mine)
+        return StepBatch(step, seed, k, weight_k, pace(config, step), problems, importance, mine)
 
     def _sample(self, batch: StepBatch) -> Rollout:
         """Draw n completions for each of this rank's prompts."""
@@ -172,7 +172,7 @@ class Step:
             batch.geometry, batch.measured = self.probe(batch)
         else:
             rate, products = batch.correct.mean(1), self.probe.products
-            batch.geometry = Geometry(rate, products, change=batch.change)
+            batch.geometry = Geometry(rate, products, change=batch.change, pace=batch.pace)
             batch.measured = {}
 
     def _decide(self, batch: StepBatch) -> None:

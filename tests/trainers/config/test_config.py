@@ -29,12 +29,13 @@ def test_every_shipped_configuration_loads(path):
     assert config.eval.k == 8
 
 
-def test_pcgrad_differs_from_passk_by_one_line():
+def test_pcgrad_differs_from_passk_by_its_rule_and_its_prompts():
     bodies = [
         [x for x in (ROOT / "configs" / f"{n}.yaml").read_text().splitlines() if x[:1] != "#"]
         for n in ("passk", "pcgrad")
     ]
-    assert bodies[0] == bodies[1][:-1]
+    assert bodies[0] == bodies[1][:-2]
+    assert [x.partition(":")[0] for x in bodies[1][-2:]] == ["surgery", "train"]
 
 
 @pytest.mark.parametrize("name", REAL)

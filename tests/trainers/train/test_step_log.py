@@ -16,7 +16,7 @@ PROBLEMS = [Problem(str(i), f"{i}+1=", str(i + 1)) for i in range(3)]
 def batch():
     """Three prompts of two samples; this rank has the first and the last."""
     ones = torch.ones(3).double()
-    batch = StepBatch(7, 5, 2, 2, PROBLEMS, importance=ones, mine=range(0, 3, 2))
+    batch = StepBatch(7, 5, 2, 2, 1.0, PROBLEMS, importance=ones, mine=range(0, 3, 2))
     batch.change = -0.125
     none = torch.zeros(4)
     texts = ["1", "x", "3", "3"]
@@ -117,7 +117,7 @@ def test_looks_are_of_this_rank(batch):
 
 
 def test_what_no_stage_has_filled_cannot_be_read(batch):
-    empty = StepBatch(7, 5, 2, 2, PROBLEMS, batch.importance, mine=range(3))
+    empty = StepBatch(7, 5, 2, 2, 1.0, PROBLEMS, batch.importance, mine=range(3))
     for name in vars(batch).keys() - vars(empty).keys():
         with pytest.raises(AttributeError, match=name):
             getattr(empty, name)
