@@ -30,6 +30,7 @@ def main() -> int:
     from eval.errors import Refusal
     from trainers.commands.main import attempt
     from trainers.config.load import check_ranks, load_config
+    from trainers.config.unused import unused_settings
     from trainers.engine.launcher import refuse
     from trainers.plan.plan import show
     from trainers.train.run_folder import RunFolder
@@ -41,6 +42,8 @@ def main() -> int:
             return 0
         check_ranks(config, int(os.environ.get("WORLD_SIZE", "1")))
         folder = RunFolder(config) if int(os.environ.get("RANK", "0")) == 0 else None
+        for line in unused_settings(config, arguments.overrides) if folder else []:
+            print(f"warning: {line}", file=sys.stderr)
     except Refusal as error:
         return refuse(error)
     return attempt(

@@ -31,7 +31,8 @@ def test_mistakes_exit_with_2_and_leave_no_folder(tmp_path):
     done = run(TRAIN, "--config", config("passk"), "train.promts=3", "train.lr=0", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "train.promts = 3: unknown key; the nearest is train.prompts",
+        "train.promts = 3: unknown key; the nearest is train.prompts (prompts of a step, on all "
+        "ranks together)",
         "train.lr = 0.0: must be above 0",
     ]
     assert list(tmp_path.iterdir()) == []
