@@ -63,6 +63,7 @@ def train(config: "Config", folder: "RunFolder | None") -> None:
     from trainers.engine.launcher import start_ranks
     from trainers.engine.ranks import share
     from trainers.measure.taps import Unsupported
+    from trainers.train.ending import ending
     from trainers.train.trainer import Trainer
 
     transformers.utils.logging.set_verbosity_error()
@@ -70,7 +71,8 @@ def train(config: "Config", folder: "RunFolder | None") -> None:
     start_ranks(config.run.threads)
     if share(folder and folder.finished(config)):
         if folder:
-            print(run_table(folder.summary() or {}))
+            done = folder.summary() or {}
+            print(f"{run_table(done)}\n\n{ending(config, done, sys.argv)}")
             print(f"\n{folder.path} is finished. To go on, raise train.steps; ", end="")
             print("for a new run, choose another seed or run.dir.")
         return
@@ -85,7 +87,7 @@ def train(config: "Config", folder: "RunFolder | None") -> None:
         remedy += " and a lower surgery.min_coverage"
         raise Refusal(f"surgery.measure = ghost: {error}; {remedy}") from None
     if folder and summary:
-        print(f"\n{run_table(summary)}\n\nCurves: tensorboard --logdir {folder.path}")
+        print(f"\n{run_table(summary)}\n\n{ending(config, summary, sys.argv)}")
 
 
 if __name__ == "__main__":
