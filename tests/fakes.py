@@ -271,8 +271,9 @@ def make_run(
         folder / "metrics.jsonl",
         [
             {"step": step}
-            | {f"{kind}/pass@{k}": x for kind in kinds for k, x in zip((1, 8), values, strict=True)}
-            for step, values in path
+            | {f"{kind}/pass@1": one for kind in kinds}
+            | {f"{kind}/pass@8": eight for kind in kinds}
+            for step, (one, eight) in path
         ],
     )
     found = {"run": folder.parent.name, "seed": seed, "k": 8, "steps": 10, "seconds": 10.0}
