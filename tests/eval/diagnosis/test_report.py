@@ -16,7 +16,7 @@ def figures(loo, measured=True):
         (
             -3.0,
             -1.0,
-            "k = 16: conflict. A small step that raises pass@16 lowers pass@1: ⟨J_16,J_1⟩",
+            "k = 16: conflict. A small step that raises pass@16 lowers pass@1: ⟨J_16,",
         ),
         (1.0, 3.0, "k = 16: none. A small step that raises pass@16 raises pass@1 as well: ⟨J_16,"),
         (-1.0, 3.0, "k = 16: cannot tell. ⟨J_16,J_1⟩ = 1 [-1, 3], by all parameters (ghost), may "),
