@@ -19,6 +19,7 @@ from torch import Tensor
 
 from eval.files import usual_permissions
 from eval.policy.policy import Policy
+from eval.progress import progress
 from eval.tasks.task import TaskError
 
 PAD, END = "<pad>", "<eos>"
@@ -86,8 +87,6 @@ def _train(recipe: Any, tokenizer: Any, losses: Losses) -> Policy:
     On a CPU one thread trains: the model is too small for several, and the result is then the same
     on every machine.
     """
-    from eval.progress import progress
-
     threads = torch.get_num_threads()
     on_gpu = recipe.width >= OWN_GPU and torch.cuda.is_available()
     with torch.random.fork_rng(devices=[]):

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -31,14 +31,15 @@ def time_spent(history: Iterable[Mapping[str, float]], seconds: float) -> str:
 
     Saving and whatever else has no scalar `time/` of its own is the part "other".
     """
-    parts = Counter[str]()
+    parts = defaultdict[str, float](float)
     for line in history:
         for name, x in line.items():
             if name.startswith("time/") and name != "time/step":  # the step is a sum of parts
                 parts[name.removeprefix("time/")] += x
-    parts["other"] = max(0.0, seconds - parts.total())
-    shares = [(name, round(100 * x / max(seconds, 1e-9))) for name, x in parts.most_common()]
-    return f"{duration(seconds)}: " + ", ".join(f"{name} {x} %" for name, x in shares if x)
+    parts["other"] = max(0.0, seconds - sum(parts.values()))
+    largest_first = sorted(parts.items(), key=lambda part: -part[1])
+    shares = {name: round(100 * x / max(seconds, 1e-9)) for name, x in largest_first}
+    return f"{duration(seconds)}: " + ", ".join(f"{name} {x} %" for name, x in shares.items() if x)
 
 
 def duration(seconds: float) -> str:

@@ -33,7 +33,7 @@ def test_charts_follow_from_the_configuration():
     assert not [x for x in fewer if x.startswith("exact/") or x.endswith("cosine")]
     assert "time/reference" in every
     assert "time/reference" not in names(charts(config("logging.kl_every=0"), BEFORE))
-    one = charts(config("objective.k=1"), {"eval/pass@1": 0.5})[0]
+    one = charts(config("objective.k=1", "eval.k=1"), {"eval/pass@1": 0.5})[0]
     assert one.names == ["eval/pass@1"]
 
 
