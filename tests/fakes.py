@@ -268,12 +268,15 @@ def make_run(
         OmegaConf.update(config, key, value, force_add=True)
     OmegaConf.save(config, folder / "config.yaml")
     ends = {"before": (0.5, 0.8), "after": after}
-    kind = "exact" if exact else "eval"
+    kinds = ("exact", "eval") if exact else ("eval",)
+    path = ((0, (0.5, 0.8)), (5, (after[0] - 0.1, 0.85)), (10, after))
     write_lines(
         folder / "metrics.jsonl",
         [
-            {"step": step, f"{kind}/pass@1": one, f"{kind}/pass@8": eight}
-            for step, (one, eight) in ((0, (0.5, 0.8)), (5, (after[0] - 0.1, 0.85)), (10, after))
+            {"step": step}
+            | {f"{kind}/pass@1": one for kind in kinds}
+            | {f"{kind}/pass@8": eight for kind in kinds}
+            for step, (one, eight) in path
         ],
     )
     found = {"run": folder.parent.name, "seed": seed, "k": 8, "steps": 10, "seconds": 10.0}

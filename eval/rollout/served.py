@@ -22,6 +22,8 @@ from eval.rollout.servers import NoAnswer, complete, completions_of, request
 
 
 class Served(Sampler):
+    """Servers of vLLM, which get the policy's weights before a draw; see launch/serve.py."""
+
     name: ClassVar[str] = "vllm"
 
     def draw(self, policy: Policy, order: Order) -> Drawn:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Chain(Task):
-    """Stories of the task `chain`.
+    """Stories that are solved in several lines before a boxed answer; pass@k is sampled.
 
     `delta` is the distance of the name's mean between easy and hard, `hard_share` the share of hard
     stories, and `size` the size of the stories and of the base, see SIZES. `stories` is the number

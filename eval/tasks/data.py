@@ -30,7 +30,10 @@ ASKING = {
 
 @dataclass
 class Data(Task):
-    """Problems from data; the fields are the keys of the `task` section of a configuration."""
+    """Problems and answers of your own: task.path is a file, a folder or a hub id.
+
+    The fields are keys of the `task` section of a configuration.
+    """
 
     path: str | None = None
     subset: str | None = None

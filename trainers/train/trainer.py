@@ -12,6 +12,7 @@ from eval.errors import Failure
 from eval.files import write_json, write_lines
 from eval.policy.logprobs import check_chunks
 from eval.policy.policy import Policy, load_policy
+from eval.progress import progress
 from eval.records import Record
 from eval.rollout.budget import rollout_tokens
 from eval.rollout.sample import SAMPLERS
@@ -127,6 +128,7 @@ class Trainer:
 
     def _begin(self, metrics: Metrics | None) -> None:
         """Evaluate the base, with which rules compare later batches."""
+        began = time.monotonic()
         known = share(self.folder and self.folder.base_records)
         records, scalars = self._evaluate("before", known)
         reference = self._evaluate_reference()
@@ -137,7 +139,7 @@ class Trainer:
         self.step.rule_state["base_pass@1"] = base
         self.step.base_rates = self.evaluation.base_rates(records, base)
         if metrics:
-            metrics.log(0, scalars)
+            metrics.begin(scalars | {"time/evaluate": time.monotonic() - began})
 
     def _end(self, metrics: Metrics | None) -> dict[str, Any] | None:
         """Publish the model and write the summary, on rank 0."""
@@ -235,10 +237,5 @@ class Trainer:
         return numbers["step"]
 
     def _progress(self, start: int) -> tqdm:
-        return tqdm(
-            total=self.config.train.steps,
-            initial=start,
-            desc=self.config.run.dir,
-            disable=self.folder is None,
-            mininterval=0.3 if sys.stderr.isatty() else 15,
-        )
+        quiet = self.folder is None
+        return progress(self.config.train.steps, start, str(self.config.run.dir), quiet)
