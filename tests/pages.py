@@ -1,20 +1,18 @@
 """The pages of the project, README.md in the root and in each package, as tests read them.
 
-python tests/pages.py
+python -m tests.pages
 
 writes the key table of configs/README.md anew from the schema.
 """
 
 import re
-import sys
 from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 from trainers.config.values import described
 
-PAGES = [ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("README.md")), *sorted(ROOT.glob("*/README.md"))]
+ROOT = Path(__file__).resolve().parents[1]
+
+PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]
 KEYS = ROOT / "configs" / "README.md", "<!-- keys -->\n", "<!-- end of keys -->"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.S | re.M)
 LINK = re.compile(r'\]\(([^)\s]+)\)|<img src="([^"]+)"')

@@ -29,7 +29,7 @@ def test_the_readme_is_short():
     assert len(lines) <= 250 and max(map(len, lines)) <= 120
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES[1:])
 def test_lines_of_prose_and_code_fit_a_screen(name):
     lines = (ROOT / name).read_text().splitlines()
     assert not [x for x in lines if len(x) > 120 and not x.startswith(("|", "<img"))]
@@ -85,7 +85,7 @@ def test_every_configuration_is_listed():
 def test_the_key_table_is_the_schema():
     page, start, end = pages.KEYS
     table = page.read_text().partition(start)[2].partition(end)[0]
-    assert table == pages.key_table(), "python tests/pages.py writes it anew"
+    assert table == pages.key_table(), "python -m tests.pages writes it anew"
     assert table.count("\n| `") == len(KEYS)
 
 
@@ -187,7 +187,7 @@ def test_commands_parse(name, tmp_path):
                 assert all(f'"{x}"' in text for x in options if x.startswith("--")), command
         for argument in command:
             assert not argument.startswith("tests/") or (ROOT / argument).exists(), command
-    assert commands or name == "surgery/README.md"
+    assert commands
 
 
 def test_a_command_that_does_not_parse_is_found(tmp_path):

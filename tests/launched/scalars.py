@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import chdir
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -55,7 +56,8 @@ def names(overrides: list[str]) -> dict[str, list[str]]:
 
 if __name__ == "__main__":
     transformers.utils.logging.disable_progress_bar()
-    Path("referred.py").write_text(REFERRED)
     start_ranks(1)
-    results = {name: names(overrides) for name, overrides in CASES.items()}
+    with TemporaryDirectory() as folder, chdir(folder):
+        Path("referred.py").write_text(REFERRED)
+        results = {name: names(overrides) for name, overrides in CASES.items()}
     Path(sys.argv[-1]).write_text(json.dumps(results))
