@@ -12,7 +12,8 @@ from trainers.config.values import described
 
 ROOT = Path(__file__).resolve().parents[1]
 
-PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]
+FOLDERS = ["surgery", "eval", "trainers", "configs", "launch", "tests"]
+PAGES = [ROOT / "CONTRIBUTING.md", *(ROOT / x / "README.md" for x in ["", *FOLDERS])]
 KEYS = ROOT / "configs" / "README.md", "<!-- keys -->\n", "<!-- end of keys -->"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.S | re.M)
 LINK = re.compile(r'\]\(([^)\s]+)\)|<img src="([^"]+)"')
