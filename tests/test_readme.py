@@ -148,7 +148,7 @@ def options_of(script: str, options: list[str], folder: Path) -> argparse.Namesp
 def check(script: str, options: list[str], folder: Path) -> None:
     """A command of launch/, with options that it has and a configuration that is accepted."""
     known = vars(options_of(script, options, folder))
-    names, keys = apart(known.get("configs") or [known.get("config")])
+    names, keys = apart(known.get("configs") or [known.get("config") or ""])
     keys += known.get("overrides", known.get("sweeps")) or []
     for option in ("temperatures", "by"):
         keys += apart(known.get(option) or [])[1]
