@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from surgery.gap import gap_to_base
 from surgery.geometry import Geometry, Products
 from surgery.user_code import UserCodeError, fault, load_function, own_settings, without_value
 
@@ -152,23 +153,6 @@ def none(weights: Tensor, geometry: Geometry, state: State) -> Decision:
 def mix(weights: Tensor, geometry: Geometry, state: State, *, mix: float = 0.5) -> Decision:
     """(1, lambda): linear scalarisation J_k + lambda J_1, the bar for every other rule."""
     return with_pass_1(weights, mix)
-
-
-def gap_to_base(
-    geometry: Geometry, state: State, tolerance: float, rate_ema: float, lead: float = 0.0
-) -> float:
-    """Return pass@1 of the base - tolerance - the average pass@1 of the batches, `lead` steps on.
-
-    The base's pass@1 is ``state["base_pass@1"]``, or else that of the first batch. The average is
-    a moving one and starts at the base's pass@1, so that the noise of the first batch is no gap. It
-    is extrapolated by its last change for `lead` steps.
-    """
-    now = float(geometry.rate.mean())
-    base = state.setdefault("base_pass@1", now)
-    before = state.get("average_pass@1", base)
-    average = rate_ema * before + (1 - rate_ema) * now
-    state["average_pass@1"] = average
-    return base - tolerance - (average + lead * (average - before))
 
 
 @rule()

@@ -60,7 +60,10 @@ def make_probe(base: Policy, needs: str = "nash", **surgery: Any) -> Probe:
 
 def measurable(rollout, mine, a_k, a_1, correct=None, k=4) -> StepBatch:
     """A batch as far as a probe reads it."""
-    batch = StepBatch(step=1, seed=0, k=k, weight_k=k, problems=[], mine=mine)
+    count = 0 if a_1 is None else len(a_1)
+    ones = torch.ones(count, dtype=torch.float64)
+    batch = StepBatch(1, 0, k=k, weight_k=k, problems=[], importance=ones, mine=mine)
+    batch.change = 0.0
     batch.rollout, batch.correct, batch.a_k, batch.a_1 = rollout, correct, a_k, a_1
     return batch
 

@@ -27,6 +27,7 @@ class StepBatch:
     k: int  # objective.k of this step
     weight_k: int  # equals k, or 1 under an estimator that has an objective of its own
     problems: list[Problem]
+    importance: Tensor  # [N] how many of the task's problems a prompt stands for, 1 on average
     mine: range
 
     # sample
@@ -42,9 +43,13 @@ class StepBatch:
     length: Tensor = field(init=False)
     truncated: Tensor = field(init=False)
 
+    # hold
+    change: float = field(init=False)  # of pass@1 since the base, on the prompts that are held
+
     # estimate
-    a_k: Tensor = field(init=False)  # [N, n] advantages of pass@k
-    a_1: Tensor = field(init=False)  # [N, n] advantages of pass@1
+    # [N, n] advantages of pass@k and of pass@1, times the importance
+    a_k: Tensor = field(init=False)
+    a_1: Tensor = field(init=False)
     weights: Tensor = field(init=False)  # [N] unbiased estimates of w_k
 
     # measure

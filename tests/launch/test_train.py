@@ -107,11 +107,14 @@ def test_one_rank_needs_no_port(tmp_path, taken):
     assert done.returncode == 2 and "cannot be loaded" in done.stdout + done.stderr, done.stderr
 
 
+MORE = ["train.entropy_coef=0.1", "train.sampler=informative"]
+
+
 @pytest.fixture(scope="module")
 def one(tmp_path_factory, base_path):
     """The metrics of one rank, all of whose rows fit into one micro-batch."""
     place = tmp_path_factory.mktemp("one")
-    options = [*SMALL, "train.entropy_coef=0.1", "train.micro_batch_tokens=65536", "run.dir=one"]
+    options = [*SMALL, *MORE, "train.micro_batch_tokens=65536", "run.dir=one"]
     done = run(TRAIN, "--config", config("pcgrad"), *options, cwd=place)
     assert done.returncode == 0, done.stderr
     return [json.loads(x) for x in (place / "one" / "metrics.jsonl").read_text().splitlines()]
@@ -122,7 +125,7 @@ def test_two_ranks_do_what_one_does(tmp_path, base_path, one, stage):
     """Nine prompts on two ranks, several unequal micro-batches on both and one on the lone one, no
     C++ compiler on the path.
     """
-    options = [*SMALL, "train.entropy_coef=0.1", f"train.zero_stage={stage}", "run.dir=two"]
+    options = [*SMALL, *MORE, f"train.zero_stage={stage}", "run.dir=two"]
     path = str(Path(sys.executable).parent)
     done = run(TRAIN, "--config", config("pcgrad"), *options, cwd=tmp_path, ranks=2, PATH=path)
     assert done.returncode == 0, done.stdout + done.stderr

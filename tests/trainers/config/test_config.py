@@ -124,6 +124,14 @@ def test_refusals_name_key_value_and_remedy(override, parts):
         assert part in line, line
 
 
+def test_only_estimators_of_pass_at_k_bound_it():
+    beyond = ["objective.k=64", "objective.k_schedule=99@5"]
+    assert "k <= 16" in refusal(*beyond)[0]
+    beyond += ["objective.estimator=posterior_passk"]
+    given = load_config(ROOT / "configs" / "passk.yaml", beyond)
+    assert given.objective.k == 64
+
+
 def test_all_mistakes_are_told_at_once():
     lines = refusal("train.stepz=1", "train.lr=fast", "evil.k=3")
     assert [line.split(" ")[0] for line in lines] == ["train.stepz", "train.lr", "evil.k"]
