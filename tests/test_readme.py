@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from eval.report.compare import header
 from eval.tasks.own import OwnTask
 from eval.verify.verifier import Verifier
+from surgery.estimators import ESTIMATORS
+from surgery.rules import RULES
 from tests import pages
 from tests.commands import ROOT, in_process
 from trainers.config.arguments import apart
@@ -87,6 +90,19 @@ def test_the_key_table_is_the_schema():
     table = page.read_text().partition(start)[2].partition(end)[0]
     assert table == pages.key_table(), "python -m tests.pages writes it anew"
     assert table.count("\n| `") == len(KEYS)
+
+
+def test_every_rule_and_estimator_is_explained():
+    for title, names in (("## Rules", RULES), ("## Estimators", ESTIMATORS)):
+        text = pages.section(ROOT / "surgery" / "README.md", title)
+        cells = "".join(re.findall(r"^\| (`.*?) \|", text, re.M))
+        assert set(re.findall(r"`(\w+)`", cells)) == names.keys()
+
+
+def test_every_column_of_a_comparison_is_explained():
+    text = pages.section(ROOT / "eval" / "README.md", "## Columns of the reports")
+    cells = "".join(re.findall(r"^\| (`.*?) \|", text, re.M))
+    assert {re.sub(r"@8$", "@k", x) for x in header(8)} <= set(re.findall(r"`([^`]+)`", cells))
 
 
 def test_names_elsewhere_stand_beside_keys():
