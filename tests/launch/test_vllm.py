@@ -1,6 +1,6 @@
 """The sampler `vllm` with a real server, started by launch/serve.py.
 
-They need a Python with vLLM in PASSK_SURGERY_VLLM_PYTHON; the README says under "vLLM" how to make
+They need a Python with vLLM in PASSK_SURGERY_VLLM_PYTHON; launch/README.md says how to make
 its environment. On a CPU its attention wants heads of 32, so `twin` gets a base with two heads.
 """
 
@@ -28,7 +28,7 @@ from tests.fakes import surprise
 from trainers.engine.sync import Sync
 
 PYTHON = os.environ.get("PASSK_SURGERY_VLLM_PYTHON", "")
-MISSING = "no PASSK_SURGERY_VLLM_PYTHON: the README says under vLLM how to make one"
+MISSING = "no PASSK_SURGERY_VLLM_PYTHON: launch/README.md says how to make one"
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not PYTHON, reason=MISSING)]
 
 TRAIN, SCORE, DIAGNOSE = (

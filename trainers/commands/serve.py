@@ -156,7 +156,7 @@ def check(arguments: Arguments) -> None:
         raise Refusal(f"--port = {arguments.port}: must be from 1 to 65535")
     _check_address(arguments.host, arguments.port)
     if not _has_vllm(python):
-        remedy = "make an environment with vLLM as the README says, and name its bin/python"
+        remedy = "make an environment with vLLM as launch/README.md says, and name its bin/python"
         raise Refusal(f"--python = {python}: has no vllm; {remedy}")
 
 

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from eval.errors import Refusal
 from surgery import __version__
@@ -87,7 +87,7 @@ def add_keys(parser: CommandLine, meaning: str, metavar: str = "key=value") -> N
     """Add the keys of a configuration to a command, and the options that explain them."""
     parser.takes_keys = True
     parser.add_argument("overrides", nargs="*", metavar=metavar, help=meaning)
-    nowhere = {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS}
+    nowhere: dict[str, Any] = {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS}
     keys = "print the keys, of one section or all, and exit"
     parser.add_argument(
         "--keys", nargs="?", metavar="SECTION", action=PrintKeys, help=keys, **nowhere

@@ -191,7 +191,7 @@ class TrainConfig:
     )
     candidates: int = key(16, "informative: problems from which each prompt is chosen", at_least=2)
     uniform_share: float = key(
-        0.3,
+        0.2,
         "informative: share of uniform choice; bounds a prompt's importance",
         above=0,
         at_most=1,

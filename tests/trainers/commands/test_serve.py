@@ -161,7 +161,7 @@ def test_a_python_without_vllm_and_a_taken_port(tmp_path):
     assert (done.returncode, done.stderr) == (
         2,
         f"--python = {sys.executable}: has no vllm; "
-        "make an environment with vLLM as the README says, and name its bin/python\n",
+        "make an environment with vLLM as launch/README.md says, and name its bin/python\n",
     )
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
