@@ -48,7 +48,7 @@ def ablate(arguments: Namespace) -> int:
     out, jobs = arguments.out, arguments.jobs
     configs, more = apart(arguments.configs)
     runs = combinations(configs, arguments.seeds, [*arguments.sweeps, *more], out, jobs)
-    check(runs)
+    check(runs, jobs)
     if arguments.dry_run:
         print("\n".join(plan(runs, jobs)))
         return 0
