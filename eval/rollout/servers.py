@@ -236,9 +236,9 @@ def _ask(
         connection.request("GET" if body is None else "POST", route, text, headers)
         line = connection.sock
         line.settimeout(_left(until))
-        answer = connection.getresponse()
-        line.settimeout(_left(until))
-        content = answer.read()
+        with connection.getresponse() as answer:
+            line.settimeout(_left(until))
+            content = answer.read()
         if answer.status != 200:
             why = " ".join(content.decode(errors="replace").split())[:200]
             raise NoAnswer(f"answers {answer.status} ({why})", answer.status)

@@ -206,11 +206,10 @@ def begun(cwd: Path, port: str) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=cwd, text=True, **pipes)
 
 
-def written(cwd: Path, port: str) -> dict:
+def written(process: subprocess.Popen, cwd: Path, port: str) -> dict:
     """The line that the server of a command writes when it begins."""
-    log, until = cwd / "runs" / "serve" / f"{port}.log", time.monotonic() + 60
-    while not (log.exists() and log.read_text().endswith("\n")):
-        assert time.monotonic() < until
+    log = cwd / "runs" / "serve" / f"{port}.log"
+    while process.poll() is None and not (log.exists() and log.read_text().endswith("\n")):
         time.sleep(0.05)
     return json.loads(log.read_text().splitlines()[0])
 
@@ -218,7 +217,7 @@ def written(cwd: Path, port: str) -> dict:
 def started(cwd: Path, port: str) -> tuple[subprocess.Popen, str, dict]:
     """The command once its server answers, the line that it printed, and what its server wrote."""
     process = begun(cwd, port)
-    return process, process.stdout.readline(), written(cwd, port)
+    return process, process.stdout.readline(), written(process, cwd, port)
 
 
 def test_a_server_from_start_to_ctrl_c(fake, base_path):
@@ -244,7 +243,8 @@ def test_a_server_from_start_to_ctrl_c(fake, base_path):
 def test_an_end_before_the_server_answers(fake, monkeypatch, number):
     monkeypatch.setenv("SECONDS", "600")
     port = free_port()
-    process, server = begun(fake, port), written(fake, port)
+    process = begun(fake, port)
+    server = written(process, fake, port)
     process.send_signal(number)
     out, errors = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "") and "Traceback" not in errors
@@ -255,7 +255,8 @@ def test_an_end_before_the_server_answers(fake, monkeypatch, number):
 def test_a_command_that_is_killed_takes_its_server_with_it(fake, monkeypatch, seconds):
     monkeypatch.setenv("SECONDS", seconds)
     port = free_port()
-    process, server = begun(fake, port), written(fake, port)
+    process = begun(fake, port)
+    server = written(process, fake, port)
     if seconds == "0.5":
         assert process.stdout.readline()
     process.kill()
