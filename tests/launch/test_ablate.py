@@ -33,7 +33,7 @@ def test_a_sweep_over_all_files_leaves_out_the_roots(tmp_path):
 def test_runs_that_share_a_server_take_turns(tmp_path, base_path):
     """The weights of a run would reach the draws of another one."""
     own = ["train.rollouts=vllm", "rollout.urls=[http://127.0.0.1:1]", "rollout.sync_dir=sync"]
-    command = [ABLATE, "--configs", *configs("mix"), "--seeds", "0", "1", *own, "--dry-run"]
+    command = [ABLATE, "--configs", *configs("mix"), "--seeds", "0", "1", "--dry-run", *own]
     refused = in_process(*command, "--jobs", "2", cwd=tmp_path)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == (
@@ -44,7 +44,7 @@ def test_runs_that_share_a_server_take_turns(tmp_path, base_path):
     for i in (1, 2):
         rollout = f"{{urls: ['http://127.0.0.1:{i}'], sync_dir: sync{i}}}"
         (tmp_path / f"{i}.yaml").write_text(f"extends: {configs('mix')[0]}\nrollout: {rollout}\n")
-    apart = [ABLATE, "--configs", "1.yaml", "2.yaml", own[0], "--dry-run", "--jobs", "2"]
+    apart = [ABLATE, "--configs", "1.yaml", "2.yaml", "--jobs", "2", "--dry-run", own[0]]
     assert in_process(*apart, cwd=tmp_path).returncode == 0
 
 

@@ -47,9 +47,9 @@ SMALL = [
 ]
 
 
-def server(cwd: Path, model: str, port: str):
+def server(cwd: Path, model: str, port: str, *more: str):
     """A server with room for long prompts."""
-    options = ["--python", PYTHON, "--port", port, f"model.path={model}"]
+    options = ["--python", PYTHON, "--port", port, f"model.path={model}", *more]
     return serving(cwd, PCGRAD, *options, f"eval.max_new_tokens={LONGEST}")
 
 
@@ -209,6 +209,21 @@ def test_training_renews_the_weights(tmp_path, keys, path, more):
         rows = torch.tensor(before.encode(["A2?3=", "J9?4="]))
         distance = before.model(rows).logits - after.model(rows).logits
     assert distance.abs().max() > 0.1  # what stale weights would show
+
+
+def test_bfloat16_with_truncated_weights(tmp_path, path):
+    """The two sides round otherwise, far more than in float32 and far less than the bound allows."""
+    half = ["model.dtype=bfloat16", "train.zero_stage=1"]
+    with server(tmp_path, path, free_port(), "--memory", "0.25", *half) as (keys, _):
+        done = train(tmp_path, keys, path, *half, "rollout.correction=truncate", "train.steps=20")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = metrics(tmp_path / "run")
+    assert len(lines) == 20
+    for name in ("mismatch_mean", "mismatch_max", "weight_mean", "weight_max", "weights_truncated"):
+        print(name, [f"{x[f'rollout/{name}']:.2g}" for x in lines])
+    for x in lines:
+        assert 100 * MEAN_ROUNDING < x["rollout/mismatch_mean"] < BFLOAT16 / 2
+        assert abs(x["rollout/weight_mean"] - 1) < BFLOAT16 and x["rollout/weight_max"] <= 2
 
 
 def test_two_ranks_of_zero_3_on_two_servers(tmp_path, keys, path):

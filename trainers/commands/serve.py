@@ -140,8 +140,8 @@ def prompts(job: Job) -> list[str]:
 def flags(arguments: Arguments, config: Config, model: str, longest: int, device: str) -> list[str]:
     """Return the flags of the server's program; a key that changes no draw has none.
 
-    A GPU gets CUDA graphs, into whose tensors vLLM copies new weights. A CPU has none, and would
-    only compile for minutes.
+    A GPU gets CUDA graphs, into whose tensors vLLM copies new weights. A CPU has none: without this
+    flag vLLM would compile the model in C++ at the start.
     """
     more = ["--host", arguments.host, "--port", str(arguments.port)]
     if device == "cpu":

@@ -144,10 +144,10 @@ def test_a_request_that_fails_is_sent_again_and_draws_the_same(policy, fault):
     ],
 )
 def test_a_failing_server_ends_the_draw_in_a_line(policy, fault, why):
-    stub = Stub(policy)
+    stub, timeout = Stub(policy), 0.2 if fault == "hang" else 30.0
     stub.faults["/v1/completions"] = lambda count: fault
     with serving(stub) as url, pytest.raises(SamplingFailed) as error:
-        drawn(policy, trusted(url, timeout=0.2), prompts=PROMPTS[:1])
+        drawn(policy, trusted(url, timeout=timeout), prompts=PROMPTS[:1])
     remedy = "start the server again by launch/serve.py, and the same command goes on"
     assert str(error.value) == f"rollout.urls = {url}: /v1/completions {why}; {remedy}"
     times = 1 if fault == "hang" else 3  # a server that hangs leaves no time for another try
