@@ -56,7 +56,7 @@ def ablate(arguments: Namespace) -> int:
     named, more = apart(arguments.configs)
     configs, roots = apart_from_roots(named)
     runs = combinations(configs, arguments.seeds, [*arguments.overrides, *more], out, jobs)
-    check(runs)
+    check(runs, jobs)
     if roots:
         print(left_out(roots))
     if arguments.dry_run:

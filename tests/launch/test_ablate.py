@@ -33,6 +33,24 @@ def test_a_sweep_over_all_files_leaves_out_the_roots(tmp_path):
     assert done.stdout.count("seed 0: new") == 3
 
 
+def test_runs_that_share_a_server_take_turns(tmp_path, base_path):
+    """The weights of a run would reach the draws of another one."""
+    own = ["train.rollouts=vllm", "rollout.urls=[http://127.0.0.1:1]", "rollout.sync_dir=sync"]
+    command = [ABLATE, "--configs", *configs("mix"), "--seeds", "0", "1", "--dry-run", *own]
+    refused = in_process(*command, "--jobs", "2", cwd=tmp_path)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == (
+        "--jobs = 2: runs with train.rollouts=vllm would share a server, which holds one run's "
+        "weights; give --jobs 1, or a command for each server, with its rollout.urls and sync_dir\n"
+    )
+    assert in_process(*command, "--jobs", "1", cwd=tmp_path).returncode == 0
+    for i in (1, 2):
+        rollout = f"{{urls: ['http://127.0.0.1:{i}'], sync_dir: sync{i}}}"
+        (tmp_path / f"{i}.yaml").write_text(f"extends: {configs('mix')[0]}\nrollout: {rollout}\n")
+    apart = [ABLATE, "--configs", "1.yaml", "2.yaml", "--jobs", "2", "--dry-run", own[0]]
+    assert in_process(*apart, cwd=tmp_path).returncode == 0
+
+
 def test_runs_sweeps_skips_and_compares(tmp_path, base_path):
     command = [ABLATE, "--configs", *configs("mix"), "--seeds", "0", "1", "--jobs", "2"]
     command += ["--out", "out", *SMALL.split(), "eval.samples=8", "surgery.mix=0.1,0.5"]

@@ -147,7 +147,7 @@ def combinations(
     return [Run(config, same, swept, seed, out, threads) for seed, config, swept in grid]
 
 
-def check(runs: Sequence[Run]) -> None:
+def check(runs: Sequence[Run], jobs: int) -> None:
     """Refuse a mistake in any configuration, and a sweep without effect, before a run starts."""
     for run in runs:
         try:
@@ -159,6 +159,12 @@ def check(runs: Sequence[Run]) -> None:
                 remedy = "leave the key or this configuration out of the sweep"
                 why = f"{without_effect[key]}, and its runs would be equal; {remedy}"
                 raise ConfigError(f"{run.config}: {key} = {value}: {why}")
+    served = [x.settings.rollout for x in runs if x.settings.train.rollouts == "vllm"]
+    places = [place for x in served for place in (*x.urls, x.sync_dir)]
+    if jobs > 1 and len(set(places)) < len(places):
+        why = "runs with train.rollouts=vllm would share a server, which holds one run's weights"
+        remedy = "give --jobs 1, or a command for each server, with its rollout.urls and sync_dir"
+        raise ConfigError(f"--jobs = {jobs}: {why}; {remedy}")
 
 
 def _command(run: Run, base: Run | None) -> list[str]:

@@ -189,9 +189,9 @@ class TrainConfig:
         "uniform",
         "informative",
     )
-    candidates: int = key(16, "informative: problems from which each prompt is chosen", at_least=2)
+    candidates: int = key(8, "informative: problems from which each prompt is chosen", at_least=2)
     uniform_share: float = key(
-        0.2,
+        0.3,
         "informative: share of uniform choice; bounds a prompt's importance",
         above=0,
         at_most=1,
