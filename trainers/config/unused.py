@@ -28,6 +28,11 @@ def unused(config: Config) -> dict[str, str]:
     if config.train.rollouts != "vllm":
         why = f"train.rollouts = {config.train.rollouts} does not use it"
         found |= {f"rollout.{key}": why for key in flatten(config.rollout)}
+    if config.train.sampler == "uniform":
+        of_informative = ("candidates", "uniform_share", "history_decay")
+        found |= {f"train.{x}": "train.sampler = uniform does not use it" for x in of_informative}
+    if config.surgery.hold == "train":
+        found["surgery.control_prompts"] = "surgery.hold = train does not use it"
     return found
 
 
