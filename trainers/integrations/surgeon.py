@@ -1,0 +1,103 @@
+"""Surgery for a trainer that samples, judges and updates by itself."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eval.rollout.rollout import Rollout
+from eval.scores.passk import ladder
+from surgery import diagnostics
+from surgery.estimators import ESTIMATORS, OF_PASS_AT_K, rloo
+from surgery.geometry import Geometry
+from surgery.objectives import prompt_weight, rho
+from surgery.rules import State, apply, find_rule
+from surgery.user_code import own_settings
+from trainers.config.schema import Config
+from trainers.engine.ranks import Ranks
+from trainers.measure.probe import Probe
+from trainers.step_batch import StepBatch
+from trainers.train.schedules import k_at
+
+
+class Gathered(Ranks):
+    """The ranks of a batch that every process holds complete: one, whose rows are all."""
+
+    def __init__(self) -> None:
+        self.rank, self.world, self.device = 0, 1, torch.device("cpu")
+
+
+class Surgeon:
+    """Estimate, measure and decide, as in a step of launch/train.py; the state between steps."""
+
+    def __init__(self, config: Config):
+        self.config, surgery = config, config.surgery
+        rule = find_rule(surgery.rule)
+        self.rule = rule.bind({**vars(surgery), **surgery.options}, config.train.samples)
+        estimator = ESTIMATORS[config.objective.estimator]
+        self.estimator = partial(estimator, **own_settings(estimator, vars(config.objective)))
+        # `last_layer` asks an engine for the rows of all ranks, and for nothing else
+        self.probe = Probe(config, Gathered(), rule.needs)  # type: ignore[arg-type]
+        self.rule_state: State = {}
+
+    def due(self, step: int) -> bool:
+        """Return whether this step, counted from 1, needs features."""
+        return self.probe.due(step)
+
+    def __call__(
+        self, step: int, correct: Tensor, features: Tensor | None
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Return the advantages [N, n] of a step's verdicts [N, n], and its scalars.
+
+        `features` [N n, width] are needed in a step that is due. The update is the sum of
+        advantage * grad log pi over all completions, divided by N. A measurement that is not finite
+        gives advantages of 0: this batch then trains nothing.
+        """
+        batch = self._estimated(step, correct.double().cpu())
+        self.probe.begin(batch.weight_k)
+        if features is None:
+            geometry, scalars = Geometry(batch.correct.mean(1), self.probe.products), {}
+        else:
+            batch.rollout = _with_features(features, correct.shape[1])
+            geometry, scalars = self.probe(batch)
+        decision = self.rule(batch.weights, geometry, self.rule_state)
+        advantages = apply(decision, batch.a_k, batch.a_1)
+        scalars = scalars | {"k": float(batch.k)}
+        if geometry.agreement is not None:
+            scalars |= diagnostics.of_agreement(batch.weights, geometry.agreement, scalars)
+        usable = bool(advantages.isfinite().all())
+        scalars |= diagnostics.of_decision(batch.weights, decision) if usable else {}
+        scalars["skipped"] = float(not usable)
+        named = {f"surgery/{name}": x for name, x in scalars.items()}
+        return advantages if usable else torch.zeros_like(advantages), named
+
+    def _estimated(self, step: int, correct: Tensor) -> StepBatch:
+        """Return a batch with the advantages of pass@k and pass@1, and the weights w_k."""
+        k, (count, n) = k_at(self.config, step), correct.shape
+        weight_k = k if self.config.objective.estimator in OF_PASS_AT_K else 1
+        batch = StepBatch(step, 0, k, weight_k, [], range(count))
+        batch.correct, batch.weights = correct, prompt_weight(n, correct.sum(1), weight_k)
+        batch.a_k, batch.a_1 = self.estimator(correct, k), rloo(correct)
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        """Return the numbers that a checkpoint must carry."""
+        return {"rule_state": self.rule_state, "probe": self.probe.state()[0]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.rule_state = dict(state["rule_state"])
+        self.probe.restore(state["probe"], {})
+
+
+def _with_features(features: Tensor, n: int) -> Rollout:
+    """Return a rollout of which nothing but the features is known."""
+    unknown = torch.empty(0)
+    return Rollout([], [], [], unknown, unknown, unknown, features, n)
+
+
+def rates(correct: Tensor, k: int) -> dict[str, float]:
+    """Return the mean pass@1, pass@2, .. up to pass@k, or to pass@n, of verdicts [N, n]."""
+    n, counts = correct.shape[1], correct.double().cpu().sum(1)
+    return {f"pass@{j}": float(rho(n, counts, j).mean()) for j in ladder(min(k, n))}
