@@ -57,21 +57,19 @@ def under_trl(config: Any) -> dict[str, Any]:
     def verdicts(completions: list[str], gold: list[str], **_: Any) -> list[float]:
         return [float(x.strip() == y) for x, y in zip(completions, gold, strict=True)]
 
-    class Watch(transformers.TrainerCallback):
-        seconds: list[float] = []
-        path: list[dict[str, float]] = []
+    seconds: list[float] = []
+    path: list[dict[str, float]] = []
 
+    class Watch(transformers.TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             self.start = time.monotonic()
 
         def on_step_end(self, *_: Any, model: Any = None, **__: Any) -> None:
-            self.seconds.append(time.monotonic() - self.start)
-            self.path.append(exact(model))
+            seconds.append(time.monotonic() - self.start)
+            path.append(exact(model))
 
     changed = {
-        name: x
-        for name, x in asdict(config.surgery).items()
-        if x != getattr(SurgeryConfig(), name)
+        name: x for name, x in asdict(config.surgery).items() if x != getattr(SurgeryConfig(), name)
     }
     with tempfile.TemporaryDirectory() as folder:
         args = GRPOConfig(
@@ -109,9 +107,9 @@ def under_trl(config: Any) -> dict[str, Any]:
         logs = trainer.state.log_history
     return {
         "before": before,
-        "after": Watch.path[-1],
-        "lowest_pass@1": min(x["pass@1"] for x in Watch.path),
-        "seconds": statistics.median(Watch.seconds),
+        "after": path[-1],
+        "lowest_pass@1": min(x["pass@1"] for x in path),
+        "seconds": statistics.median(seconds),
         "logs": logs,
     }
 

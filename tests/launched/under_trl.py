@@ -1,11 +1,12 @@
 """Run by test_trl.py with a Python that has TRL: gradients, resuming and refusals under TRL.
 
-    under_trl.py here BATCH           one batch of launch/train.py and its gradient for each rule
-    under_trl.py gradients BATCH OUT  the gradients of the same batch under TRL, on any processes
-    under_trl.py resume FOLDER OUT    a run that is resumed, and one that is not
+under_trl.py here BATCH           one batch of launch/train.py and its gradient for each rule
+under_trl.py gradients BATCH OUT  the gradients of the same batch under TRL, on any processes
+under_trl.py resume FOLDER OUT    a run that is resumed, and one that is not
 """
 
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -68,7 +69,7 @@ def made(folder: Path, data: dict[str, Any], reward: Any = verdicts, **more: Any
     policy = load_policy(Twin().base_model())
     arguments = ("objective", "surgery", "rollout_func", "callbacks")
     given = {name: more.pop(name) for name in arguments if name in more}
-    world = int(torch.distributed.get_world_size()) if torch.distributed.is_initialized() else 1
+    world = int(os.environ.get("WORLD_SIZE", "1"))  # no process has met another yet
     settings = {
         "per_device_train_batch_size": PROMPTS * N // 2 // world,
         "gradient_accumulation_steps": 2,
@@ -134,6 +135,7 @@ def gradients(path: Path) -> dict[str, Any]:
         f"{loss}, {level}": distance("pcgrad", loss_type=loss, importance_sampling_level=level)
         for loss, level in LOSSES
     }
+    losses["checkpointed"] = distance("pcgrad", gradient_checkpointing=True)
     return {"rules": rules, "losses": losses, "verdicts": float(batch["verdicts"].mean())}
 
 
@@ -184,5 +186,5 @@ if __name__ == "__main__":
         here(Path(paths[0]))
     else:
         result = {"gradients": gradients, "resume": resume}[mode](Path(paths[0]))
-        if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        if os.environ.get("RANK", "0") == "0":
             Path(paths[1]).write_text(json.dumps(result))

@@ -1,12 +1,12 @@
 """Surgery for a trainer that samples, judges and updates by itself."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from eval.errors import Refusal
 from eval.rollout.rollout import Rollout
 from eval.scores.passk import ladder
 from surgery import diagnostics
@@ -20,6 +20,28 @@ from trainers.engine.ranks import Ranks
 from trainers.measure.probe import Probe
 from trainers.step_batch import StepBatch
 from trainers.train.schedules import k_at
+
+
+def weight_k(config: Config, k: int) -> int:
+    """Return the k of the prompt weights: 1 for an estimator that ascends another objective."""
+    return k if config.objective.estimator in OF_PASS_AT_K else 1
+
+
+def estimated(config: Config, correct: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the advantages of pass@k and pass@1 [N, n], and the weights w_k [N]."""
+    estimator = ESTIMATORS[config.objective.estimator]
+    a_k = estimator(correct, k, **own_settings(estimator, vars(config.objective)))
+    weights = prompt_weight(correct.shape[1], correct.sum(1), weight_k(config, k))
+    return a_k, rloo(correct), weights
+
+
+def verdicts(rewards: Tensor) -> Tensor:
+    """Return the rewards; refuse any other than 1, for a right completion, and 0."""
+    wrong = rewards[(rewards != 0) & (rewards != 1)]
+    if len(wrong):
+        why = "pass@k needs verdicts; let the rewards of a completion add up to 1.0 or 0.0"
+        raise Refusal(f"reward = {wrong[0].item():g}: {why}")
+    return rewards
 
 
 class Gathered(Ranks):
@@ -36,8 +58,6 @@ class Surgeon:
         self.config, surgery = config, config.surgery
         rule = find_rule(surgery.rule)
         self.rule = rule.bind({**vars(surgery), **surgery.options}, config.train.samples)
-        estimator = ESTIMATORS[config.objective.estimator]
-        self.estimator = partial(estimator, **own_settings(estimator, vars(config.objective)))
         # `last_layer` asks an engine for the rows of all ranks, and for nothing else
         self.probe = Probe(config, Gathered(), rule.needs)  # type: ignore[arg-type]
         self.rule_state: State = {}
@@ -55,12 +75,15 @@ class Surgeon:
         advantage * grad log pi over all completions, divided by N. A measurement that is not finite
         gives advantages of 0: this batch then trains nothing.
         """
-        batch = self._estimated(step, correct.double().cpu())
+        k, (prompts, n) = k_at(self.config, step), correct.shape
+        batch = StepBatch(step, 0, k, weight_k(self.config, k), [], range(prompts))
+        batch.correct = correct.double().cpu()
+        batch.a_k, batch.a_1, batch.weights = estimated(self.config, batch.correct, k)
         self.probe.begin(batch.weight_k)
         if features is None:
             geometry, scalars = Geometry(batch.correct.mean(1), self.probe.products), {}
         else:
-            batch.rollout = _with_features(features, correct.shape[1])
+            batch.rollout = _with_features(features, n)
             geometry, scalars = self.probe(batch)
         decision = self.rule(batch.weights, geometry, self.rule_state)
         advantages = apply(decision, batch.a_k, batch.a_1)
@@ -72,15 +95,6 @@ class Surgeon:
         scalars["skipped"] = float(not usable)
         named = {f"surgery/{name}": x for name, x in scalars.items()}
         return advantages if usable else torch.zeros_like(advantages), named
-
-    def _estimated(self, step: int, correct: Tensor) -> StepBatch:
-        """Return a batch with the advantages of pass@k and pass@1, and the weights w_k."""
-        k, (count, n) = k_at(self.config, step), correct.shape
-        weight_k = k if self.config.objective.estimator in OF_PASS_AT_K else 1
-        batch = StepBatch(step, 0, k, weight_k, [], range(count))
-        batch.correct, batch.weights = correct, prompt_weight(n, correct.sum(1), weight_k)
-        batch.a_k, batch.a_1 = self.estimator(correct, k), rloo(correct)
-        return batch
 
     def state(self) -> dict[str, Any]:
         """Return the numbers that a checkpoint must carry."""

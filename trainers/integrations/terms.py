@@ -50,8 +50,9 @@ OTHERWISE: Terms = {
         "adds an entropy, which no rule measures",
     ),
     "num_iterations, steps_per_generation": (
-        lambda args: args.gradient_accumulation_steps
-        % (args.steps_per_generation * args.num_iterations),
+        lambda args: (
+            args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations)
+        ),
         "only the first update of a sampled batch is the measured one, the others are clipped",
     ),
     "delta": (lambda args: args.delta is not None, "clips ratios once more"),
@@ -64,8 +65,9 @@ OTHERWISE: Terms = {
         "weighs completions by pi / pi_vllm, after the rule has decided",
     ),
     "top_p, top_k, min_p, repetition_penalty": (
-        lambda args: (args.top_p, args.top_k or 0, args.min_p or 0, args.repetition_penalty)
-        != (1, 0, 0, 1),
+        lambda args: (
+            (args.top_p, args.top_k or 0, args.min_p or 0, args.repetition_penalty) != (1, 0, 0, 1)
+        ),
         "completions come from another distribution than the one that is trained",
     ),
 }

@@ -20,7 +20,7 @@ from eval.errors import Refusal
 from eval.files import read_json, write_json
 from trainers.config.values import ConfigError
 from trainers.integrations.settings import settings
-from trainers.integrations.surgeon import Surgeon, rates
+from trainers.integrations.surgeon import Surgeon, rates, verdicts
 from trainers.integrations.terms import SCALES, check, departures
 
 STATE = "surgery.json"  # in each checkpoint
@@ -67,11 +67,7 @@ class GRPOTrainer(trl.GRPOTrainer):
         rewards = super()._calculate_rewards(*args)
         total = (rewards * self.reward_weights.to(rewards)).nansum(1)
         total[rewards.isnan().all(1)] = torch.nan  # no function judged this completion
-        wrong = total[(total != 0) & (total != 1)]
-        if len(wrong):
-            why = "pass@k needs verdicts; let the rewards of a completion add up to 1.0 or 0.0"
-            raise Refusal(f"reward = {wrong[0].item():g}: {why}")
-        self._verdicts = total
+        self._verdicts = verdicts(total)
         return rewards
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -105,7 +101,8 @@ class GRPOTrainer(trl.GRPOTrainer):
             why = "last_layer does not read images; use a rule that measures nothing"
             raise Refusal(f"surgery.rule = {self.surgeon.config.surgery.rule}: {why}")
         ids, mask = (
-            torch.cat([output[f"prompt_{x}"], output[f"completion_{x}"]], 1) for x in ("ids", "mask")
+            torch.cat([output[f"prompt_{x}"], output[f"completion_{x}"]], 1)
+            for x in ("ids", "mask")
         )
         counted = output["completion_mask"] * output.get("tool_mask", 1)
         size = self.args.per_device_train_batch_size
