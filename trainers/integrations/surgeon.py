@@ -1,6 +1,6 @@
 """Surgery for a trainer that samples, judges and updates by itself."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -62,39 +62,37 @@ class Surgeon:
         self.probe = Probe(config, Gathered(), rule.needs)  # type: ignore[arg-type]
         self.rule_state: State = {}
 
-    def due(self, step: int) -> bool:
-        """Return whether this step, counted from 1, needs features."""
-        return self.probe.due(step)
-
     def __call__(
-        self, step: int, correct: Tensor, features: Tensor | None
+        self, step: int, correct: Tensor, features: Callable[[], Tensor]
     ) -> tuple[Tensor, dict[str, float]]:
         """Return the advantages [N, n] of a step's verdicts [N, n], and its scalars.
 
-        `features` [N n, width] are needed in a step that is due. The update is the sum of
-        advantage * grad log pi over all completions, divided by N. A measurement that is not finite
-        gives advantages of 0: this batch then trains nothing.
+        Steps count from 1. `features` returns features [N n, width] and is called if the step
+        measures. The update is the sum of advantage * grad log pi over all completions, divided by
+        N. A measurement that is not finite gives advantages of 0: this batch then trains nothing.
         """
-        k, (prompts, n) = k_at(self.config, step), correct.shape
-        batch = StepBatch(step, 0, k, weight_k(self.config, k), [], range(prompts))
-        batch.correct = correct.double().cpu()
-        batch.a_k, batch.a_1, batch.weights = estimated(self.config, batch.correct, k)
+        batch = self._estimated(step, correct.double().cpu())
         self.probe.begin(batch.weight_k)
-        if features is None:
-            geometry, scalars = Geometry(batch.correct.mean(1), self.probe.products), {}
+        if self.probe.due(step):
+            batch.rollout = _with_features(features(), correct.shape[1])
+            batch.geometry, batch.measured = self.probe(batch)
         else:
-            batch.rollout = _with_features(features, n)
-            geometry, scalars = self.probe(batch)
-        decision = self.rule(batch.weights, geometry, self.rule_state)
-        advantages = apply(decision, batch.a_k, batch.a_1)
-        scalars = scalars | {"k": float(batch.k)}
-        if geometry.agreement is not None:
-            scalars |= diagnostics.of_agreement(batch.weights, geometry.agreement, scalars)
+            batch.geometry = Geometry(batch.correct.mean(1), self.probe.products)
+            batch.measured = {}
+        batch.decision = self.rule(batch.weights, batch.geometry, self.rule_state)
+        advantages = apply(batch.decision, batch.a_k, batch.a_1)
         usable = bool(advantages.isfinite().all())
-        scalars |= diagnostics.of_decision(batch.weights, decision) if usable else {}
-        scalars["skipped"] = float(not usable)
-        named = {f"surgery/{name}": x for name, x in scalars.items()}
-        return advantages if usable else torch.zeros_like(advantages), named
+        scalars = {"surgery/skipped": float(not usable), "surgery/k": float(batch.k)}
+        scalars |= of_surgery(batch) if usable else {}
+        return advantages if usable else torch.zeros_like(advantages), scalars
+
+    def _estimated(self, step: int, correct: Tensor) -> StepBatch:
+        """Return the batch of a step as far as its verdicts determine it."""
+        k = k_at(self.config, step)
+        batch = StepBatch(step, 0, k, weight_k(self.config, k), [], range(len(correct)))
+        batch.correct = correct
+        batch.a_k, batch.a_1, batch.weights = estimated(self.config, correct, k)
+        return batch
 
     def state(self) -> dict[str, Any]:
         """Return the numbers that a checkpoint must carry."""
@@ -109,6 +107,15 @@ def _with_features(features: Tensor, n: int) -> Rollout:
     """Return a rollout of which nothing but the features is known."""
     unknown = torch.empty(0)
     return Rollout([], [], [], unknown, unknown, unknown, features, n)
+
+
+def of_surgery(batch: StepBatch) -> dict[str, float]:
+    """Return the scalars of a decided batch, by the names of launch/train.py."""
+    scalars, agreement = dict(batch.measured), batch.geometry.agreement
+    if agreement is not None:
+        scalars |= diagnostics.of_agreement(batch.weights, agreement, scalars)
+    scalars |= diagnostics.of_decision(batch.weights, batch.decision)
+    return {f"surgery/{name}": x for name, x in scalars.items()}
 
 
 def rates(correct: Tensor, k: int) -> dict[str, float]:

@@ -80,14 +80,13 @@ class GRPOTrainer(trl.GRPOTrainer):
         scalars = rates(correct, self.surgeon.config.objective.k)
         if training:
             step = self.state.global_step + 1
-            features = self._features(output) if self.surgeon.due(step) else None
-            advantages, of_surgery = self.surgeon(step, correct, features)
+            advantages, more = self.surgeon(step, correct, lambda: self._features(output))
             self._logs["advantages"].extend(advantages.flatten().tolist())  # the table of log()
             scale = SCALES[self.loss_type](self.args, float(output["num_items_in_batch"]))
             first = self.accelerator.process_index * len(inputs)
             mine = advantages.flatten()[first : first + len(inputs)]
             output["advantages"] = (mine * scale).to(output["advantages"])
-            scalars |= of_surgery
+            scalars |= more
         for name, value in scalars.items():
             metrics[name].append(value)
         return output

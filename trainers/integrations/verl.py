@@ -10,6 +10,7 @@ An estimator of verl sees rewards and no gradients, so the rules are those that 
 """
 
 import logging
+from collections import Counter
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -53,8 +54,8 @@ class Advantages:
             why = f"algorithm.adv_estimator=surgery_{self.estimator} names it; remove it"
             raise ConfigError(f"objective.estimator = {objective['estimator']}: {why}")
         objective["estimator"] = self.estimator
-        counts = [prompts.count(x) for x in set(prompts)]
-        groups = Groups(settings(objective, surgery, min(counts), len(counts)))
+        counts = Counter(prompts)
+        groups = Groups(settings(objective, surgery, min(counts.values()), len(counts)))
         if groups.config.surgery.rule == "floor" or groups.config.objective.k_schedule:
             logging.getLogger(__name__).warning(
                 "floor and k_schedule count from here: checkpoints of verl do not hold their state"

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -27,6 +28,10 @@ from trainers.integrations.surgeon import Surgeon, rates, verdicts
 K, N, PROMPTS = 3, 6, 10
 
 
+def features_of_nothing() -> torch.Tensor:
+    raise AssertionError("this step measures nothing")
+
+
 def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     dice = torch.Generator().manual_seed(seed)
     hard = torch.arange(PROMPTS)[:, None] % 3 == 0
@@ -37,18 +42,31 @@ def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return correct, noise + sign * correct.reshape(-1, 1) * torch.ones(5)
 
 
+def taken(step: int) -> tuple[int, torch.Tensor, Callable[[], torch.Tensor]]:
+    correct, features = batch(step)
+    return step, correct, lambda: features
+
+
 def made(**surgery: object) -> Surgeon:
     return Surgeon(settings({"k": K}, surgery, N, PROMPTS))
 
 
-def test_a_rule_that_measures_nothing_asks_for_no_features():
-    assert not made(rule="mix").due(1) and made(rule="pcgrad").due(1)
-    assert made(rule="mix", measure="last_layer").due(1)
+def test_a_rule_that_measures_nothing_may_be_measured():
+    _, scalars = made(rule="mix", measure="last_layer")(*taken(1))
+    assert "surgery/dot" in scalars
+    with pytest.raises(AssertionError, match="measures nothing"):
+        made(rule="pcgrad")(1, batch()[0], features_of_nothing)
+
+
+def test_a_new_k_is_measured_at_once():
+    config = settings({"k": K, "k_schedule": "2@2"}, {"rule": "nash", "every": 3}, N, PROMPTS)
+    surgeon = Surgeon(config)
+    assert ["surgery/dot" in surgeon(*taken(step))[1] for step in (1, 2, 3)] == [True, True, False]
 
 
 def test_mix_by_hand():
     correct, _ = batch()
-    advantages, scalars = made(rule="mix", mix=0.25)(1, correct, None)
+    advantages, scalars = made(rule="mix", mix=0.25)(1, correct, features_of_nothing)
     torch.testing.assert_close(advantages, loo(correct, K) + 0.25 * rloo(correct))
     assert scalars["surgery/lambda"] == 0.25 and scalars["surgery/skipped"] == 0
 
@@ -67,7 +85,7 @@ def test_a_step_is_the_functions_of_surgery_put_together(rule):
     )
     weights = prompt_weight(N, correct.sum(1), K)
     expected = apply(find_rule(rule).bind({})(weights, geometry, {}), a_k, a_1)
-    advantages, scalars = made(rule=rule)(1, correct, features)
+    advantages, scalars = made(rule=rule)(1, correct, lambda: features)
     torch.testing.assert_close(advantages, expected)
     assert not torch.allclose(expected, a_k)  # the rule does something
     assert scalars["surgery/dot"] == pytest.approx(products(g_k, g_1).dot)
@@ -77,28 +95,28 @@ def test_a_step_is_the_functions_of_surgery_put_together(rule):
 def test_a_restored_surgeon_goes_on_as_the_first(rule):
     first, second = (made(rule=rule, measure="last_layer") for _ in range(2))
     for step in (1, 2):
-        first(step, *batch(step))
+        first(*taken(step))
     second.restore(json.loads(json.dumps(first.state())))
-    expected, _ = first(3, *batch(3))
-    torch.testing.assert_close(second(3, *batch(3))[0], expected, rtol=0, atol=0)
-    fresh, _ = made(rule=rule)(3, *batch(3))
+    expected, _ = first(*taken(3))
+    torch.testing.assert_close(second(*taken(3))[0], expected, rtol=0, atol=0)
+    fresh, _ = made(rule=rule)(*taken(3))
     assert not torch.allclose(fresh, expected)  # negative control: the state matters
 
 
 def test_a_measurement_that_is_not_finite_trains_nothing():
     correct, features = batch()
     surgeon = made(rule="pcgrad")
-    advantages, scalars = surgeon(1, correct, torch.full_like(features, math.nan))
+    advantages, scalars = surgeon(1, correct, lambda: torch.full_like(features, math.nan))
     assert scalars["surgery/skipped"] == 1 and not advantages.any()
-    _, scalars = surgeon(2, correct, features)
+    _, scalars = surgeon(2, correct, lambda: features)
     assert scalars["surgery/skipped"] == 0 and math.isfinite(scalars["surgery/lambda"])
 
 
 def test_a_schedule_of_k():
     surgeon = Surgeon(settings({"k": K, "k_schedule": "1@2"}, {}, N, PROMPTS))
     correct, _ = batch()
-    torch.testing.assert_close(surgeon(1, correct, None)[0], loo(correct, K))
-    torch.testing.assert_close(surgeon(2, correct, None)[0], rloo(correct))
+    torch.testing.assert_close(surgeon(1, correct, features_of_nothing)[0], loo(correct, K))
+    torch.testing.assert_close(surgeon(2, correct, features_of_nothing)[0], rloo(correct))
 
 
 def test_rates_of_few_samples():
@@ -142,7 +160,7 @@ def test_equal_groups_are_a_step_without_a_measurement():
     surgeon = made(rule="floor")
     for step in (1, 2):  # the second has a state
         correct, _ = batch(step)
-        expected, _ = surgeon(step, correct, None)
+        expected, _ = surgeon(step, correct, features_of_nothing)
         found = groups(correct.double().flatten(), [i for i in range(PROMPTS) for _ in range(N)])
         torch.testing.assert_close(found, N * expected.flatten())
     assert groups.rule_state == surgeon.rule_state
@@ -172,5 +190,5 @@ def test_groups_refuse_what_they_cannot_serve():
 def test_every_estimator_serves(estimator):
     correct, features = batch()
     config = settings({"k": K, "estimator": estimator}, {"rule": "pcgrad"}, N, PROMPTS)
-    advantages, _ = Surgeon(config)(1, correct, features)
+    advantages, _ = Surgeon(config)(1, correct, lambda: features)
     assert advantages.shape == (PROMPTS, N) and advantages.isfinite().all()
