@@ -54,10 +54,9 @@ def refusal(data: Any, name: str, config: Any) -> str:
 
 
 def main(out: Path) -> None:
-    even, _ = batch((6,) * 5)
-    plain = OmegaConf.structured(AlgoConfig)  # no sections of this project
-    OmegaConf.set_struct(plain, False)
+    even, _ = batch((8,) * 5)
     names = {x.removeprefix("surgery_") for x in ADV_ESTIMATOR_REGISTRY if "surgery_" in x}
+    plain = AlgoConfig()  # no sections of this project
     apart = advantages(even, "surgery_rloo", plain) - advantages(even, "rloo", plain)
 
     ragged, correct = batch(SIZES)

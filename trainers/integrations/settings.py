@@ -16,12 +16,17 @@ OWN = ("surgery.metric", "surgery.modules", "surgery.min_coverage", "surgery.rea
 
 
 def settings(
-    objective: Mapping[str, Any], surgery: Mapping[str, Any], samples: int, prompts: int
+    objective: Mapping[str, Any],
+    surgery: Mapping[str, Any],
+    samples: int,
+    prompts: int,
+    name_of_samples: str = "samples",
 ) -> Config:
     """Return a configuration with the two sections, for batches of prompts times samples.
 
     The keys are those of launch/train.py. By default a rule that measures nothing costs no
-    measurement. All mistakes are raised as one `ConfigError`, with a line for each.
+    measurement. All mistakes are raised as one `ConfigError`, with a line for each; it calls the
+    number of samples as the trainer's users do.
     """
     rule = surgery.get("rule", "none")
     measure = "none" if rule in RULES and not RULES[rule].needs else "last_layer"
@@ -40,7 +45,7 @@ def settings(
     lines = [x for x in contradictions(config) if x.startswith(sections)]
     lines = lines or [*mistakes_of_own_rule(config)]
     if lines:
-        raise ConfigError("\n".join(lines))
+        raise ConfigError("\n".join(lines).replace("train.samples", name_of_samples))
     return config
 
 

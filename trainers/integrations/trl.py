@@ -48,11 +48,8 @@ class GRPOTrainer(trl.GRPOTrainer):
         if args is None:
             raise ConfigError("args = None: scales rewards; give GRPOConfig(scale_rewards='none')")
         check(args)
-        n = args.num_generations
-        try:
-            config = settings(objective or {}, surgery or {}, n, args.generation_batch_size // n)
-        except ConfigError as error:
-            raise ConfigError(str(error).replace("train.samples", "num_generations")) from None
+        n, prompts = args.num_generations, args.generation_batch_size // args.num_generations
+        config = settings(objective or {}, surgery or {}, n, prompts, "num_generations")
         self.surgeon = Surgeon(config)
         super().__init__(model, reward_funcs, args, *others, **named)
         changes = departures(args)

@@ -55,7 +55,8 @@ class Advantages:
             raise ConfigError(f"objective.estimator = {objective['estimator']}: {why}")
         objective["estimator"] = self.estimator
         counts = Counter(prompts)
-        groups = Groups(settings(objective, surgery, min(counts.values()), len(counts)))
+        least, name = min(counts.values()), "rollout.n"
+        groups = Groups(settings(objective, surgery, least, len(counts), name))
         if groups.config.surgery.rule == "floor" or groups.config.objective.k_schedule:
             logging.getLogger(__name__).warning(
                 "floor and k_schedule count from here: checkpoints of verl do not hold their state"

@@ -37,8 +37,8 @@ def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     hard = torch.arange(PROMPTS)[:, None] % 3 == 0
     correct = torch.rand(PROMPTS, N, generator=dice) < torch.where(hard, 0.2, 0.8)
     # right answers of hard prompts turn against those of easy ones, so that there is a conflict
-    sign = torch.where(hard, -1.0, 1.0).expand(-1, N).reshape(-1, 1)
-    noise = 0.3 * torch.randn(PROMPTS * N, 5, generator=dice)
+    sign = torch.where(hard, -0.3, 1.0).expand(-1, N).reshape(-1, 1)
+    noise = 0.1 * torch.randn(PROMPTS * N, 5, generator=dice)
     return correct, noise + sign * correct.reshape(-1, 1) * torch.ones(5)
 
 
@@ -133,7 +133,11 @@ def test_rewards_other_than_verdicts(reward):
 BAD = [
     ({"k": 0}, {}, "objective.k = 0: must be at least 1"),
     ({"k": "eight"}, {}, "objective.k = eight: must be a whole number"),
-    ({"k": 7}, {}, "objective.k = 7: loo serves k <= 6"),
+    (
+        {"k": 7},
+        {},
+        "objective.k = 7: loo serves k <= 6 from samples = 6; lower it or raise samples",
+    ),
     ({"estimator": "lo"}, {}, "objective.estimator = lo: must be one of rloo"),
     ({"kk": 7}, {}, "objective.kk = 7: unknown key; the nearest is objective.k"),
     ({}, {"rule": "pcgrd"}, "surgery.rule = pcgrd: must be one of none, mix"),
