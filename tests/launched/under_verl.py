@@ -77,12 +77,13 @@ def main(out: Path) -> None:
         {"token_level_rewards": 0.9 * ragged.batch["token_level_rewards"], "response_mask": mask},
         {"uid": ragged.non_tensor_batch["uid"]},
     )
+    measuring = OmegaConf.create({"objective": {"k": 3}, "surgery": {"rule": "mgda"}})
     results = {
         "names": sorted(names),
         "from rloo of verl": float(apart.abs().max()),
         "gradient": float(gradient.abs().max()),
         "largest": float(logp.grad.abs().max()),
-        "measures": refusal(ragged, "surgery_loo", OmegaConf.create({"surgery": {"rule": "mgda"}})),
+        "measures": refusal(ragged, "surgery_loo", measuring),
         "k": refusal(ragged, "surgery_loo", OmegaConf.create({"objective": {"k": 5}})),
         "kl": refusal(kl, "surgery_loo", chosen),
         "file": verl.__file__,
