@@ -45,7 +45,8 @@ class StepBatch:
     truncated: Tensor = field(init=False)
 
     # hold
-    change: float = field(init=False)  # of pass@1 since the base, on the prompts that are held
+    # of pass@1 since the base, on the prompts that are held; None: unknown
+    change: float | None = field(init=False)
 
     # estimate
     # [N, n] advantages of pass@k and of pass@1, times the importance

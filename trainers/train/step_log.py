@@ -83,7 +83,8 @@ def _of_surgery(batch: StepBatch) -> dict[str, float]:
         scalars |= diagnostics.of_agreement(weights, agreement, scalars, importance)
     if batch.realised is not None:
         scalars["realised"] = batch.realised
-    scalars["change_to_base"] = batch.change
+    if batch.change is not None:
+        scalars["change_to_base"] = batch.change
     return scalars | diagnostics.of_decision(batch.weights, batch.decision, batch.importance)
 
 
