@@ -67,7 +67,7 @@ def check(stage, twin):
             found[key] = max(gap, found.get(key, 0.0))
 
     # naive, no margin, no smoothing: the gradient that is really applied is orthogonal to J_1
-    decision = RULES["pcgrad"].bind({"margin": 0.0, "cap": 1e9})(correct.sum(1), got, {})
+    decision = RULES["pcgrad"].bind({"restore": 0.0, "cap": 1e9})(correct.sum(1), got, {})
     advantages = apply(decision, a_k, a_1)[list(mine)]
     small, large = (Work(budget, engine.pad_id, engine.device) for budget in (400, 10**6))
     rows = micro_batches(part, advantages, small)

@@ -1,6 +1,5 @@
 """The training step: the algorithm, in the order in which it runs."""
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,7 +54,7 @@ class Step:
         self.estimator = partial(estimator, **own_settings(estimator, vars(config.objective)))
         # checkpoints carry these beside the engine's and the probe's state
         self.prompts = Prompts(job.task, config)
-        self.base_rates = BaseRates(math.nan)  # the trainer sets them before the first step
+        self.base_rates: BaseRates | None = None  # the trainer sets them before the first step
         self.rule_state: State = {}
         self.bad_steps = 0
         self.histograms: list[
@@ -130,6 +129,9 @@ class Step:
         The base is compared on the same problems, or on those of their strata.
         """
         problems, rate, importance = batch.problems, batch.correct.mean(1), batch.importance
+        batch.change = None
+        if self.base_rates is None:
+            return
         if self.config.surgery.hold == "control":
             problems, rate = self._control(batch.step)
             importance = torch.ones_like(rate)

@@ -197,7 +197,7 @@ class Trainer:
             "seed": self.config.seed,
             "data": self.data,
             "rule_state": self.step.rule_state,
-            "base_rates": self.step.base_rates.state(),
+            "base_rates": self.step.base_rates and self.step.base_rates.state(),
             "prompts": self.step.prompts.state(),
             "probe": probe,
             "best": self.best.held,
@@ -226,8 +226,8 @@ class Trainer:
         tensors = checkpoint.load(self.engine, here, numbers["optimizer_steps"])
         self.step.rule_state, self.step.bad_steps = numbers["rule_state"], numbers["bad_steps"]
         # checkpoints of version 0.1 have none of the next three
-        known = {"overall": self.step.rule_state["base_pass@1"]}
-        self.step.base_rates = BaseRates(**numbers.get("base_rates", known))
+        if numbers.get("base_rates"):
+            self.step.base_rates = BaseRates(**numbers["base_rates"])
         self.step.prompts.restore(numbers.get("prompts", self.step.prompts.state()))
         self.step.histograms = numbers.get("histograms", [])
         self.step.probe.restore(numbers["probe"], tensors)

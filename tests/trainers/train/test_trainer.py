@@ -110,6 +110,7 @@ def test_decisions_do_not_know_the_exact_values(tmp_path, base_path, rule):
     """But that of the base, by which the force towards it is."""
     (tmp_path / "blind.py").write_text(BLIND)
     options = [f"surgery.rule={rule}", "surgery.gain=0", "surgery.integral_gain=0"]
+    options += ["surgery.restore=0"]
     for name, task in (("seeing", "twin"), ("blind", "blind.py:Blind")):
         done = train(tmp_path, *options, f"task.name={task}", f"run.dir={name}")
         assert done.returncode == 0, done.stderr
