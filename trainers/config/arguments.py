@@ -60,7 +60,14 @@ A meaning that begins with names and a colon applies to the rules, estimators, t
 these names; `data:` stands for the tasks gsm8k, math and data."""
 
 
-class PrintKeys(argparse.Action):
+class Printing(argparse.Action):
+    """An option that prints and exits, and so leaves no value among the arguments."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options | {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS})
+
+
+class PrintKeys(Printing):
     """Print the keys of a section, or all of them, and exit."""
 
     def __call__(
@@ -73,7 +80,7 @@ class PrintKeys(argparse.Action):
         parser.exit()
 
 
-class PrintNames(argparse.Action):
+class PrintNames(Printing):
     """Print the names that a configuration can choose, and exit."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
@@ -87,13 +94,10 @@ def add_keys(parser: CommandLine, meaning: str, metavar: str = "key=value") -> N
     """Add the keys of a configuration to a command, and the options that explain them."""
     parser.takes_keys = True
     parser.add_argument("overrides", nargs="*", metavar=metavar, help=meaning)
-    nowhere: dict[str, Any] = {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS}
     keys = "print the keys, of one section or all, and exit"
-    parser.add_argument(
-        "--keys", nargs="?", metavar="SECTION", action=PrintKeys, help=keys, **nowhere
-    )
     names = "print the rules, estimators, tasks, samplers and configurations, and exit"
-    parser.add_argument("--list", nargs=0, action=PrintNames, help=names, **nowhere)
+    parser.add_argument("--keys", nargs="?", metavar="SECTION", action=PrintKeys, help=keys)
+    parser.add_argument("--list", nargs=0, action=PrintNames, help=names)
 
 
 def add_options(parser: CommandLine, example: str) -> None:

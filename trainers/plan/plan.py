@@ -133,11 +133,11 @@ def _sum(*parts: Held) -> Held:
 
 
 def render(moments: Mapping[str, Held], host: Held, device: int | None) -> str:
-    """A table of GiB, or of MiB where all is less than one GiB, its largest column, the device."""
+    """A table of GiB, or of MiB where ten GiB hold all, its largest column, and the device."""
     totals = {moment: sum(held.values()) for moment, held in moments.items()}
     worst = max(totals, key=lambda moment: totals[moment])
     peak = totals[worst]
-    unit, name_of_unit = (GIB, "GiB") if peak >= GIB else (MIB, "MiB")
+    unit, name_of_unit = (GIB, "GiB") if peak >= 10 * GIB else (MIB, "MiB")
     names = [*dict.fromkeys(name for held in moments.values() for name in held)]
     rows = [
         [

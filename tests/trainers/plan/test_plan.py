@@ -427,6 +427,8 @@ def test_small_models_are_planned_in_mib():
         "In the host's memory: 0.5 MiB (moments 0.5 MiB).",
         "The device has 16.0 GiB.",
     ]
+    medium = plan.render({"step": {"moments": 9 * gib, "batch": mib}}, {}, None)
+    assert medium.startswith("MiB ") and medium.endswith("At most 9.0 GiB, when step.")
     large = plan.render({"step": {"moments": 20 * gib, "batch": mib}}, {}, 16 * gib).splitlines()
     assert large[0].startswith("GiB ") and large[-2:] == [
         "At most 20.0 GiB, when step.",
