@@ -27,7 +27,7 @@ def compare(runs: Sequence[Run], margin: float = 0.0) -> list[Row]:
     """
     groups = grouped(runs)
     exact = all(run.exact for run in runs)
-    mixtures = curves(list(groups.values()), exact)
+    mixtures = curves(groups, exact)
     rows, estimates = [], []
     for name, members in groups.items():
         metrics = list(dict.fromkeys(("pass@1", members[0].k)))
@@ -35,6 +35,7 @@ def compare(runs: Sequence[Run], margin: float = 0.0) -> list[Row]:
         distance = above(members, mixtures, exact)
         row: Row = {
             "run": name,
+            "folder": str(members[0].place),
             "seeds": len(members),
             "k": members[0].summary["k"],
             "exact": exact,

@@ -1,13 +1,14 @@
 """The curve of fixed mixtures over lambda, and the distance of other rules above it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from eval.report.runs import NOT_COMPARED, Run
+from eval.report.labels import NOT_COMPARED, Config, differing, distinctions
+from eval.report.runs import Run
 from eval.scores.intervals import (
     LEVEL,
     RESAMPLES,
@@ -35,12 +36,14 @@ PROTOCOL = (
 class Curve:
     """Ends of runs [lambda, seed, metric, problem] of one setting.
 
-    The lambdas ascend; lambda = 0 is pass@k alone.
+    The lambdas ascend; lambda = 0 is pass@k alone. `names` are the groups' labels.
     """
 
+    config: Config  # of one of its runs
     protocol: str
     setting: str
     lambdas: list[float]
+    names: list[str]
     seeds: list[int]
     ends: Tensor
 
@@ -59,28 +62,37 @@ def end(run: Run, exact: bool) -> Tensor:
     return torch.stack([problem_scores(records, k) for k in (1, run.summary["k"])])
 
 
-def curves(groups: Sequence[Sequence[Run]], exact: bool) -> list[Curve]:
+def curves(groups: Mapping[str, Sequence[Run]], exact: bool) -> list[Curve]:
     """Return one curve per setting that has two lambdas or more with common seeds."""
-    settings: dict[str, dict[float, Sequence[Run]]] = {}
-    for runs in groups:
+    settings: dict[str, dict[float, str]] = {}
+    for name, runs in groups.items():
         mix = mixture(runs[0])
         if mix is not None:
-            settings.setdefault(_setting(runs[0]), {})[mix] = runs
+            settings.setdefault(_setting(runs[0]), {})[mix] = name
     mixtures = []
     for setting, by_lambda in settings.items():
-        seeds = set.intersection(
-            *({x.summary["seed"] for x in runs} for runs in by_lambda.values())
-        )
-        if len(by_lambda) < 2 or not seeds:
-            continue
         lambdas = sorted(by_lambda)
+        names = [by_lambda[mix] for mix in lambdas]
+        seeds = set.intersection(*({x.summary["seed"] for x in groups[name]} for name in names))
+        if len(names) < 2 or not seeds:
+            continue
         ends = [
-            torch.stack([end(x, exact) for x in by_lambda[mix] if x.summary["seed"] in seeds])
-            for mix in lambdas
+            torch.stack([end(x, exact) for x in groups[name] if x.summary["seed"] in seeds])
+            for name in names
         ]
-        protocol = _protocol(by_lambda[lambdas[0]][0])
-        mixtures.append(Curve(protocol, setting, lambdas, sorted(seeds), torch.stack(ends)))
+        run, common = groups[names[0]][0], sorted(seeds)
+        curve = Curve(
+            run.config, _protocol(run), setting, lambdas, names, common, torch.stack(ends)
+        )
+        mixtures.append(curve)
     return mixtures
+
+
+def curve_labels(mixtures: Sequence[Curve]) -> list[str]:
+    """Return a label for each curve; those of several say in which settings they differ."""
+    configs = [curve.config for curve in mixtures]
+    keys = [key for key in differing(configs) if not key.startswith("surgery.")]
+    return [", ".join(["fixed mixtures", *x]) for x in distinctions(configs, keys)]
 
 
 def mixture(run: Run) -> float | None:
