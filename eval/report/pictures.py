@@ -19,7 +19,7 @@ from eval.tasks.registry import build_task
 
 Groups = Mapping[str, Sequence[Run]]  # by their labels
 
-MOST_PATHS = 6  # with more runs than these the plane shows no paths
+MOST_PATHS = 4  # with more runs than these the plane shows no paths
 
 
 def looks(groups: Groups, curves: Sequence[Curve]) -> dict[str, Look]:

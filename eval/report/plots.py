@@ -33,6 +33,7 @@ TITLE, TEXT = 11, 8.5  # font sizes in points
 FRONTIER: Look = {"color": "0.35", "linestyle": (0, (6, 2)), "linewidth": 1.2}
 START: Look = {"color": "0.2", "marker": "*", "markersize": 15}
 MIXTURES: Look = {"color": "0.1", "linewidth": 2.2, "alpha": 0.6}  # the curve over lambda
+COSINES: Look = {"cmap": "RdBu", "vmin": -1, "vmax": 1}  # red below 0
 RATES: Look = {"cmap": "viridis", "vmin": 0, "vmax": 1}  # marks coloured by a success rate
 
 
