@@ -1,7 +1,7 @@
 """The output of a comparison of runs: tables, pictures, one HTML page."""
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from eval.report import html, pictures
 from eval.report.compare import Row, as_csv, cells, compare, header, notes, render
 from eval.report.curve import curves
 from eval.report.labels import NOT_COMPARED, differing, shown
+from eval.report.pictures import Groups
 from eval.report.plots import png
 from eval.report.runs import BadRuns, Run, grouped
 from eval.report.tables import difficulty_cells
@@ -30,19 +31,21 @@ def write(runs: Sequence[Run], out: Path, margin: float, scalars: Sequence[str] 
     )
     replace_text(out / "compare.csv", as_csv(rows))
     write_json(out / "compare.json", rows)
+    groups = grouped(runs)
     parts = [html.grid(header(k), [cells(r) for r in rows if r["k"] == k]) for k in _ks(rows)]
     parts += [html.paragraph(note) for note in notes(rows, margin)]
-    for picture in [*_pictures(rows, runs), *_curves(scalars, runs)]:
+    parts += _settings(groups)
+    for picture in [*_pictures(rows, groups), *_curves(scalars, groups, rows[0]["exact"])]:
         image = png(picture.figure, dpi=130)
         (out / f"{picture.name}.png").write_bytes(image)
         parts += [html.heading(picture.title), html.picture(image, picture.caption)]
     parts += [html.heading("Problems gained and lost"), html.paragraph(GAINED)]
-    parts += [html.grid(*difficulty_cells(rows)), *_settings(grouped(runs))]
+    parts.append(html.grid(*difficulty_cells(rows)))
     replace_text(out / "compare.html", html.page("Runs side by side", parts))
     return rows
 
 
-def _settings(groups: Mapping[str, Sequence[Run]]) -> list[str]:
+def _settings(groups: Groups) -> list[str]:
     """Return a table of the settings that differ between the runs, and one of those that do not."""
     header, rows = differences(groups)
     config = next(iter(groups.values()))[0].config
@@ -50,12 +53,13 @@ def _settings(groups: Mapping[str, Sequence[Run]]) -> list[str]:
     same = [row for row in same if row[0] not in header]
     return [
         html.heading("Settings that differ"),
+        html.paragraph("A rule reads its own settings only; the others have no effect on it."),
         html.grid(header, rows),
         html.details("Settings that all runs share", html.grid(["key", "value"], same)),
     ]
 
 
-def differences(groups: Mapping[str, Sequence[Run]]) -> tuple[list[str], list[list[str]]]:
+def differences(groups: Groups) -> tuple[list[str], list[list[str]]]:
     """Return header and lines of the settings that differ, with the folder of each run."""
     keys = differing([runs[0].config for runs in groups.values()])
     rows = []
@@ -84,17 +88,16 @@ class Picture(NamedTuple):
     figure: Figure
 
 
-def _pictures(rows: Sequence[Row], runs: Sequence[Run]) -> Iterator[Picture]:
+def _pictures(rows: Sequence[Row], groups: Groups) -> Iterator[Picture]:
     """Yield all pictures of the rows, one k after the other."""
     ks = _ks(rows)
     for k in ks:
         part = [row for row in rows if row["k"] == k]
-        groups = {name: x for name, x in grouped(runs).items() if name in {r["run"] for r in part}}
-        for picture in _pictures_of(part, groups, k):
+        for picture in _pictures_of(part, {row["run"]: groups[row["run"]] for row in part}, k):
             yield picture if len(ks) == 1 else picture._replace(name=f"{picture.name}_k{k}")
 
 
-def _pictures_of(rows: Sequence[Row], groups: Mapping[str, list[Run]], k: int) -> Iterator[Picture]:
+def _pictures_of(rows: Sequence[Row], groups: Groups, k: int) -> Iterator[Picture]:
     mixed = curves(groups, rows[0]["exact"])
     look = pictures.looks(groups, mixed)
     if k > 1:
@@ -127,10 +130,9 @@ def _check(scalars: Sequence[str], runs: Sequence[Run]) -> None:
             raise BadRuns(f"--curves = {name}: in no run's metrics.jsonl; the nearest is {near[0]}")
 
 
-def _curves(scalars: Sequence[str], runs: Sequence[Run]) -> Iterator[Picture]:
+def _curves(scalars: Sequence[str], groups: Groups, exact: bool) -> Iterator[Picture]:
     if scalars:
-        groups = grouped(runs)
-        look = pictures.looks(groups, curves(groups, all(run.exact for run in runs)))
+        look = pictures.looks(groups, curves(groups, exact))
         figure = pictures.of_scalars(scalars, groups, look)
         caption = "Means over seeds, with the range of the seeds."
         yield Picture("curves", ", ".join(scalars), caption, figure)

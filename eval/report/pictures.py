@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from eval.report import plots
 from eval.report.compare import Row
 from eval.report.curve import Curve, curve_labels
-from eval.report.plots import FRONTIER, MIXTURES, OF_LEVEL, START, Label, Look
+from eval.report.places import Label, label_ends, label_points
+from eval.report.plots import FRONTIER, MIXTURES, OF_LEVEL, START, Look
 from eval.report.runs import Run
 from eval.scores.difficulty import LEVELS, moves
 from eval.scores.intervals import Interval
@@ -59,7 +60,7 @@ def pareto(rows: Sequence[Row], groups: Groups, curves: Sequence[Curve], k: int)
     kind = "true" if rows[0]["exact"] else "sampled"
     axes.set(xlabel=f"pass@1 ({kind})", ylabel=f"pass@{k} ({kind})")
     axes.set_title(f"pass@{k} against pass@1{_on(groups)}", fontsize=plots.TITLE)
-    plots.label_points(axes, labels)
+    label_points(axes, labels)
     return figure
 
 
@@ -146,7 +147,7 @@ def against_k(rows: Sequence[Row], groups: Groups, look: Mapping[str, Look]) -> 
     axes.set_xticks(ks, [str(k) for k in ks])
     axes.set(xlabel="k", ylabel="pass@k")
     axes.set_title(f"pass@k of the base and after training{_on(groups)}", fontsize=plots.TITLE)
-    plots.label_ends(axes, labels)
+    label_ends(axes, labels)
     return figure
 
 
@@ -166,7 +167,7 @@ def over_steps(rows: Sequence[Row], groups: Groups, look: Mapping[str, Look], k:
         axes.set_title(metric, fontsize=plots.TITLE)
         plots.over_steps(axes)
         plots.plain(axes)
-        plots.label_ends(axes, [*labels, Label("base", [(end[0], base)], START["color"])])
+        label_ends(axes, [*labels, Label("base", [(end[0], base)], START["color"])])
     return figure
 
 

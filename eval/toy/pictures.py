@@ -10,6 +10,7 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from eval.report import plots
+from eval.report.places import Label, label_points
 from eval.report.plots import (
     BLUE,
     COSINES,
@@ -19,7 +20,6 @@ from eval.report.plots import (
     PURPLE,
     START,
     YELLOW,
-    Label,
     marker,
     style,
 )
@@ -202,7 +202,7 @@ def paths(study: Study) -> Figure:
     right.set(xlabel="pass@1", ylabel=f"pass@{k}")
     plots.plain(right)
     plots.titled(figure, "Each rule's path from the start")
-    plots.label_points(right, _labels(study))
+    label_points(right, _labels(study))
     return figure
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from eval.report import plots
 from eval.report.pictures import flows
-from eval.report.plots import Label, apart
+from eval.report.places import Label, apart, label_ends, label_points
 from eval.report.runs import find_runs, grouped
 from tests.fakes import make_run as make
 
@@ -30,7 +30,7 @@ def overlaps(found):
     return sum(a.overlaps(b) for a, b in itertools.combinations(found, 2))
 
 
-@pytest.mark.parametrize("write", [plots.label_points, plots.label_ends])
+@pytest.mark.parametrize("write", [label_points, label_ends])
 def test_labels_of_near_points_do_not_overlap(write):
     figure = plots.figure(6, 4)
     axes = figure.subplots()
@@ -47,7 +47,7 @@ def test_a_label_avoids_lines_and_stays_inside():
     axes = figure.subplots()
     axes.plot([0.5, 1.0], [0.5, 0.5])  # to the right of the point, where a label would stand first
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    plots.label_points(axes, [Label("a run", [(0.5, 0.5)], "0.2"), Label("x", [(1, 1)], "0.2")])
+    label_points(axes, [Label("a run", [(0.5, 0.5)], "0.2"), Label("x", [(1, 1)], "0.2")])
     figure.draw_without_rendering()
     free, corner = boxes(axes)
     line = axes.transData.transform((0.5, 0.5))
