@@ -27,7 +27,7 @@ def compare(runs: Sequence[Run], margin: float = 0.0) -> list[Row]:
     """
     groups = grouped(runs)
     exact = all(run.exact for run in runs)
-    mixtures = curves(groups, exact)
+    mixtures = curves(list(groups.values()), exact)
     rows, estimates = [], []
     for name, members in groups.items():
         metrics = list(dict.fromkeys(("pass@1", members[0].k)))

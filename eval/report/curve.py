@@ -1,7 +1,7 @@
 """The curve of fixed mixtures over lambda, and the distance of other rules above it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,14 +36,13 @@ PROTOCOL = (
 class Curve:
     """Ends of runs [lambda, seed, metric, problem] of one setting.
 
-    The lambdas ascend; lambda = 0 is pass@k alone. `names` are the groups' labels.
+    The lambdas ascend; lambda = 0 is pass@k alone.
     """
 
     config: Config  # of one of its runs
     protocol: str
     setting: str
     lambdas: list[float]
-    names: list[str]
     seeds: list[int]
     ends: Tensor
 
@@ -62,29 +61,29 @@ def end(run: Run, exact: bool) -> Tensor:
     return torch.stack([problem_scores(records, k) for k in (1, run.summary["k"])])
 
 
-def curves(groups: Mapping[str, Sequence[Run]], exact: bool) -> list[Curve]:
+def curves(groups: Sequence[Sequence[Run]], exact: bool) -> list[Curve]:
     """Return one curve per setting that has two lambdas or more with common seeds."""
-    settings: dict[str, dict[float, str]] = {}
-    for name, runs in groups.items():
+    settings: dict[str, dict[float, Sequence[Run]]] = {}
+    for runs in groups:
         mix = mixture(runs[0])
         if mix is not None:
-            settings.setdefault(_setting(runs[0]), {})[mix] = name
+            settings.setdefault(_setting(runs[0]), {})[mix] = runs
     mixtures = []
     for setting, by_lambda in settings.items():
-        lambdas = sorted(by_lambda)
-        names = [by_lambda[mix] for mix in lambdas]
-        seeds = set.intersection(*({x.summary["seed"] for x in groups[name]} for name in names))
-        if len(names) < 2 or not seeds:
-            continue
-        ends = [
-            torch.stack([end(x, exact) for x in groups[name] if x.summary["seed"] in seeds])
-            for name in names
-        ]
-        run, common = groups[names[0]][0], sorted(seeds)
-        curve = Curve(
-            run.config, _protocol(run), setting, lambdas, names, common, torch.stack(ends)
+        seeds = set.intersection(
+            *({x.summary["seed"] for x in runs} for runs in by_lambda.values())
         )
-        mixtures.append(curve)
+        if len(by_lambda) < 2 or not seeds:
+            continue
+        lambdas = sorted(by_lambda)
+        ends = [
+            torch.stack([end(x, exact) for x in by_lambda[mix] if x.summary["seed"] in seeds])
+            for mix in lambdas
+        ]
+        run, common = by_lambda[lambdas[0]][0], sorted(seeds)
+        mixtures.append(
+            Curve(run.config, _protocol(run), setting, lambdas, common, torch.stack(ends))
+        )
     return mixtures
 
 
@@ -103,13 +102,17 @@ def mixture(run: Run) -> float | None:
     return {"mix": run.config["surgery.mix"], "none": 0.0}.get(rule)
 
 
+def on_curve(run: Run, mixtures: Sequence[Curve]) -> bool:
+    return mixture(run) is not None and any(x.setting == _setting(run) for x in mixtures)
+
+
 def above(runs: Sequence[Run], mixtures: Sequence[Curve], exact: bool) -> Interval | None:
     """Return pass@k minus the curve's pass@k at the same pass@1, over the common seeds.
 
     Return None if no curve has the same protocol, or if the runs are on the curve.
     """
     rivals = [curve for curve in mixtures if curve.protocol == _protocol(runs[0])]
-    if mixture(runs[0]) is not None and any(x.setting == _setting(runs[0]) for x in rivals):
+    if on_curve(runs[0], rivals):
         return None
     by_seed = {run.summary["seed"]: run for run in runs}
     seeds = sorted(set(by_seed).intersection(*(curve.seeds for curve in rivals)))

@@ -98,7 +98,7 @@ def _pictures(rows: Sequence[Row], groups: Groups) -> Iterator[Picture]:
 
 
 def _pictures_of(rows: Sequence[Row], groups: Groups, k: int) -> Iterator[Picture]:
-    mixed = curves(groups, rows[0]["exact"])
+    mixed = curves(list(groups.values()), rows[0]["exact"])
     look = pictures.looks(groups, mixed)
     if k > 1:
         figure = pictures.pareto(rows, groups, mixed, k)
@@ -132,7 +132,7 @@ def _check(scalars: Sequence[str], runs: Sequence[Run]) -> None:
 
 def _curves(scalars: Sequence[str], groups: Groups, exact: bool) -> Iterator[Picture]:
     if scalars:
-        look = pictures.looks(groups, curves(groups, exact))
+        look = pictures.looks(groups, curves(list(groups.values()), exact))
         figure = pictures.of_scalars(scalars, groups, look)
         caption = "Means over seeds, with the range of the seeds."
         yield Picture("curves", ", ".join(scalars), caption, figure)

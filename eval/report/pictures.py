@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from eval.report import plots
 from eval.report.compare import Row
-from eval.report.curve import Curve, curve_labels
+from eval.report.curve import Curve, curve_labels, mixture, on_curve
 from eval.report.places import Label, label_ends, label_points
 from eval.report.plots import FRONTIER, MIXTURES, OF_LEVEL, START, Look
 from eval.report.runs import Run
@@ -25,14 +25,18 @@ MOST_PATHS = 4  # with more runs than these the plane shows no paths
 
 def looks(groups: Groups, curves: Sequence[Curve]) -> dict[str, Look]:
     """Return colour, line and mark of each run; the mixtures of a curve are grey, dark for much."""
-    greys: dict[str, Look] = {}
-    for curve in curves:
-        mixtures = [name for name, mix in zip(curve.names, curve.lambdas, strict=True) if mix > 0]
-        for i, name in enumerate(mixtures):
-            greys[name] = {"color": f"{0.65 - 0.5 * i / len(mixtures):.2f}", "linestyle": "-"}
-    others = [name for name in groups if name not in greys]
-    coloured = {name: plots.style(i) | {"marker": plots.marker(i)} for i, name in enumerate(others)}
-    return {name: greys.get(name) or coloured[name] for name in groups}
+    mixtures = {
+        name: mixture(runs[0]) or 0.0
+        for name, runs in groups.items()
+        if mixture(runs[0]) and on_curve(runs[0], curves)
+    }
+    lambdas = sorted(set(mixtures.values()))
+    others = [name for name in groups if name not in mixtures]
+    look = {name: plots.style(i) | {"marker": plots.marker(i)} for i, name in enumerate(others)}
+    for name, mix in mixtures.items():
+        shade = 0.65 - 0.5 * lambdas.index(mix) / len(lambdas)
+        look[name] = {"color": f"{shade:.2f}", "linestyle": "-"}
+    return look
 
 
 def pareto(rows: Sequence[Row], groups: Groups, curves: Sequence[Curve], k: int) -> Figure:
@@ -51,7 +55,7 @@ def pareto(rows: Sequence[Row], groups: Groups, curves: Sequence[Curve], k: int)
         if len(own) <= MOST_PATHS:
             _mean_path(axes, groups[row["run"]], row, k, look[row["run"]])
         labels.append(_end(axes, row, k, look[row["run"]]))
-    labels += _mixtures(axes, curves, {row["run"] for row in own})
+    labels += _mixtures(axes, curves)
     labels += _base(axes, rows, k)
     reachable = frontier(next(iter(groups.values()))[0], k)
     if reachable:
@@ -90,20 +94,16 @@ def _end(axes: Axes, row: Row, k: int, look: Look) -> Label:
     return Label(row["run"], [(x["value"], y["value"])], look["color"])
 
 
-def _mixtures(axes: Axes, curves: Sequence[Curve], others: set[str]) -> list[Label]:
-    """Draw each curve of fixed mixtures, with a dot for each lambda that is no run of its own."""
+def _mixtures(axes: Axes, curves: Sequence[Curve]) -> list[Label]:
+    """Draw each curve of fixed mixtures, with a dot for each lambda; 0 is a run of its own."""
     labels = []
     for curve, name in zip(curves, curve_labels(curves), strict=True):
         points = curve.points
         axes.plot(*zip(*points, strict=True), **MIXTURES)
-        dots = [
-            (mix, point)
-            for mix, point, run in zip(curve.lambdas, points, curve.names, strict=True)
-            if run not in others
-        ]
-        for mix, point in dots:
-            axes.plot(*point, "o", color="0.25", markersize=4)
-            labels.append(Label(f"λ = {mix:g}", [point], "0.25"))
+        for mix, point in zip(curve.lambdas, points, strict=True):
+            if mix > 0:
+                axes.plot(*point, "o", color="0.25", markersize=4)
+                labels.append(Label(f"λ = {mix:g}", [point], "0.25"))
         middles = [((a + c) / 2, (b + d) / 2) for (a, b), (c, d) in pairwise(points)]
         labels.append(Label(name, middles, MIXTURES["color"]))
     return labels
@@ -184,8 +184,8 @@ def _over_seeds(
     steps, values = zip(*_common(paths), strict=True)
     mean = [fmean(x) for x in values]
     axes.fill_between(
-        steps, list(map(min, values)), list(map(max, values)), color=look["color"], alpha=0.12,
-        linewidth=0,
+        steps, list(map(min, values)), list(map(max, values)), color=look["color"],
+        alpha=0.12 if "marker" in look else 0.05, linewidth=0,
     )  # fmt: skip
     every = max(1, len(steps) // 8)
     axes.plot(steps, mean, **look, markevery=every, markersize=4, label=label)
