@@ -25,11 +25,11 @@ MOST_PATHS = 4  # with more runs than these the plane shows no paths
 
 def looks(groups: Groups, curves: Sequence[Curve]) -> dict[str, Look]:
     """Return colour, line and mark of each run; the mixtures of a curve are grey, dark for much."""
-    mixtures = {
-        name: mixture(runs[0]) or 0.0
-        for name, runs in groups.items()
-        if mixture(runs[0]) and on_curve(runs[0], curves)
-    }
+    mixtures = {}
+    for name, runs in groups.items():
+        mix = mixture(runs[0])
+        if mix and on_curve(runs[0], curves):  # 0 is pass@k alone
+            mixtures[name] = mix
     lambdas = sorted(set(mixtures.values()))
     others = [name for name in groups if name not in mixtures]
     look = {name: plots.style(i) | {"marker": plots.marker(i)} for i, name in enumerate(others)}
