@@ -209,7 +209,7 @@ def paths(study: Study) -> Figure:
 def _labels(study: Study, near: float = 0.006) -> list[Label]:
     """Return a label for the start, the frontier, and all rules that end near each other."""
     together: dict[tuple[float, float], list[str]] = {}
-    colours = {}
+    colours: dict[tuple[float, float], str] = {}
     for i, (name, (xs, ys)) in enumerate(study.planes.items()):
         end = (xs[-1], ys[-1])
         place = next((x for x in together if math.dist(x, end) < near), end)
