@@ -17,19 +17,19 @@ from pathlib import Path
 # a clone works without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from trainers.config.arguments import apart, command_line
+from trainers.config.arguments import CONFIG, add_keys, apart, command_line, find_config
 
 
 def main() -> int:
     parser = command_line(__doc__)
-    parser.add_argument("--configs", nargs="+", required=True)
+    parser.add_argument("--configs", nargs="+", required=True, type=find_config, help=CONFIG)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--jobs", type=int, default=1, help="number of runs at a time")
     parser.add_argument("--out", type=Path, default=Path("runs"))
     parser.add_argument("--margin", type=float, default=0.0, help="as in compare.py")
     parser.add_argument("--curves", default="", help="as in compare.py")
     parser.add_argument("--dry-run", action="store_true", help="only print the plan")
-    parser.add_argument("sweeps", nargs="*", metavar="key=a,b", help="one run for each value")
+    add_keys(parser, "one run for each value", "key=a,b")
     arguments = parser.parse_intermixed_args()
 
     from trainers.commands.main import attempt
@@ -43,12 +43,22 @@ def ablate(arguments: Namespace) -> int:
     from eval.report import page
     from eval.report.compare import render
     from eval.report.runs import find_runs
-    from trainers.commands.ablate import Ablation, check, combinations, plan
+    from trainers.commands.ablate import (
+        Ablation,
+        apart_from_roots,
+        check,
+        combinations,
+        left_out,
+        plan,
+    )
 
     out, jobs = arguments.out, arguments.jobs
-    configs, more = apart(arguments.configs)
-    runs = combinations(configs, arguments.seeds, [*arguments.sweeps, *more], out, jobs)
-    check(runs)
+    named, more = apart(arguments.configs)
+    configs, roots = apart_from_roots(named)
+    runs = combinations(configs, arguments.seeds, [*arguments.overrides, *more], out, jobs)
+    check(runs, jobs)
+    if roots:
+        print(left_out(roots))
     if arguments.dry_run:
         print("\n".join(plan(runs, jobs)))
         return 0

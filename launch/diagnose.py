@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 def main() -> int:
     parser = command_line(__doc__)
     parser.add_argument("--out", type=Path, help="default: runs/diagnosis/<configuration>")
+    every = "print every pair of thresholds of easy and hard prompts"
+    parser.add_argument("--thresholds", action="store_true", help=every)
     add_options(parser, "diagnose.measure=last_layer")
     arguments = parser.parse_intermixed_args()
 
@@ -49,10 +51,10 @@ def main() -> int:
     except Refusal as error:
         return refuse(error)
     interrupted = f"{out}: interrupted; the same command goes on"
-    return attempt(lambda: diagnose(config, folder), out, interrupted)
+    return attempt(lambda: diagnose(config, folder, arguments.thresholds), out, interrupted)
 
 
-def diagnose(config: "Config", folder: "Folder | None") -> None:
+def diagnose(config: "Config", folder: "Folder | None", thresholds: bool) -> None:
     """Measure on all ranks; rank 0 writes into its open folder and closes it."""
     import transformers
 
@@ -70,8 +72,8 @@ def diagnose(config: "Config", folder: "Folder | None") -> None:
         measures, records = diagnosis.run(), diagnosis.records()
         if folder:
             out = folder.path
-            text = write(out, measures, records, diagnosis.k, folder.settings)
-            print(f"{text.split('## Agreement, weight')[0].strip()}\n\nPictures and tables: {out}")
+            text = write(out, measures, records, diagnosis.k, folder.settings, thresholds)
+            print(f"{text}\n\nPictures and all thresholds: {out}")
     except Unsupported as error:
         remedy = "set diagnose.measure=last_layer"
         raise Refusal(f"diagnose.measure = ghost: {error}; {remedy}") from None

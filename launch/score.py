@@ -17,7 +17,7 @@ from pathlib import Path
 # a clone works without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from trainers.config.arguments import apart, command_line
+from trainers.config.arguments import CONFIG, add_keys, apart, command_line, find_config
 
 
 def main() -> int:
@@ -28,7 +28,7 @@ def main() -> int:
     )
     parser.add_argument("--by", nargs="+", default=[], help="how far: 0 is --model, 1 is --toward")
     parser.add_argument("--temperatures", nargs="+", default=[], help="not eval.temperature alone")
-    parser.add_argument("--config", default="", help="task and evaluation, as in training")
+    parser.add_argument("--config", default="", type=find_config, help=CONFIG)
     parser.add_argument("--responses", type=Path, help='lines of {"id", "gold", "responses"}')
     parser.add_argument(
         "--fields", nargs="+", default=[], metavar="NAME=PATH", help="the file's own field names"
@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("--base", type=Path, help="records of the base, to slice by difficulty")
     parser.add_argument("--k", type=int, help="largest k; else the samples of a problem")
     parser.add_argument("--out", type=Path, help="a new folder, or one of the same evaluation")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    add_keys(parser, "as in training")
     arguments = parser.parse_intermixed_args()
 
     from trainers.commands.main import attempt

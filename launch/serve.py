@@ -14,12 +14,12 @@ from pathlib import Path
 # a clone works without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from trainers.config.arguments import command_line
+from trainers.config.arguments import CONFIG, add_keys, command_line, find_config
 
 
 def main() -> int:
     parser = command_line(__doc__)
-    parser.add_argument("--config", required=True, help="a YAML file, as in training")
+    parser.add_argument("--config", required=True, type=find_config, help=CONFIG)
     parser.add_argument("--python", default=sys.executable, help="python of an environment of vLLM")
     parser.add_argument("--host", default="127.0.0.1", help="address at which the trainer finds it")
     parser.add_argument("--port", type=int, default=8000, help="default: 8000")
@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument(
         "--memory", type=float, metavar="SHARE", help="share of each GPU's memory; default: vLLM's"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in training")
+    add_keys(parser, "as in training")
     arguments = parser.parse_intermixed_args()
 
     from trainers.commands.main import attempt

@@ -44,7 +44,7 @@ def study(arguments: Namespace) -> None:
         if not good:
             raise Refusal(f"--{name} = {value}: {needs}")
 
-    from tqdm import tqdm
+    from tqdm import tqdm  # `disable=None`: it shows bars on a terminal only
 
     from eval.files import write_json
     from eval.toy import study as toy
@@ -52,7 +52,7 @@ def study(arguments: Namespace) -> None:
     setting = toy.Setting(arguments.delta, arguments.hard, arguments.prompts, arguments.k)
     if not _free(arguments.out, toy.parameters(setting)):
         raise Refusal(f"--out = {arguments.out}: holds something else; name a new folder")
-    results = toy.study(setting, lambda names: tqdm(names, desc="rules", leave=False))
+    results = toy.study(setting, lambda names: tqdm(names, "rules", leave=False, disable=None))
     content = toy.results(results)
     print(toy.report(content))
 
@@ -61,7 +61,7 @@ def study(arguments: Namespace) -> None:
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_json(arguments.out / "toy.json", content)
-    for name, draw in tqdm(PICTURES.items(), desc="pictures", leave=False):
+    for name, draw in tqdm(PICTURES.items(), "pictures", leave=False, disable=None):
         (arguments.out / f"{name}.png").write_bytes(png(draw(results), 100))
     print(f"\n{len(PICTURES)} pictures and toy.json: {arguments.out}")
 

@@ -30,6 +30,7 @@ def main() -> int:
     from eval.errors import Refusal
     from trainers.commands.main import attempt
     from trainers.config.load import check_ranks, load_config
+    from trainers.config.unused import unused_settings
     from trainers.engine.launcher import refuse
     from trainers.plan.plan import show
     from trainers.train.run_folder import RunFolder
@@ -41,6 +42,8 @@ def main() -> int:
             return 0
         check_ranks(config, int(os.environ.get("WORLD_SIZE", "1")))
         folder = RunFolder(config) if int(os.environ.get("RANK", "0")) == 0 else None
+        for line in unused_settings(config, arguments.overrides) if folder else []:
+            print(f"warning: {line}", file=sys.stderr)
     except Refusal as error:
         return refuse(error)
     return attempt(
@@ -60,6 +63,7 @@ def train(config: "Config", folder: "RunFolder | None") -> None:
     from trainers.engine.launcher import start_ranks
     from trainers.engine.ranks import share
     from trainers.measure.taps import Unsupported
+    from trainers.train.ending import ending
     from trainers.train.trainer import Trainer
 
     transformers.utils.logging.set_verbosity_error()
@@ -67,7 +71,8 @@ def train(config: "Config", folder: "RunFolder | None") -> None:
     start_ranks(config.run.threads)
     if share(folder and folder.finished(config)):
         if folder:
-            print(run_table(folder.summary() or {}))
+            done = folder.summary() or {}
+            print(f"{run_table(done)}\n\n{ending(config, done, sys.argv)}")
             print(f"\n{folder.path} is finished. To go on, raise train.steps; ", end="")
             print("for a new run, choose another seed or run.dir.")
         return
@@ -82,7 +87,7 @@ def train(config: "Config", folder: "RunFolder | None") -> None:
         remedy += " and a lower surgery.min_coverage"
         raise Refusal(f"surgery.measure = ghost: {error}; {remedy}") from None
     if folder and summary:
-        print(f"\n{run_table(summary)}\n\nCurves: tensorboard --logdir {folder.path}")
+        print(f"\n{run_table(summary)}\n\n{ending(config, summary, sys.argv)}")
 
 
 if __name__ == "__main__":

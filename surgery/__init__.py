@@ -2,3 +2,5 @@
 
 The package imports torch only.
 """
+
+__version__ = "0.1.0"  # of all packages; pyproject.toml reads it here

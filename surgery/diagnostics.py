@@ -3,26 +3,30 @@
 import math
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from surgery.geometry import Products
 from surgery.rules import Decision, per_prompt
 
 
-def of_decision(weights: Tensor, decision: Decision) -> dict[str, float]:
+def mean(x: Tensor, importance: Tensor) -> float:
+    """Return the mean of x [N] over the task's problems; `importance` [N] as in a `StepBatch`."""
+    return float(x.double() @ importance / importance.sum())
+
+
+def of_decision(weights: Tensor, decision: Decision, importance: Tensor) -> dict[str, float]:
     """Return the rule's lambda, the mean weight E[w] and the effective sample size.
 
     lambda is mean beta over mean alpha. E[w] is the mean weight of pass@k before the rule. The
     effective sample size, a share of the prompts, measures how even the applied weights are.
     """
     alpha, beta = per_prompt(decision)
-    applied = alpha * weights + beta
-    on_k, on_1 = float(alpha.mean()), float(beta.mean())
+    applied = importance * (alpha * weights + beta)
+    on_k, on_1 = mean(alpha, importance), mean(beta, importance)
     total, squares = float(applied.sum()), float(applied.square().sum())
     size = total**2 / (squares * len(weights)) if squares > 0 else 0.0
     figures = {"effective_sample_size": size}  # as a share of the prompts
-    figures["mean_weight"] = float(weights.mean())
+    figures["mean_weight"] = mean(weights, importance)
     return figures | {"lambda": on_1 / on_k} if on_k > 0 else figures
 
 
@@ -48,7 +52,7 @@ def of_products(now: Products, naive: Products | None, decisive: Products) -> di
 
 
 def of_agreement(
-    weights: Tensor, agreement: Tensor, products: Mapping[str, float]
+    weights: Tensor, agreement: Tensor, products: Mapping[str, float], importance: Tensor
 ) -> dict[str, float]:
     """Return the shares that disagree, and the terms of <J_k, J_1> = E[w] |J_1|^2 + cov(w, a).
 
@@ -57,11 +61,12 @@ def of_agreement(
     same verdicts, so the covariance of their estimates would be biased.
     """
     negative = (agreement < 0).to(weights)
-    total = weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
-    mean_weight_term = float(weights.mean()) * products["norm_1_squared"]
+    mean_weight = mean(weights, importance)
+    mean_weight_term = mean_weight * products["norm_1_squared"]
+    disagreeing = mean(weights * negative, importance)
     return {
-        "negative_share": float(negative.mean()),
-        "negative_weight_share": float(weights @ negative / total),
+        "negative_share": mean(negative, importance),
+        "negative_weight_share": disagreeing / mean_weight if mean_weight > 0 else 0.0,
         "mean_weight_term": mean_weight_term,
         "covariance_term": products["dot"] - mean_weight_term,
     }

@@ -56,6 +56,9 @@ class Geometry:
     products: Products | None = None  # by the chosen statistic, smoothed, made PSD
     agreement: Tensor | None = None  # [N] a_i = <g_i, J_1>
     others: Others | None = None  # for rules that decide per prompt
+    change: float | None = None  # of pass@1 since the base, see `surgery.gap.change_to_base`
+    before: Products | None = None  # the products before this batch; None at the first
+    pace: float = 1.0  # learning rate over its peak, 1 in the warm-up
 
     @property
     def finite(self) -> bool:

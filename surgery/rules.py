@@ -18,12 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from surgery.gap import gap_to_base
 from surgery.geometry import Geometry, Products
 from surgery.user_code import UserCodeError, fault, load_function, own_settings, without_value
 
 State = dict[str, float]
 Decision = tuple[Tensor, Tensor]
 
+SLOWEST = 0.1  # least pace by which pcgrad divides
 PRODUCTS, NORM_K, AGREEMENT = "products", "norm_k", "agreement"  # measurements that a rule may need
 
 
@@ -154,23 +156,6 @@ def mix(weights: Tensor, geometry: Geometry, state: State, *, mix: float = 0.5) 
     return with_pass_1(weights, mix)
 
 
-def gap_to_base(
-    geometry: Geometry, state: State, tolerance: float, rate_ema: float, lead: float = 0.0
-) -> float:
-    """Return pass@1 of the base - tolerance - the average pass@1 of the batches, `lead` steps on.
-
-    The base's pass@1 is ``state["base_pass@1"]``, or else that of the first batch. The average is
-    a moving one and starts at the base's pass@1, so that the noise of the first batch is no gap. It
-    is extrapolated by its last change for `lead` steps.
-    """
-    now = float(geometry.rate.mean())
-    base = state.setdefault("base_pass@1", now)
-    before = state.get("average_pass@1", base)
-    average = rate_ema * before + (1 - rate_ema) * now
-    state["average_pass@1"] = average
-    return base - tolerance - (average + lead * (average - before))
-
-
 @rule()
 def floor(
     weights: Tensor,
@@ -229,7 +214,7 @@ def ratio(on_k: float, on_1: float, cap: float) -> float:
     return on_1 / on_k if on_k > 0 else cap
 
 
-@rule(PRODUCTS)
+@rule(PRODUCTS, NORM_K)
 def pcgrad(
     weights: Tensor,
     geometry: Geometry,
@@ -237,25 +222,38 @@ def pcgrad(
     *,
     margin: float = 0.0,
     tolerance: float = 0.0,
-    gain: float = 20.0,
-    lead: float = 2.0,
+    early: float = 0.02,
+    restore: float = 40.0,
+    relax: float = 8.0,
+    lead: float = 8.0,
     cap: float = 10.0,
     rate_ema: float = 0.8,
 ) -> Decision:
-    """(1, c), c the least that gives <update, J_1> >= (margin + gain gap) |J_1|^2, in [0, cap].
+    """(1, c), c the least that gives <update, J_1> >= margin |J_1|^2 + force |J_k| |J_1|.
 
-    c = margin + gain gap - <J_k, J_1>/|J_1|^2: the projection of arXiv 2001.06782, one-sided, so
-    that J_1 itself does not change, with the restoring force of a control barrier (arXiv
-    1609.06408): the allowed descent is proportional to the distance above the floor. The projection
-    alone has no memory: it never restores the pass@1 that noise and curvature take. gap is
-    `gap_to_base`, extrapolated because averages lag and the optimiser's momentum continues;
-    gain = 0 is the plain projection. |J_1|^2 = 0: the cap on conflict, else the force alone.
+    c = margin - <J_k, J_1>/|J_1|^2 + force |J_k|/|J_1|, in [0, cap]: the projection of arXiv
+    2001.06782, one-sided, so that J_1 itself does not change. The force is that of a control
+    barrier (arXiv 1609.06408): the allowed descent is proportional to the distance above the floor.
+    The projection alone has no memory: it never restores the pass@1 that noise and curvature take.
+
+    force = restore gap below the floor and (relax / pace) gap above it. The gap is `gap_to_base`,
+    `lead` steps on, because averages lag and the optimiser's momentum continues. The floor begins
+    `early` higher than the tolerance says and sinks with the pace: while the learning rate is high,
+    so is the noise. A force times |J_1|^2 would vanish where pass@1 is at its best, and never let
+    it leave. restore = 0 is the plain projection.
+
+    The products are those before this batch: c must not depend on the noise of the gradient that it
+    multiplies. |J_1|^2 = 0: c = cap (1 + force) on conflict, the limit of opposite gradients, else
+    margin + force.
     """
-    force = margin + gain * gap_to_base(geometry, state, tolerance, rate_ema, lead)
-    x = measured(geometry)
-    unknown = math.inf if x.dot < 0 else 0.0
-    push = unknown if geometry.degenerate else -x.dot / x.norm_1
-    return with_pass_1(weights, min(max(force + push, 0.0), cap))
+    gap = gap_to_base(geometry, state, tolerance - early * geometry.pace, rate_ema, lead)
+    force = gap * restore if gap > 0 or restore == 0 else gap * relax / max(geometry.pace, SLOWEST)
+    x = geometry.before or measured(geometry)
+    if x.norm_1 > 0:
+        push, length = -x.dot / x.norm_1, math.sqrt(max(x.norm_k, 0.0) / x.norm_1)
+    else:
+        push, length = (cap, cap) if x.dot < 0 else (0.0, 1.0)
+    return with_pass_1(weights, min(max(margin + push + force * length, 0.0), cap))
 
 
 @rule(PRODUCTS, NORM_K)

@@ -101,7 +101,7 @@ def geometry(theta: Tensor, toy: Bandit, k: int) -> tuple[Tensor, Tensor, Geomet
     g, weights = gradients(p, toy), pass_at_k_weight(p, k)
     g_1, g_k = g.mean(0), (weights[:, None] * g).mean(0)
     products = Products(float(g_k @ g_1), float(g_1 @ g_1), float(g_k @ g_k))
-    return weights, g, Geometry(p, products, g @ g_1)
+    return weights, g, Geometry(p, products, g @ g_1, pace=0.0)  # no noise to keep away from
 
 
 def ascend(

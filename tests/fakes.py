@@ -60,7 +60,10 @@ def make_probe(base: Policy, needs: str = "nash", **surgery: Any) -> Probe:
 
 def measurable(rollout, mine, a_k, a_1, correct=None, k=4) -> StepBatch:
     """A batch as far as a probe reads it."""
-    batch = StepBatch(step=1, seed=0, k=k, weight_k=k, problems=[], mine=mine)
+    count = 0 if a_1 is None else len(a_1)
+    ones = torch.ones(count, dtype=torch.float64)
+    batch = StepBatch(1, 0, k=k, weight_k=k, pace=1.0, problems=[], importance=ones, mine=mine)
+    batch.change = 0.0
     batch.rollout, batch.correct, batch.a_k, batch.a_1 = rollout, correct, a_k, a_1
     return batch
 
@@ -266,12 +269,15 @@ def make_run(
         OmegaConf.update(config, key, value, force_add=True)
     OmegaConf.save(config, folder / "config.yaml")
     ends = {"before": (0.5, 0.8), "after": after}
-    kind = "exact" if exact else "eval"
+    kinds = ("exact", "eval") if exact else ("eval",)
+    path = ((0, (0.5, 0.8)), (5, (after[0] - 0.1, 0.85)), (10, after))
     write_lines(
         folder / "metrics.jsonl",
         [
-            {"step": step, f"{kind}/pass@1": one, f"{kind}/pass@8": eight}
-            for step, (one, eight) in ((0, (0.5, 0.8)), (5, (after[0] - 0.1, 0.85)), (10, after))
+            {"step": step}
+            | {f"{kind}/pass@1": one for kind in kinds}
+            | {f"{kind}/pass@8": eight for kind in kinds}
+            for step, (one, eight) in path
         ],
     )
     found = {"run": folder.parent.name, "seed": seed, "k": 8, "steps": 10, "seconds": 10.0}

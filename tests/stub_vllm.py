@@ -18,7 +18,8 @@ from eval.rollout.draw import draw
 from eval.rollout.rollout import Decoding, Servers
 
 # how often this route was asked before -> nothing, or the fault of this answer: a status, `drop`
-# the connection, `hang`, `garbage` instead of JSON, or another body
+# the connection, `hang` before it, or in it after its `head`, `garbage` instead of JSON, or another
+# body
 Fault = Callable[[int], Any]
 
 
@@ -134,9 +135,13 @@ def _handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
                     count = stub.asked.get(route, 0)
                     stub.asked[route] = count + 1
                 fault = stub.faults.get(route, lambda count: None)(count)
-            if fault == "hang":
+            if fault == "head":
+                self.send_response(200)
+                self.send_header("Content-Length", "9")
+                self.end_headers()
+            if fault in ("hang", "head"):
                 stub.ended.wait()
-            if fault in ("drop", "hang"):
+            if fault in ("drop", "hang", "head"):
                 self.close_connection = True
                 return
             status, content = stub.answer(method, self.path, body) if not fault else (200, fault)

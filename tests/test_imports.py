@@ -20,6 +20,7 @@ WORKER = "each worker loads the user's file, which may hold his task too, withou
 # all imports that stand in a function, but those of launch/: (module, what it imports) -> why
 LATE = {
     ("trainers.config.load", "trainers.config.checks"): TORCH,
+    ("trainers.config.arguments", "trainers.config.names"): TORCH,
     ("eval.diagnosis.report", "eval.diagnosis.pictures"): MATPLOTLIB,
     ("trainers.train.metrics", "eval.report.plots"): MATPLOTLIB,
     ("eval.tasks.task", "surgery.objectives"): WORKER,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from eval.policy.policy import Policy
 from eval.rollout.rollout import Decoding, Servers
 from eval.rollout.servers import check
+from eval.tasks.data import Data
 from eval.tasks.registry import build_task
 from eval.tasks.task import Problem, TaskError
 from eval.verify.verifier import Verifier
@@ -31,6 +32,18 @@ class Job:
         task = self.config.task
         mode = task.verifier or self.task.verifier
         return Verifier(mode, task.verify_workers, task.verify_seconds)
+
+    def control(self, step: int) -> list[Problem]:
+        """Return the problems of this step that are judged and never trained on."""
+        config = self.config
+        problems = self.task.control(config.seed, step, config.surgery.control_prompts)
+        if problems is None:
+            why = f"task {config.task.name} has no problems that are never trained on"
+            remedy = "set surgery.hold=train"
+            if isinstance(self.task, Data):
+                remedy = "set task.held_out to the number of problems to set aside"
+            raise TaskError(f"surgery.hold = control: {why}; {remedy}")
+        return problems
 
     def base_path(self) -> str:
         """Return the folder or hub id of the model that the run begins with."""

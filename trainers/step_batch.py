@@ -26,7 +26,9 @@ class StepBatch:
     seed: int  # seed of the random stream that draws the completions
     k: int  # objective.k of this step
     weight_k: int  # equals k, or 1 under an estimator that has an objective of its own
+    pace: float  # learning rate over its peak, 1 in the warm-up
     problems: list[Problem]
+    importance: Tensor  # [N] how many of the task's problems a prompt stands for, 1 on average
     mine: range
 
     # sample
@@ -42,9 +44,14 @@ class StepBatch:
     length: Tensor = field(init=False)
     truncated: Tensor = field(init=False)
 
+    # hold
+    # of pass@1 since the base, on the prompts that are held; None: unknown
+    change: float | None = field(init=False)
+
     # estimate
-    a_k: Tensor = field(init=False)  # [N, n] advantages of pass@k
-    a_1: Tensor = field(init=False)  # [N, n] advantages of pass@1
+    # [N, n] advantages of pass@k and of pass@1, times the importance
+    a_k: Tensor = field(init=False)
+    a_1: Tensor = field(init=False)
     weights: Tensor = field(init=False)  # [N] unbiased estimates of w_k
 
     # measure

@@ -21,8 +21,12 @@ def write(
     records: Sequence[Record],
     k: int,
     settings: Mapping[str, Any],
+    thresholds: bool,
 ) -> str:
-    """Write diagnosis.md and .json, prompts.jsonl, pictures, TensorBoard; return the markdown."""
+    """Write diagnosis.md and .json, prompts.jsonl, pictures, TensorBoard; return a short text.
+
+    `thresholds` asks for every pair of thresholds in that text.
+    """
     from torch.utils.tensorboard import SummaryWriter
 
     from eval.diagnosis.pictures import pictures
@@ -40,14 +44,37 @@ def write(
     write_lines(out / "prompts.jsonl", per_prompt(measures, records, k))
     replace_text(out / "diagnosis.md", text)
     write_json(out / "diagnosis.json", figures)
-    return text
+    return "\n".join([verdict(figures), "", *_body(figures, thresholds)])
 
 
 def markdown(figures: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+    """Return all of a diagnosis, with its verdict first."""
+    title = f"# Interference of pass@{figures['k']} with pass@1"
+    lines = [title, "", verdict(figures), "", *_body(figures, thresholds=True)]
+    for name, caption in pictures.items():
+        lines += ["", f"## {caption}", "", f"![{caption}]({name}.png)"]
+    return "\n".join(lines) + "\n"
+
+
+def verdict(figures: Mapping[str, Any]) -> str:
+    """Return whether ascending pass@k lowers pass@1, by the unbiased product over all prompts."""
+    k, (name, result) = figures["k"], [*figures["measures"].items()][-1]
+    row = result["groups"][0]
+    if not row["measured"]:
+        return f"k = {k}: cannot tell. Too few prompts have a gradient; raise diagnose.prompts."
+    low, high = row["loo"]["low"], row["loo"]["high"]
+    product = f"⟨J_{k},J_1⟩ = {spread(row['loo'], form='.3g')}, by {NAMES[name]}"
+    if low is None or high is None or low <= 0 <= high:
+        return f"k = {k}: cannot tell. {product}, may have either sign; raise diagnose.prompts."
+    if high < 0:
+        return f"k = {k}: conflict. A small step that raises pass@{k} lowers pass@1: {product}."
+    return f"k = {k}: none. A small step that raises pass@{k} raises pass@1 as well: {product}."
+
+
+def _body(figures: Mapping[str, Any], thresholds: bool) -> list[str]:
+    """Return the lines on settings, products, the proxy and the pairs of prompts."""
     settings, k = figures["settings"], figures["k"]
     lines = [
-        f"# Interference of pass@{k} with pass@1",
-        "",
         f"{settings['model.path']} on {settings['task.name']}: {figures['prompts']} prompts, n ="
         f" {figures['n']}, T = {settings['diagnose.temperature']:g}, top-p"
         f" {settings['diagnose.top_p']:g}, seed {settings['diagnose.seed']}. pass@1"
@@ -58,16 +85,23 @@ def markdown(figures: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     for name, result in reversed(figures["measures"].items()):
         only = settings["surgery.modules"] if name == "ghost" else None
         title = f"parameters that match {only} (ghost)" if only else NAMES[name]
-        lines += ["", f"## {title}", "", _filter_table(result["groups"], k)]
+        rows = [x for x in result["groups"] if thresholds or _thresholds(x) in (None, WIDE)]
+        lines += ["", f"## {title}", "", _filter_table(rows, k)]
         if "cosines" in result:
             lines += ["", _cosine_table(result["cosines"]), "", _sign_change(result)]
     if figures["proxy"]:
         lines += ["", "## The last layer as a proxy", "", _proxy_table(figures["proxy"])]
     if figures["pairs"]:
         lines += ["", "## Which prompts interfere", "", _pair_table(figures["pairs"], k)]
-    for name, caption in pictures.items():
-        lines += ["", f"## {caption}", "", f"![{caption}]({name}.png)"]
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+WIDE = (0.80, 0.15)  # the thresholds of the widest filter
+
+
+def _thresholds(row: Row) -> tuple[float, float] | None:
+    """Return the thresholds of easy and hard prompts; None for all prompts."""
+    return None if row["delta_1"] is None else (row["delta_1"], row["delta_2"])
 
 
 def _filter_table(rows: Sequence[Row], k: int) -> str:
@@ -103,7 +137,7 @@ def _cosine_table(cosines: Mapping[str, Any]) -> str:
 
 def _sign_change(result: Mapping[str, Any]) -> str:
     change = result["against_k"]["sign_change"]
-    widest = next(r for r in result["groups"] if (r["delta_1"], r["delta_2"]) == (0.80, 0.15))
+    widest = next(r for r in result["groups"] if _thresholds(r) == WIDE)
     measured = (
         f"⟨J_k,J_1⟩ of the widest filter is negative from k = {change['value']:.2f} on"
         f" (95 %: {_end(change['low'])} to {_end(change['high'])})"

@@ -14,19 +14,22 @@ from eval.report.runs import Run, grouped
 from eval.report.tables import NONE, STAR, TOO_FEW, markdown_table, number, spread, table
 from eval.scores.difficulty import by_difficulty
 from eval.scores.intervals import LEVEL, Estimate, holm, seeds_and_problems, student
-from eval.scores.passk import change, problem_scores
+from eval.scores.passk import CANNOT_TELL, change, moved, problem_scores
 
 Row = dict[str, Any]
 
 
 def compare(runs: Sequence[Run], margin: float = 0.0) -> list[Row]:
-    """Return one row per group, with exact values if all runs have them.
+    """Return one row per group, with exact values if all runs have them and no group is one seed.
 
-    The hypothesis is that the change lies within the margin. If Holm's p over all rows is below
-    0.05, the verdict is better or worse; else it is "cannot tell".
+    A single seed has no spread over seeds: its interval is over problems, of sampled values, and
+    its verdict that of the run itself. Over several seeds the hypothesis is that the change lies
+    within the margin. If Holm's p over all rows is below 0.05, the verdict is better or worse; else
+    it is "cannot tell".
     """
     groups = grouped(runs)
-    exact = all(run.exact for run in runs)
+    known = all(run.exact for run in runs)
+    exact = known and all(len(members) > 1 for members in groups.values())
     mixtures = curves(list(groups.values()), exact)
     rows, estimates = [], []
     for name, members in groups.items():
@@ -47,7 +50,7 @@ def compare(runs: Sequence[Run], margin: float = 0.0) -> list[Row]:
             "seconds": fmean([run.summary["seconds"] for run in members]),
             "difficulty": _difficulty(members),
         }
-        if exact:
+        if known:
             shares = [run.summary["exact"]["frontier_share"] for run in members]
             row["frontier_share"] = None if None in shares else fmean(shares)
         rows.append(row)
@@ -92,18 +95,18 @@ def _judge(
     rows: Sequence[Row], estimates: Sequence[Mapping[str, Estimate]], metric: str, margin: float
 ) -> None:
     """Add change, p-values and verdict of one metric to all rows that have it."""
-    family = [
-        (row[metric], x[metric]) for row, x in zip(rows, estimates, strict=True) if metric in x
-    ]
+    family = [(row, x[metric]) for row, x in zip(rows, estimates, strict=True) if metric in x]
     adjusted = holm([x.p_value(margin) for _, x in family])
-    for (cell, estimate), p in zip(family, adjusted, strict=True):
+    for (row, estimate), p in zip(family, adjusted, strict=True):
+        cell, one = row[metric], row["seeds"] == 1
         cell["change"] = estimate.interval
-        cell |= {"p": estimate.p_value(margin), "p_holm": p, "verdict": word(estimate, p)}
+        cell |= {"p": estimate.p_value(margin), "p_holm": p}
+        cell["verdict"] = moved(estimate.interval, margin) if one else word(estimate, p)
 
 
 def word(estimate: Estimate, p: float) -> str:
     if p >= 1 - LEVEL:
-        return "cannot tell"
+        return CANNOT_TELL
     return "better" if estimate.interval["value"] > 0 else "worse"
 
 
@@ -128,7 +131,7 @@ def header(k: int) -> list[str]:
 
 
 def cells(row: Row) -> list[str]:
-    texts = [row["run"], str(row["seeds"])]
+    texts = [row["run"], "one seed" if row["seeds"] == 1 else str(row["seeds"])]
     for metric in dict.fromkeys(("pass@1", f"pass@{row['k']}")):
         x = row[metric]
         texts.append(f"{x['before']:.3f} → {x['after']['value']:.3f}")
@@ -164,11 +167,21 @@ def as_csv(rows: Sequence[Row]) -> str:
 def notes(rows: Sequence[Row], margin: float) -> list[str]:
     """Return sentences that explain the table."""
     values = "True values" if rows[0]["exact"] else "Sampled values"
-    lines = [
-        f"{values}; means over seeds. Changes are paired, with Student-t 95 % intervals over seeds"
-        " (sampled: over seeds and problems; one seed: BCa bootstrap over problems).",
-        f"Verdicts: the change lies beyond ±{margin:g} with p < 0.05, Holm-adjusted over all rows.",
-    ]
+    one, several = (any((row["seeds"] == 1) == x for row in rows) for x in (True, False))
+    lines = []
+    if several:
+        lines += [
+            f"{values}; means over seeds. Changes are paired, with Student-t 95 % intervals over"
+            " seeds (sampled: over seeds and problems).",
+            f"Better, worse: the change lies beyond ±{margin:g} with p < 0.05, Holm-adjusted over"
+            " all rows.",
+        ]
+    if one:
+        lines.append(
+            "One seed: sampled values, with the run's own 95 % interval over problems (BCa"
+            f" bootstrap). Rose, fell: that interval lies beyond ±{margin:g}, as the run itself"
+            " says at its end. Another seed may end elsewhere."
+        )
     if any(row["above_mix"] for row in rows):
         lines.append(
             "Above mix: pass@k minus that of the fixed mixtures' curve at the same pass@1"

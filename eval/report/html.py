@@ -44,8 +44,9 @@ def grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    kind = f' class="{text}"' if text in ("better", "worse") else ""
-    return f"<td{kind}>{escape(text)}</td>"
+    kind = {"better": "better", "rose": "better", "worse": "worse", "fell": "worse"}.get(text)
+    look = f' class="{kind}"' if kind else ""
+    return f"<td{look}>{escape(text)}</td>"
 
 
 def picture(png: bytes, caption: str) -> str:

@@ -100,15 +100,15 @@ def run_table(summary: Mapping[str, Any]) -> str:
 
 def score_report(summary: Mapping[str, Any]) -> str:
     """Return settings, scores and slices of one model or one file of generations."""
-    exact, n = summary.get("exact"), summary["n"]
+    expected, n = summary.get("expected"), summary["n"]
     rows = []
     for (name, passed), voted in zip(
         summary["scores"].items(), summary["majority"].values(), strict=True
     ):
-        known = [f"{exact[name]:.3f}"] if exact else []
+        known = [f"{expected[name]:.3f}"] if expected else []
         score = spread(passed, too_few=name in summary["too_few"])
         rows.append([name.removeprefix("pass@"), score, *known, spread(voted)])
-    header = ["k", "pass@k", *(["exact"] if exact else []), "maj@k"]
+    header = ["k", "pass@k", *(["expected"] if expected else []), "maj@k"]
     lines = [_how(summary), "", table(header, rows), ""]
     error = summary["standard_error"]
     facts = [
@@ -121,6 +121,8 @@ def score_report(summary: Mapping[str, Any]) -> str:
     lines.append("; ".join(facts) + ".")
     if summary["most_n"] != n:
         lines.append(f"Problems have from {n} to {summary['most_n']} answers: k ends at {n}.")
+    if expected:
+        lines.append("Expected: pass@k of these problems by their true success rates.")
     if summary["slices"]:
         lines += ["", _slice_table(summary["slices"])]
     return _explained("\n".join(lines))

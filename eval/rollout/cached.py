@@ -47,6 +47,8 @@ STATIC: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # see `can_be_
 
 
 class Cached(Sampler):
+    """The project's own sampler, with a cache that the completions of a prompt share."""
+
     name: ClassVar[str] = "cached"
 
     def draw(self, policy: Policy, order: Order) -> Drawn:

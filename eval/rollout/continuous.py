@@ -23,6 +23,8 @@ FORWARD = 512  # tokens per forward: without flash attention, the mask has a row
 
 
 class Continuous(Sampler):
+    """The continuous batching of transformers, with a paged cache."""
+
     name: ClassVar[str] = "continuous"
 
     def check(self, policy: Policy) -> None:

@@ -18,10 +18,12 @@ from eval.policy.policy import Policy
 from eval.policy.streams import derive_seed
 from eval.rollout.rollout import Drawn, Order, SamplingFailed, Servers
 from eval.rollout.sampler import Sampler
-from eval.rollout.servers import NoAnswer, complete, completions_of, request
+from eval.rollout.servers import LONGER, NoAnswer, complete, completions_of, request
 
 
 class Served(Sampler):
+    """Servers of vLLM, which get the policy's weights before a draw; see launch/serve.py."""
+
     name: ClassVar[str] = "vllm"
 
     def draw(self, policy: Policy, order: Order) -> Drawn:
@@ -53,7 +55,7 @@ class Served(Sampler):
         for ids, _ in pairs:
             if not ids or (ids[-1] not in ends and len(ids) < decoding.max_new_tokens):
                 why = f"a server ended a completion after {len(ids)} tokens"
-                remedy = "raise its --max-model-len, and the same command goes on"
+                remedy = f"{LONGER}, and the same command goes on"
                 raise SamplingFailed(f"train.rollouts = vllm: {why}; {remedy}")
         pairs = [pair for pair in pairs for _ in range(order.n // n)]
         return Drawn([ids for ids, _ in pairs], served=[x for _, x in pairs])

@@ -7,6 +7,7 @@ for a password.
 
 import ipaddress
 import json
+import math
 import socket
 import sys
 import time
@@ -28,6 +29,7 @@ POSTED = (COMPLETE, "/pause", "/collective_rpc", "/reset_prefix_cache", "/resume
 WAITS = (1.0, 4.0)  # seconds before a request is sent again
 AT_ONCE = 32  # requests that a server gets at once
 START = "start the server again by launch/serve.py"
+LONGER = f"{START} with the configuration of this command, which sets the limit"
 
 Body = Mapping[str, Any]
 
@@ -53,7 +55,6 @@ def server_flags(model: str, dtype: str, longest: int) -> list[str]:
         *("--max-model-len", str(longest)),
         *("--logprobs-mode", "processed_logprobs"),
         *("--generation-config", "vllm"),
-        "--enforce-eager",
         "--no-enable-chunked-prefill",
     ]
 
@@ -70,11 +71,23 @@ def is_up(url: str) -> bool:
 def complete(servers: Servers, names: Sequence[int], bodies: Sequence[Body]) -> list[Any]:
     """Return the answers to requests for completions, in order.
 
-    The names decide which server gets a request, so that no other request changes its place.
+    The names decide which server gets a request, so that no other request changes its place. After
+    a request that failed for good, those that still wait for their turn are not sent.
     """
     urls = [servers.urls[name % len(servers.urls)] for name in names]
+    failures: list[SamplingFailed] = []
+
+    def answer(url: str, body: Body) -> Any:
+        if failures:
+            raise failures[0]
+        try:
+            return _answer(servers, url, COMPLETE, body)
+        except SamplingFailed as error:
+            failures.append(error)
+            raise
+
     with ThreadPoolExecutor(AT_ONCE * len(servers.urls)) as pool:
-        return list(pool.map(lambda url, x: _answer(servers, url, COMPLETE, x), urls, bodies))
+        return list(pool.map(answer, urls, bodies))
 
 
 def reload(servers: Servers, folder: Path) -> None:
@@ -127,7 +140,7 @@ def _check(servers: Servers, url: str, policy: Policy, longest: int) -> None:
         raise _refused(url, f"serves {', '.join(limits)} and not {MODEL}; {START}")
     if limits[MODEL] < longest:
         why = f"takes {limits[MODEL]} tokens, and prompts with their answers have {longest}"
-        raise _refused(url, f"{why}; give it --max-model-len {longest}")
+        raise _refused(url, f"{why}; {LONGER}")
     for route in POSTED:
         try:
             _ask(servers, url, route)
@@ -193,29 +206,39 @@ def completions_of(answer: Any, n: int) -> list[tuple[list[int], list[float]]]:
 
 
 def _answer(servers: Servers, url: str, route: str, body: Body | None = None) -> Any:
-    """Return the answer to a posted request; one that fails is sent again.
+    """Return the answer to a posted request; one that fails is sent again, until the timeout.
 
     All requests may be sent twice: draws have seeds, and the others leave what they find.
     """
-    for wait in (*WAITS, None):
+    until = time.monotonic() + servers.timeout
+    for wait in (*WAITS, math.inf):
         try:
-            return _ask(servers, url, route, body or {})
+            return _ask(servers, url, route, body or {}, until)
         except NoAnswer as error:
-            if wait is None:
+            if time.monotonic() + wait >= until:
                 raise _failed(url, route, str(error)) from None
             time.sleep(wait)
 
 
-def _ask(servers: Servers, url: str, route: str, body: Body | None = None) -> Any:
-    """Return the JSON of one answer, to GET without a body; raise `NoAnswer` if there is none."""
+def _ask(
+    servers: Servers, url: str, route: str, body: Body | None = None, until: float = math.inf
+) -> Any:
+    """Return the JSON of one answer, to GET without a body; raise `NoAnswer` if there is none.
+
+    The server has the time of `servers.timeout`, and never longer than `until`.
+    """
     place = urlsplit(url)
-    connection = HTTPConnection(str(place.hostname), place.port, timeout=servers.timeout)
+    until = min(until, time.monotonic() + servers.timeout)
+    connection = HTTPConnection(str(place.hostname), place.port, timeout=_left(until))
     try:
         text = None if body is None else json.dumps(body)
         headers = {"Content-Type": "application/json"}
         connection.request("GET" if body is None else "POST", route, text, headers)
-        answer = connection.getresponse()
-        content = answer.read()
+        line = connection.sock
+        line.settimeout(_left(until))
+        with connection.getresponse() as answer:
+            line.settimeout(_left(until))
+            content = answer.read()
         if answer.status != 200:
             why = " ".join(content.decode(errors="replace").split())[:200]
             raise NoAnswer(f"answers {answer.status} ({why})", answer.status)
@@ -228,6 +251,11 @@ def _ask(servers: Servers, url: str, route: str, body: Body | None = None) -> An
         raise NoAnswer("answers with something else than JSON") from None
     finally:
         connection.close()
+
+
+def _left(until: float) -> float:
+    """Return the seconds until then, and at least a moment: a socket takes 0 for no timeout."""
+    return max(until - time.monotonic(), 1e-3)
 
 
 def _is_private(url: str) -> bool:

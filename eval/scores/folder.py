@@ -6,15 +6,12 @@ scores. A folder with other settings is refused and never overwritten.
 
 import fcntl
 import hashlib
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TextIO, cast
-
-from tqdm import tqdm
 
 from eval.errors import Refusal
 from eval.files import (
@@ -26,6 +23,7 @@ from eval.files import (
     whole_lines,
     write_json,
 )
+from eval.progress import progress
 from eval.records import RECORD, Record
 
 
@@ -160,14 +158,7 @@ def run(scoring: Scoring, folder: ScoreFolder | None) -> list[Record]:
     if folder and folder.finished:
         return records
     right, answers = (sum(r[name] for r in records) for name in ("c", "n"))
-    with tqdm(
-        total=scoring.total,
-        initial=len(records),
-        desc=scoring.label,
-        unit="problem",
-        file=sys.stderr,
-        mininterval=0.3 if sys.stderr.isatty() else 15,
-    ) as bar:
+    with progress(scoring.total, len(records), scoring.label) as bar:
         for chunk in scoring.produce(len(records)):
             if folder:
                 folder.append(chunk)

@@ -139,17 +139,23 @@ def _drawn(m: int, chance: float) -> Tensor:
     return (ways + x * math.log(chance) + (m - x) * math.log1p(-chance)).exp()
 
 
+CANNOT_TELL = "cannot tell"
+
+
+def moved(change: Interval, margin: float = 0.0) -> str:
+    """Return whether a value rose or fell by more than the margin, as far as its interval tells."""
+    if change["low"] is None or change["high"] is None:
+        return CANNOT_TELL
+    if change["low"] > margin:
+        return "rose"
+    return "fell" if change["high"] < -margin else CANNOT_TELL
+
+
 def verdict(change: Mapping[str, Interval]) -> str:
-    """Return one plain sentence, such as "pass@8 rose, pass@1 fell"."""
-
-    def word(x: Interval) -> str:
-        if x["low"] is None or x["high"] is None:
-            return "cannot be judged"
-        if x["low"] > 0:
-            return "rose"
-        return "fell" if x["high"] < 0 else "did not change beyond its interval"
-
+    """Return one plain sentence, such as "pass@8 rose, pass@1: cannot tell"."""
     names = sorted(change, key=lambda name: int(name.removeprefix("pass@")), reverse=True)
+    words = {name: moved(change[name]) for name in dict.fromkeys((names[0], names[-1]))}
     return ", ".join(
-        f"{name} {word(change[name])}" for name in dict.fromkeys((names[0], names[-1]))
+        f"{name}: {word}" if word == CANNOT_TELL else f"{name} {word}"
+        for name, word in words.items()
     )

@@ -11,13 +11,14 @@ completions that have little in common.
 """
 
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from eval.policy.streams import derive_seed
 from eval.tasks.chain_base import NAMES, SIZES, ChainRecipe, base_folder, draw_story, make_tokenizer
 from eval.tasks.embedded import cue_given_group, llama_config
+from eval.tasks.epochs import in_epochs
 from eval.tasks.task import Problem, Task
 
 if TYPE_CHECKING:
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Chain(Task):
-    """Stories of the task `chain`.
+    """Stories that are solved in several lines before a boxed answer; pass@k is sampled.
 
     `delta` is the distance of the name's mean between easy and hard, `hard_share` the share of hard
-    stories, and `size` the size of the stories and of the base, see SIZES.
+    stories, and `size` the size of the stories and of the base, see SIZES. `stories` is the number
+    of stories to train on, which depend on the seed of the run; if None, all stories are new.
     """
 
     delta: float = 2.0
@@ -37,6 +39,8 @@ class Chain(Task):
     base_bias: float = 0.12
     base_seed: int = 0
     size: str = "small"
+    stories: int | None = None
+    _drawn: dict[int, list[Problem]] = field(default_factory=dict, init=False, repr=False)
 
     verifier = "boxed"
 
@@ -49,10 +53,22 @@ class Chain(Task):
         return cue_given_group(self.delta, len(NAMES)).tolist()
 
     def training(self, seed: int, step: int, count: int) -> list[Problem]:
-        return self._draw(count, derive_seed("chain", seed, step))
+        if self.stories is None:
+            return self._draw(count, derive_seed("chain", seed, step))
+        return in_epochs(self._finite(seed), seed, step, count)
+
+    def control(self, seed: int, step: int, count: int) -> list[Problem]:
+        return self._draw(count, derive_seed("chain", "control", seed, step))
 
     def evaluation(self, count: int) -> list[Problem]:
         return self._draw(count, derive_seed("chain", "evaluation"))
+
+    def _finite(self, seed: int) -> list[Problem]:
+        """Return the stories to train on, if their number is finite."""
+        if seed not in self._drawn:
+            assert self.stories is not None
+            self._drawn[seed] = self._draw(self.stories, derive_seed("chain", "stories", seed))
+        return self._drawn[seed]
 
     def _draw(self, count: int, seed: int) -> list[Problem]:
         rng = random.Random(seed)

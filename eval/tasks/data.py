@@ -9,16 +9,15 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
-
-import torch
 
 from eval.policy.policy import Chat
 from eval.policy.streams import derive_seed
 from eval.scores.folder import BadFolder, recorded
 from eval.tasks.decontaminate import contaminated
+from eval.tasks.epochs import in_epochs, order
 from eval.tasks.sources import Item, Source, items
 from eval.tasks.task import Problem, Task, TaskError
 
@@ -31,7 +30,10 @@ ASKING = {
 
 @dataclass
 class Data(Task):
-    """Problems from data; the fields are the keys of the `task` section of a configuration."""
+    """Problems and answers of your own: task.path is a file, a folder or a hub id.
+
+    The fields are keys of the `task` section of a configuration.
+    """
 
     path: str | None = None
     subset: str | None = None
@@ -47,6 +49,7 @@ class Data(Task):
     easy_above: float | None = None
     hard_below: float | None = None
     decontaminate: bool = True
+    held_out: int = 0
 
     verifier = "math"
     max_new_tokens = 1024
@@ -56,11 +59,11 @@ class Data(Task):
 
     def training(self, seed: int, step: int, count: int) -> list[Problem]:
         """Return the next `count` problems of an endless stream with a new order in each epoch."""
-        problems, drawn = self._training, []
-        for place in range(max(step - 1, 0) * count, max(step, 1) * count):
-            epoch, i = divmod(place, len(problems))
-            drawn.append(problems[_order(derive_seed(seed, "epoch", epoch), len(problems))[i]])
-        return drawn
+        return in_epochs(self._training, seed, step, count)
+
+    def control(self, seed: int, step: int, count: int) -> list[Problem] | None:
+        """Return the next `count` of the problems that task.held_out sets aside."""
+        return in_epochs(self._control, seed, step, count) if self.held_out else None
 
     def evaluation(self, count: int) -> list[Problem]:
         """Return `count` problems, or all if there are fewer; the choice never changes."""
@@ -69,6 +72,11 @@ class Data(Task):
     def reference(self, count: int) -> list[Problem]:
         """Return training problems, the same for any seed, to measure the base's pass@1."""
         return _some(self._training, "reference", count)
+
+    def base_rate(self, problem: Problem) -> float | None:
+        """Return the recorded rate, unless thresholds chose the problems by it."""
+        chosen = self.easy_above is not None or self.hard_below is not None
+        return None if chosen else self._rate.get(problem.id)
 
     @property
     def _sources(self) -> tuple[Source, Source]:
@@ -99,8 +107,30 @@ class Data(Task):
     def _evaluation(self) -> list[Problem]:
         return [self._problem(x) for x in self._evaluation_items]
 
-    @cached_property
+    @property
     def _training(self) -> list[Problem]:
+        """The problems to train on."""
+        return self._split[0]
+
+    @property
+    def _control(self) -> list[Problem]:
+        """The problems of the training split that are never trained on."""
+        return self._split[1]
+
+    @cached_property
+    def _split(self) -> tuple[list[Problem], list[Problem]]:
+        problems, aside = self._usable, self.held_out
+        if not aside:
+            return problems, []
+        if aside >= len(problems):
+            why = f"sets aside all of the {len(problems):,} problems to train on"
+            raise TaskError(f"task.held_out = {aside}: {why}; lower it")
+        held = set(order(derive_seed("control"), len(problems))[:aside])
+        trained = [x for i, x in enumerate(problems) if i not in held]
+        return trained, [problems[i] for i in sorted(held)]
+
+    @cached_property
+    def _usable(self) -> list[Problem]:
         """The training problems; standard error gets the number of omitted ones, and why."""
         source, _ = self._sources
         problems, skipped = items(source, self.fields, own=True)
@@ -120,7 +150,7 @@ class Data(Task):
             left_out.append(f"{before - len(problems):,} of other levels")
             remedy = f"leaves no problem; the data has {', '.join(levels) or 'no levels'}"
             _check(problems, "task.levels", self.levels, remedy)
-        if self.rates:
+        if self.rates and (self.easy_above is not None or self.hard_below is not None):
             before, problems = len(problems), [x for x in problems if self._group(x)]
             left_out.append(f"{before - len(problems):,} not easy or hard, or without a record")
             remedy = "leaves no problem within task.easy_above and task.hard_below, by its id"
@@ -174,13 +204,8 @@ class Math(Data):
     own_evaluation = ("HuggingFaceH4/MATH-500", None)
 
 
-@lru_cache(4)
-def _order(seed: int, size: int) -> list[int]:
-    return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).tolist()
-
-
 def _some(problems: Sequence[Problem], purpose: str, count: int) -> list[Problem]:
-    return [problems[i] for i in _order(derive_seed(purpose), len(problems))[:count]]
+    return [problems[i] for i in order(derive_seed(purpose), len(problems))[:count]]
 
 
 def _check(problems: Sequence[Item], key: str, value: object, remedy: str) -> None:

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from eval.files import usual_permissions
 from eval.policy.policy import Policy
+from eval.progress import progress
 from eval.tasks.task import TaskError
 
 PAD, END = "<pad>", "<eos>"
@@ -87,8 +87,6 @@ def _train(recipe: Any, tokenizer: Any, losses: Losses) -> Policy:
     On a CPU one thread trains: the model is too small for several, and the result is then the same
     on every machine.
     """
-    from tqdm import tqdm
-
     threads = torch.get_num_threads()
     on_gpu = recipe.width >= OWN_GPU and torch.cuda.is_available()
     with torch.random.fork_rng(devices=[]):
@@ -98,13 +96,14 @@ def _train(recipe: Any, tokenizer: Any, losses: Losses) -> Policy:
         optimizer = torch.optim.AdamW(policy.model.parameters(), lr=recipe.lr, betas=(0.9, 0.98))
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, recipe.steps)
         quiet = os.environ.get("RANK", "0") != "0"
-        bar = tqdm(range(recipe.steps), "base policy", file=sys.stderr, disable=quiet)
-        for _, loss in zip(bar, losses(policy, recipe), strict=False):
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        with progress(recipe.steps, 0, "base policy", quiet) as bar:
+            for _, loss in zip(range(recipe.steps), losses(policy, recipe), strict=False):
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+                bar.update()
     torch.set_num_threads(threads)
     return policy
 

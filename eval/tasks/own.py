@@ -70,6 +70,12 @@ class OwnTask(Task):
     def reference(self, count: int) -> list[Problem] | None:
         return self._problems("reference", count) if self._written("reference") else None
 
+    def base_rate(self, problem: Problem) -> float | None:
+        return (self._written("base_rate") or super().base_rate)(problem)
+
+    def control(self, seed: int, step: int, count: int) -> list[Problem] | None:
+        return self._problems("control", seed, step, count) if self._written("control") else None
+
     def base_model(self) -> str:
         if not self._written("base_model"):
             why = f"task {self._name} has no method base_model"
@@ -96,7 +102,7 @@ class OwnTask(Task):
 
     def _problems(self, name: str, *arguments: int) -> list[Problem]:
         problems = self._checked(name, *arguments)
-        mistake = _not_problems(problems, arguments[-1], name == "training")
+        mistake = _not_problems(problems, arguments[-1], name in ("training", "control"))
         if mistake:
             raise self._refusal(f"{name}{arguments} {mistake}")
         return problems

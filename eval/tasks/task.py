@@ -40,6 +40,11 @@ def digest(problems: Sequence[Problem]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
+def name_of(prompt: str, gold: str) -> str:
+    """Return a short name of a problem that is the same wherever the problem appears."""
+    return hashlib.sha256(json.dumps([prompt, gold]).encode()).hexdigest()[:16]
+
+
 class Task:
     """Problems, and the way to judge their answers: write a task of your own as below.
 
@@ -111,6 +116,21 @@ class Task:
 
         Write it if problems of training and of evaluation differ in kind. A rule that compares
         training batches with the base's pass@1 then measures that pass@1 on these problems.
+        """
+        return None
+
+    def base_rate(self, problem: Problem) -> float | None:
+        """Return the base's recorded success rate on a training problem, or None if unknown.
+
+        The rate must not have decided whether the problem is trained on: chosen rates are biased.
+        """
+        return None
+
+    def control(self, seed: int, step: int, count: int) -> list[Problem] | None:
+        """Return `count` problems that are never trained on, or None if there are none.
+
+        They are of the kind of the training problems. `surgery.hold=control` judges them in each
+        step.
         """
         return None
 

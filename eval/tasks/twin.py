@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Twin(Task):
-    """Prompts of the task `twin`.
+    """Two families of similar prompts with opposite answers; pass@k is known exactly.
 
     `delta` is the distance of the cue's mean between easy and hard, `hard_share` the share of hard
     prompts.

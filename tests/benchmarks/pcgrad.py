@@ -52,7 +52,7 @@ class Batch:
         right = [a == b for a, b in zip(self.rollout.texts, golds, strict=True)]
         self.correct = torch.tensor(right).double().view(prompts, SAMPLES)
         self.a_k, self.a_1 = loo(self.correct, K) / prompts, rloo(self.correct) / prompts
-        self.rule: Any = RULES["pcgrad"].bind({"gain": 0.0, "cap": 1e9})
+        self.rule: Any = RULES["pcgrad"].bind({"restore": 0.0, "cap": 1e9})
 
     def backward(self, advantages: Tensor) -> None:
         self.model.zero_grad()

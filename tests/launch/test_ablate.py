@@ -9,7 +9,7 @@ import time
 import pytest
 
 from eval.report.runs import find_runs, grouped
-from tests.commands import ROOT, run
+from tests.commands import ROOT, in_process, run
 
 ABLATE, COMPARE = (str(ROOT / "launch" / f"{name}.py") for name in ("ablate", "compare"))
 SMALL = "train.steps=2 train.prompts=8 train.samples=4 objective.k=4 eval.k=4 eval.problems=20"
@@ -25,9 +25,30 @@ def test_a_sweep_over_all_files_leaves_out_the_roots(tmp_path):
     names = {line.split()[1] for line in done.stdout.splitlines() if "seed 0" in line}
     assert {"passk", "pcgrad", "mix"} <= names, done.stderr
     assert not names & {"base", "gsm8k_qwen2.5_0.5b", "math_r1_distill_qwen_7b"}
+    line, *_ = done.stdout.splitlines()
+    assert line.startswith("Left out, as other files extend them: ") and "base.yaml, " in line
+    assert "chain.yaml (variants: " in line and f"{ROOT}/configs/chain/*.yaml)" in line
     variants = sorted(str(x) for x in (ROOT / "configs" / "gsm8k_qwen2.5_0.5b").glob("*.yaml"))
     done = run(ABLATE, "--configs", *variants, "--dry-run", cwd=tmp_path)
     assert done.stdout.count("seed 0: new") == 3
+
+
+def test_runs_that_share_a_server_take_turns(tmp_path, base_path):
+    """The weights of a run would reach the draws of another one."""
+    own = ["train.rollouts=vllm", "rollout.urls=[http://127.0.0.1:1]", "rollout.sync_dir=sync"]
+    command = [ABLATE, "--configs", *configs("mix"), "--seeds", "0", "1", "--dry-run", *own]
+    refused = in_process(*command, "--jobs", "2", cwd=tmp_path)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == (
+        "--jobs = 2: runs with train.rollouts=vllm would share a server, which holds one run's "
+        "weights; give --jobs 1, or a command for each server, with its rollout.urls and sync_dir\n"
+    )
+    assert in_process(*command, "--jobs", "1", cwd=tmp_path).returncode == 0
+    for i in (1, 2):
+        rollout = f"{{urls: ['http://127.0.0.1:{i}'], sync_dir: sync{i}}}"
+        (tmp_path / f"{i}.yaml").write_text(f"extends: {configs('mix')[0]}\nrollout: {rollout}\n")
+    apart = [ABLATE, "--configs", "1.yaml", "2.yaml", "--jobs", "2", "--dry-run", own[0]]
+    assert in_process(*apart, cwd=tmp_path).returncode == 0
 
 
 def test_runs_sweeps_skips_and_compares(tmp_path, base_path):
@@ -72,6 +93,20 @@ def test_mistakes_are_refused_before_anything_runs(tmp_path):
     done = run(COMPARE, str(tmp_path), cwd=tmp_path)
     assert done.returncode == 2 and "holds no finished run" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_without_effect_is_refused(tmp_path):
+    """By the rule of any of the configurations; a single value for all runs is only warned of."""
+    command = [ABLATE, "--configs", "mix", "pcgrad", "--dry-run"]
+    done = in_process(*command, "surgery.mix=0.1,0.5", cwd=tmp_path)
+    assert done.returncode == 2
+    why = "surgery.mix = 0.1: rule pcgrad does not use it, and its runs would be equal; leave the"
+    assert done.stderr.splitlines() == [f"{configs('pcgrad')[0]}: {why} {REMEDY}"]
+    assert in_process(*command, "surgery.mix=0.1", cwd=tmp_path).returncode == 0
+    assert in_process(*command, "surgery.cap=1,2", cwd=tmp_path).returncode == 2  # mix has none
+
+
+REMEDY = "key or this configuration out of the sweep"
 
 
 def small(tmp_path, steps=20):

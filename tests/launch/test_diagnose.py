@@ -81,7 +81,12 @@ def test_what_the_command_leaves(command, tmp_path, base_path, monkeypatch):
     assert pair["product"] < 0 and pair["raised"]["id"] != pair["lowered"]["id"]
     names = ["agreement", "weights", "thresholds", "kernel", "cosines", "against_k", "proxy"]
     assert all((tmp_path / "a" / f"{name}.png").stat().st_size > 5000 for name in names)
+    ends = ghost_rows[0]["loo"]
+    word = "conflict" if ends["high"] < 0 else "none" if ends["low"] > 0 else "cannot tell"
+    assert out.startswith(f"k = 6: {word}. ") and "by all parameters (ghost)" in out.splitlines()[0]
+    assert out.count("\n| > 0.") == 2 == out.count("\n| > 0.80, < 0.15 ")  # of either measure
     text = (tmp_path / "a" / "diagnosis.md").read_text()
+    assert text.count("\n| > 0.") == 18 and text.splitlines()[2] == out.splitlines()[0]
     assert text.count("](") == len(names) and pair["raised"]["prompt"] in out
     assert len(list((tmp_path / "a").glob("events.out.*"))) == 1
 
@@ -90,6 +95,8 @@ def test_what_the_command_leaves(command, tmp_path, base_path, monkeypatch):
     monkeypatch.setattr(diagnosis_pictures, "pictures", lambda *_: {})
     assert command(*SMALL, "--out", "a")[:2] == (0, out)
     assert answers(tmp_path / "a") == (found, prompts)
+    code, longer, _ = command(*SMALL, "--thresholds", "--out", "a")
+    assert code == 0 and longer.count("\n| > 0.") == 18
 
     # what was sampled under other settings is not gone on with, and every key is named
     code, _, err = command(*SMALL, "diagnose.seed=1", "diagnose.top_p=0.9", "--out", "a")
@@ -184,7 +191,7 @@ def test_too_few_to_compare(command, tmp_path, base_path):
     """Four prompts: no filter has enough, and the report says what it can."""
     code, out, err = command("diagnose.prompts=4", "diagnose.samples=4", "--out", "a")
     assert code == 0, err
-    assert "| –" in out
+    assert "| –" in out and out.startswith("k = 4: ")
 
 
 @pytest.mark.slow

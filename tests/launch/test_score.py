@@ -65,14 +65,17 @@ def test_a_model_scores_as_its_true_rates_say(tmp_path, refusal, base_path, twin
     for name in ("pass@1", "pass@8"):
         x = found["scores"][name]
         assert x["low"] - 0.03 < exact[name] < x["high"] + 0.03
+        assert x["low"] - 0.02 < found["expected"][name] < x["high"] + 0.02
     assert [x["slice"] for x in found["slices"]] == ["group easy", "group hard"]
+    assert "exact" not in found and "Expected: pass@k of these problems" in done.stdout
     for said in ("n = 32", "T = 1", "top-p 1", "at most 4 tokens", "seed 0", "verifier exact"):
         assert said in done.stdout, said
 
     # given again it is not done again, and what differs is refused; its own records score the same
     records = (tmp_path / "out" / "problems.jsonl").read_bytes()
     again = in_process(SCORE, "--model", base_path, "--config", CONFIG, *options, cwd=tmp_path)
-    assert again.returncode == 0 and again.stdout == done.stdout and "it/s" not in again.stderr
+    assert again.returncode == 0 and again.stdout == done.stdout and " passed, " not in again.stderr
+    assert " passed, " in done.stderr
     ask = ["--model", base_path, "--config", CONFIG]
     assert "seed = 1 (was 0)" in refusal(*ask, *options, "eval.seed=1")
     assert (tmp_path / "out" / "problems.jsonl").read_bytes() == records

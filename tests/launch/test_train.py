@@ -1,6 +1,7 @@
 """The command as a user gives it."""
 
 import json
+import re
 import socket
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 
 from tests.commands import ROOT, run
 from tests.engines import needs_continuous
+from trainers.config.load import load_config
+from trainers.train.board import charts
 
 TRAIN = str(ROOT / "launch" / "train.py")
 SMALL = [
@@ -31,7 +34,8 @@ def test_mistakes_exit_with_2_and_leave_no_folder(tmp_path):
     done = run(TRAIN, "--config", config("passk"), "train.promts=3", "train.lr=0", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "train.promts = 3: unknown key; the nearest is train.prompts",
+        "train.promts = 3: unknown key; the nearest is train.prompts (prompts of a step, on all "
+        "ranks together)",
         "train.lr = 0.0: must be above 0",
     ]
     assert list(tmp_path.iterdir()) == []
@@ -107,14 +111,40 @@ def test_one_rank_needs_no_port(tmp_path, taken):
     assert done.returncode == 2 and "cannot be loaded" in done.stdout + done.stderr, done.stderr
 
 
+MORE = ["train.entropy_coef=0.1", "train.sampler=informative"]
+
+
 @pytest.fixture(scope="module")
 def one(tmp_path_factory, base_path):
     """The metrics of one rank, all of whose rows fit into one micro-batch."""
     place = tmp_path_factory.mktemp("one")
-    options = [*SMALL, "train.entropy_coef=0.1", "train.micro_batch_tokens=65536", "run.dir=one"]
+    options = [*SMALL, *MORE, "train.micro_batch_tokens=65536", "run.dir=one"]
+    options += ["logging.kl_every=3", "surgery.mix=2"]
     done = run(TRAIN, "--config", config("pcgrad"), *options, cwd=place)
     assert done.returncode == 0, done.stderr
-    return [json.loads(x) for x in (place / "one" / "metrics.jsonl").read_text().splitlines()]
+    lines = (place / "one" / "metrics.jsonl").read_text().splitlines()
+    return done, [json.loads(x) for x in lines]
+
+
+def test_the_words_of_a_run(one):
+    """What it warns of, how far it is, and its last lines."""
+    done, _ = one
+    lines = done.stderr.splitlines()
+    assert "warning: surgery.mix = 2.0: rule pcgrad does not use it" in lines
+    assert any(re.fullmatch(r"\d\d:\d\d:\d\d one: 0 of 3, .* left", x) for x in lines), lines
+    model, spent, curves, after = done.stdout.splitlines()[-4:]
+    assert model == "Model:  one/model" and curves.startswith("Curves: tensorboard --logdir one")
+    shares = {name: int(x) for name, x in re.findall(r"(\w+) (\d+) %", spent)}
+    assert 95 <= sum(shares.values()) <= 105 and shares["evaluate"] and shares["update"]
+    assert after.startswith("Next:   python ") and after.endswith("# to compare with")
+
+
+def test_every_chart_draws_what_a_run_writes(one):
+    _, lines = one
+    written = {name for line in lines for name in line}
+    options = [*SMALL, "logging.kl_every=3"]
+    for chart in charts(load_config(config("pcgrad"), options), lines[0]):
+        assert set(chart.names) <= written, chart
 
 
 @pytest.mark.parametrize("stage", [0, pytest.param(2, marks=pytest.mark.slow), 3])
@@ -122,13 +152,13 @@ def test_two_ranks_do_what_one_does(tmp_path, base_path, one, stage):
     """Nine prompts on two ranks, several unequal micro-batches on both and one on the lone one, no
     C++ compiler on the path.
     """
-    options = [*SMALL, "train.entropy_coef=0.1", f"train.zero_stage={stage}", "run.dir=two"]
+    options = [*SMALL, *MORE, f"train.zero_stage={stage}", "run.dir=two"]
     path = str(Path(sys.executable).parent)
     done = run(TRAIN, "--config", config("pcgrad"), *options, cwd=tmp_path, ranks=2, PATH=path)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
     two = [json.loads(x) for x in lines]
-    for a, b in zip(one, two, strict=True):
+    for a, b in zip(one[1], two, strict=True):
         for key in (
             "train/pass@1",
             "train/loss",

@@ -28,5 +28,5 @@ def test_conflict_of_the_batch_and_of_the_average():
 
 def test_the_mean_weight_is_that_before_the_rule():
     weights = torch.tensor([8.0, 0.0, 1.0])
-    found = of_decision(weights, (torch.ones(3), 100 * torch.ones(3)))
+    found = of_decision(weights, (torch.ones(3), 100 * torch.ones(3)), torch.ones(3).double())
     assert found["mean_weight"] == 3 and found["lambda"] == pytest.approx(100)

@@ -92,12 +92,14 @@ def exact_advantages(name, n, c, k):
             if k > 1
             else weighted(lambda o: 1, f)
         ),
-        "log": lambda f: weighted(lambda o: Fraction(n, o + 1), f),
+        "maxrl": lambda f: (f - Fraction(c, n)) / max(c, 1),
     }[name]
     return [each(1) if c else None, each(0) if c < n else None]
 
 
-@pytest.mark.parametrize("name", ["rloo", "plugin", "loo", "pkpo", "pkpo_loo", "pkpo_loo1", "log"])
+@pytest.mark.parametrize(
+    "name", ["rloo", "plugin", "loo", "pkpo", "pkpo_loo", "pkpo_loo1", "maxrl"]
+)
 @QUICK
 @given(counts(200))
 def test_advantages_are_exact(name, given):

@@ -40,7 +40,10 @@ def of(dot, norm_1=1.0, norm_k=1.0, agreement=None):
 
 
 def coefficient(name, *args, **settings):
-    alpha, beta = RULES[name].bind(settings)(torch.ones(3).double(), of(*args), {})
+    """c of a rule without memory; `pcgrad` is the plain projection."""
+    alpha, beta = RULES[name].bind({"restore": 0.0} | settings)(
+        torch.ones(3).double(), of(*args), {}
+    )
     assert alpha.tolist() == [1, 1, 1] and len(set(beta.tolist())) == 1
     return float(beta[0])
 
@@ -69,7 +72,9 @@ def test_no_signal(name):
     zeros = torch.zeros(4).double()
     nothing = Geometry(zeros, Products(0.0, 0.0, 0.0), zeros)
     for weights in (zeros, torch.full((4,), 8.0).double()):
-        alpha, beta = RULES[name].bind({"mix": 0.0, "start": 0.0})(weights, nothing, {})
+        alpha, beta = RULES[name].bind({"mix": 0.0, "start": 0.0, "early": 0.0})(
+            weights, nothing, {}
+        )
         assert alpha.isfinite().all() and (alpha >= 0).all() and beta.isfinite().all()
         if AGREEMENT not in RULES[name].needs:
             assert (alpha == 1).all() and (beta == 0).all()
@@ -105,18 +110,20 @@ def test_degenerate(name):
         products = psd(Products(dot, -0.5, 3.0))
         found = Geometry(torch.zeros(3).double(), products, torch.zeros(3).double())
         assert found.degenerate
-        alpha, beta = RULES[name].bind({"cap": 7.0})(torch.ones(3).double(), found, {})
+        rule = RULES[name].bind({"cap": 7.0, "restore": 0.0})
+        alpha, beta = rule(torch.ones(3).double(), found, {})
         assert alpha.tolist() == [1, 1, 1] and beta.tolist() == [c] * 3
 
 
-@pytest.mark.parametrize(("base", "c"), [(0.6, 2.5), (0.4, 0.0), (0.9, 7.0)])
-def test_the_restoring_force_needs_no_ratio(base, c):
-    """Where |J_1|^2 is measured as not positive: 0.5 + 20 (base - 0.5), within [0, cap]."""
-    settings = {"margin": 0.5, "gain": 20.0, "rate_ema": 0.0, "lead": 0.0, "cap": 7.0}
+@pytest.mark.parametrize(("change", "c"), [(-0.05, 1.0), (0.1, 0.0), (-0.9, 7.0)])
+def test_the_restoring_force_needs_no_ratio(change, c):
+    """Where |J_1|^2 is measured as not positive: 0.5 + 10 (-change), within [0, 7]."""
+    settings = {"margin": 0.5, "restore": 10.0, "rate_ema": 0.0, "lead": 0.0, "cap": 7.0}
     for dot in (0.0, 1.0):
-        found = Geometry(torch.full((3,), 0.5).double(), psd(Products(dot, -0.5, 3.0)))
-        state = {"base_pass@1": base}
-        _, beta = RULES["pcgrad"].bind(settings)(torch.ones(3).double(), found, state)
+        products = psd(Products(dot, -0.5, 3.0))
+        found = Geometry(torch.full((3,), 0.5).double(), products, change=change)
+        rule = RULES["pcgrad"].bind(settings | {"early": 0.0})
+        _, beta = rule(torch.ones(3).double(), found, {})
         assert beta.tolist() == pytest.approx([c] * 3)
 
 
@@ -136,7 +143,9 @@ def test_promised_to_leave_pass_1_alone(name, seed):
 @pytest.mark.parametrize("seed", range(10))
 def test_margin(seed):
     weights, g_k, g_1 = gradients(seed)
-    alpha, beta = RULES["pcgrad"].bind({"margin": 0.2, "cap": 1e9})(weights, geometry(g_k, g_1), {})
+    alpha, beta = RULES["pcgrad"].bind({"margin": 0.2, "cap": 1e9, "restore": 0.0})(
+        weights, geometry(g_k, g_1), {}
+    )
     update, j_1 = (alpha[:, None] * g_k + beta[:, None] * g_1).mean(0), g_1.mean(0)
     assert float(update @ j_1) >= 0.2 * float(j_1 @ j_1) - 1e-9
 
@@ -231,22 +240,56 @@ def test_floor_starts_before_the_loss():
     assert beta.tolist() == pytest.approx([2.0 + 0.05 + 20 * 0.05] * 3)
 
 
-@pytest.mark.parametrize(("lead", "falling", "rising"), [(0.0, 0.12, -0.08), (0.25, 0.145, -0.13)])
-def test_pcgrad_pushes_back_and_lets_go(lead, falling, rising):
-    state = {"base_pass@1": 0.6}
-    settings = {"rate_ema": 0.5, "gain": 10.0, "tolerance": -0.02, "lead": lead}
-    rule = RULES["pcgrad"].bind(settings)
+def pcgrad_at(change, dot, norms=(4.0, 1.0), state=None, **more):
+    """c of `pcgrad` without smoothing, for |J_k|^2, |J_1|^2 = norms, at a change of pass@1."""
+    settings = {"rate_ema": 0.0, "lead": 0.0, "restore": 10.0, "relax": 4.0, "early": 0.0}
+    geometry = {name: more.pop(name) for name in ("pace", "before") if name in more}
+    products = Products(dot, norms[1], norms[0])
+    found = Geometry(torch.full((3,), 0.5).double(), products, change=change, **geometry)
+    rule = RULES["pcgrad"].bind(settings | more)
+    return float(rule(torch.ones(3).double(), found, {} if state is None else state)[1][0])
 
-    def step(rate, dot):
-        found = Geometry(torch.full((3,), rate, dtype=torch.float64), Products(dot, 2.0, 9.0))
-        return float(rule(torch.ones(3).double(), found, state)[1][0])
 
-    # the average starts at the base: 0.6, then 0.5 (0.6 + 0.4), then 0.5 (0.5 + 0.9); its change
-    # goes on for `lead` steps
-    assert step(0.6, -3.0) == pytest.approx(1.5 + 10 * 0.02)
-    assert step(0.4, -3.0) == pytest.approx(1.5 + 10 * falling)
-    assert step(0.9, -3.0) == pytest.approx(1.5 + 10 * rising)
-    assert step(0.9, 3.0) == 0
+def test_pcgrad_restores_and_lets_go():
+    """c = -<J_k, J_1>/|J_1|^2 + force |J_k|/|J_1|, here 1.5 + 2 force."""
+    assert pcgrad_at(0.0, -1.5) == 1.5
+    assert pcgrad_at(-0.05, -1.5) == pytest.approx(1.5 + 2 * 10 * 0.05)
+    assert pcgrad_at(0.05, -1.5) == pytest.approx(1.5 - 2 * 4 * 0.05)
+    assert pcgrad_at(0.05, -1.5, pace=0.5) == pytest.approx(1.5 - 2 * 8 * 0.05)
+    assert pcgrad_at(0.05, -1.5, pace=0.0) == pytest.approx(max(0, 1.5 - 2 * 40 * 0.05))
+    assert pcgrad_at(0.05, 1.5) == 0
+
+
+def test_pcgrad_lets_go_of_the_best_pass_1():
+    """However short J_1 is there; a force times |J_1|^2 would keep c = 1/|J_1|^2 for ever."""
+    for short in (1e-2, 1e-6):
+        assert pcgrad_at(0.3, -math.sqrt(short), norms=(1.0, short), cap=1e9) == 0
+
+
+def test_the_floor_of_pcgrad_sinks_with_the_pace():
+    for pace in (1.0, 0.25):
+        c = pcgrad_at(0.0, -1.5, early=0.04, pace=pace, tolerance=0.01)
+        gap = 0.04 * pace - 0.01
+        assert c == pytest.approx(1.5 + 2 * gap * (10 if gap > 0 else 4 / pace))
+
+
+def test_pcgrad_decides_by_the_products_before_the_batch():
+    assert pcgrad_at(0.0, -1.5, before=Products(-0.5, 1.0, 4.0)) == 0.5
+    assert pcgrad_at(0.0, -1.5, before=None) == 1.5
+
+
+@pytest.mark.parametrize(("lead", "gaps"), [(0.0, (0.1, 0.0)), (2.0, (0.3, -0.2))])
+def test_pcgrad_looks_ahead(lead, gaps):
+    """The average change is 0.5 (0 - 0.2), then 0.5 (-0.1 + 0.1); its change goes on for `lead`."""
+    state: dict[str, float] = {}
+    for change, gap in zip((-0.2, 0.1), gaps, strict=True):
+        c = pcgrad_at(change, -1.5, state=state, rate_ema=0.5, lead=lead)
+        assert c == pytest.approx(max(0, 1.5 + 2 * gap * (10 if gap > 0 else 4)))
+
+
+def test_without_restoring_pcgrad_is_the_projection():
+    for change in (-0.2, 0.0, 0.2):
+        assert pcgrad_at(change, -1.5, restore=0.0) == 1.5
 
 
 def test_settings_go_to_the_rule_that_names_them():
@@ -349,7 +392,9 @@ def test_against_torchjd(seed):
         "mix": torchjd.Constant(torch.tensor([1.0, 0.5]).double())(matrix),
     }
     for name, expected in theirs.items():
-        alpha, beta = RULES[name].bind({"cap": 1e9})(weights, geometry(g_k, g_1), {})
+        alpha, beta = RULES[name].bind({"cap": 1e9, "restore": 0.0})(
+            weights, geometry(g_k, g_1), {}
+        )
         ours = alpha[0] * matrix[0] + beta[0] * matrix[1]
         cosine = torch.nn.functional.cosine_similarity(ours, expected, 0)
         assert float(cosine) == pytest.approx(1.0, abs=1e-5), name
@@ -374,7 +419,9 @@ def test_against_torchjd_with_a_solver(seed):
         "nash": torchjd.NashMTL(n_tasks=2)(matrix),
     }
     for name, expected in theirs.items():
-        alpha, beta = RULES[name].bind({"cap": 1e9})(weights, geometry(g_k, g_1), {})
+        alpha, beta = RULES[name].bind({"cap": 1e9, "restore": 0.0})(
+            weights, geometry(g_k, g_1), {}
+        )
         ours = alpha[0] * matrix[0] + beta[0] * matrix[1]
         cosine = torch.nn.functional.cosine_similarity(ours, expected.to(ours), 0)
         assert float(cosine) == pytest.approx(1.0, abs=1e-3), name

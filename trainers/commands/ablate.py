@@ -22,6 +22,7 @@ from eval.errors import Refusal
 from eval.report.runs import read_summary
 from trainers.config.load import OF_BASE, differences, is_root, load_config
 from trainers.config.schema import Config
+from trainers.config.unused import unused
 from trainers.config.values import ConfigError, flatten
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,6 +108,19 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
     return [(key, value) for key, _, value in (x.partition("=") for x in overrides)]
 
 
+def apart_from_roots(configs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split configurations: (those to run, the roots among several, which other files extend)."""
+    roots = [x for x in configs if is_root(Path(x))] if len(configs) > 1 else []
+    return [x for x in configs if x not in roots], roots
+
+
+def left_out(roots: Sequence[str]) -> str:
+    """Return the line that names the roots which a pattern such as configs/*.yaml has matched."""
+    folders = {x: Path(x).with_suffix("") for x in roots}
+    names = [f"{x} (variants: {y}/*.yaml)" if y.is_dir() else x for x, y in folders.items()]
+    return f"Left out, as other files extend them: {', '.join(names)}. To run one, name it alone."
+
+
 def combinations(
     configs: Sequence[str], seeds: Sequence[int], sweeps: Sequence[str], out: Path, jobs: int
 ) -> list[Run]:
@@ -116,8 +130,6 @@ def combinations(
     """
     if jobs < 1:
         raise ConfigError(f"--jobs = {jobs}: must be at least 1")
-    if len(configs) > 1:  # configs/*.yaml includes the roots that other files extend
-        configs = [x for x in configs if not is_root(Path(x))]
     stems = [Path(x).stem for x in configs]
     for stem in stems:
         if stems.count(stem) > 1:
@@ -135,13 +147,24 @@ def combinations(
     return [Run(config, same, swept, seed, out, threads) for seed, config, swept in grid]
 
 
-def check(runs: Sequence[Run]) -> None:
-    """Refuse a mistake in any configuration before the first run starts."""
+def check(runs: Sequence[Run], jobs: int) -> None:
+    """Refuse a mistake in any configuration, and a sweep without effect, before a run starts."""
     for run in runs:
         try:
-            assert run.settings
+            without_effect = unused(run.settings)
         except ConfigError as error:
             raise ConfigError(f"{run.config}: {error}") from None
+        for key, value in _pairs(run.swept):
+            if key in without_effect:
+                remedy = "leave the key or this configuration out of the sweep"
+                why = f"{without_effect[key]}, and its runs would be equal; {remedy}"
+                raise ConfigError(f"{run.config}: {key} = {value}: {why}")
+    served = [x.settings.rollout for x in runs if x.settings.train.rollouts == "vllm"]
+    places = [place for x in served for place in (*x.urls, x.sync_dir)]
+    if jobs > 1 and len(set(places)) < len(places):
+        why = "runs with train.rollouts=vllm would share a server, which holds one run's weights"
+        remedy = "give --jobs 1, or a command for each server, with its rollout.urls and sync_dir"
+        raise ConfigError(f"--jobs = {jobs}: {why}; {remedy}")
 
 
 def _command(run: Run, base: Run | None) -> list[str]:

@@ -12,7 +12,6 @@ have mean 0, as every baseline requires, and does g_i estimate the gradient of t
 rate.
 """
 
-import sys
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -22,6 +21,7 @@ from tqdm import tqdm
 from eval.policy.logprobs import Likelihood, check_chunks
 from eval.policy.policy import Policy, load_policy
 from eval.policy.streams import derive_seed
+from eval.progress import progress
 from eval.records import Record
 from eval.rollout.rollout import Rollout
 from eval.rollout.sample import sample
@@ -124,14 +124,7 @@ class Diagnosis:
         return [i for i in range(start, stop) if i // 2 % self.ranks.world == self.ranks.rank]
 
     def _progress(self, total: int, done: int, name: str) -> tqdm:
-        return tqdm(
-            total=total,
-            initial=done,
-            desc=name,
-            disable=self.folder is None,
-            mininterval=0.3 if sys.stderr.isatty() else 15,
-            file=sys.stderr,
-        )
+        return progress(total, done, name, quiet=self.folder is None)
 
     # -- the first pass ---------------------------------------------------------------------------
 

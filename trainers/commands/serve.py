@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import EACCES, EADDRINUSE
 from ipaddress import ip_address
@@ -29,11 +29,25 @@ from trainers.job import Job
 
 MEMORY = Path("/dev/shm")  # a folder in memory, where the system has one
 LOGS = Path("runs/serve")
-PROBE = "from importlib.util import find_spec; print(find_spec('vllm') is not None)"
+PROBE = """
+from importlib.util import find_spec
+if find_spec("vllm"):
+    import torch
+    print("gpu" if torch.cuda.is_available() else "cpu")
+"""
 PROGRAM = "vllm.entrypoints.openai.api_server"
 POLL = 0.3  # seconds between two looks at a server
-PATIENCE = 30.0  # seconds in which a server must end by itself
-AFTERWARDS = 10  # looks at what it leaves running
+LOOKS = 100  # at a server that must end by itself
+# The first argument leads a session. The end of this input, which even SIGKILL of its writer
+# brings, ends the session. All others of it get a moment to remove their shared memory.
+END = f"""
+trap '' INT TERM HUP
+read _
+kill -TERM -$0
+for i in $(seq $1); do kill -0 $0 || break; sleep {POLL}; done
+for i in $(seq 10); do kill -0 -$0 || exit 0; sleep {POLL}; done
+kill -KILL -$0
+"""
 # `ValueError: why` in a log, behind the names and times that vLLM puts before its lines
 ERROR = re.compile(r"^(?:\([^)]*\) )*(?:ERROR [^]]*\] )?([\w.]*(?:Error|Exception): .*)$")
 
@@ -62,11 +76,12 @@ class Arguments:
 def serve(arguments: Arguments) -> None:
     """Start the server of a configuration, print its keys, and stay until it ends."""
     check(arguments)
+    device = device_of(arguments.python)
     config = configured(arguments)
     job = Job(config)
     model = job.base_path()
     longest = job.longest(Policy(None, load_tokenizer(model)), prompts(job))
-    command = [arguments.python, "-m", PROGRAM, *flags(arguments, config, model, longest)]
+    command = [arguments.python, "-m", PROGRAM, *flags(arguments, config, model, longest, device)]
     keys = [f"{x}={y}" for x, y in keys_of(config).items()]
     with running(command, environment(os.environ), arguments.log) as process:
         print(f"starting a server of {model}; its log: {arguments.log}", file=sys.stderr)
@@ -122,9 +137,15 @@ def prompts(job: Job) -> list[str]:
     return list({x.prompt: None for batch in batches for x in batch})
 
 
-def flags(arguments: Arguments, config: Config, model: str, longest: int) -> list[str]:
-    """Return the flags of the server's program; a key that changes no draw has none."""
+def flags(arguments: Arguments, config: Config, model: str, longest: int, device: str) -> list[str]:
+    """Return the flags of the server's program; a key that changes no draw has none.
+
+    A GPU gets CUDA graphs, into whose tensors vLLM copies new weights. A CPU has none: without this
+    flag vLLM would compile the model in C++ at the start.
+    """
     more = ["--host", arguments.host, "--port", str(arguments.port)]
+    if device == "cpu":
+        more.append("--enforce-eager")
     if arguments.gpus > 1:
         more += ["--tensor-parallel-size", str(arguments.gpus)]
     if arguments.memory is not None:
@@ -147,7 +168,7 @@ def environment(own: Mapping[str, str]) -> dict[str, str]:
 
 def check(arguments: Arguments) -> None:
     """Refuse arguments with which no server can start."""
-    gpus, memory, python = arguments.gpus, arguments.memory, arguments.python
+    gpus, memory = arguments.gpus, arguments.memory
     if gpus < 1:
         raise Refusal(f"--gpus = {gpus}: must be at least 1")
     if memory is not None and not 0 < memory <= 1:
@@ -155,9 +176,6 @@ def check(arguments: Arguments) -> None:
     if not 1 <= arguments.port < 2**16:
         raise Refusal(f"--port = {arguments.port}: must be from 1 to 65535")
     _check_address(arguments.host, arguments.port)
-    if not _has_vllm(python):
-        remedy = "make an environment with vLLM as the README says, and name its bin/python"
-        raise Refusal(f"--python = {python}: has no vllm; {remedy}")
 
 
 def _check_address(host: str, port: int) -> None:
@@ -179,14 +197,18 @@ def _is_loopback(host: str) -> bool:
     return ip_address(socket.gethostbyname(host)).is_loopback
 
 
-def _has_vllm(python: str) -> bool:
+def device_of(python: str) -> str:
+    """Return `gpu` or `cpu`, on which the vLLM of this Python draws; refuse one without vLLM."""
     try:
         done = subprocess.run([python, "-c", PROBE], capture_output=True, text=True)
     except OSError as error:
         raise Refusal(
             f"--python = {python}: cannot be run ({error.strerror}); name VENV/bin/python"
         ) from None
-    return done.returncode == 0 and done.stdout.strip() == "True"
+    if done.returncode or not done.stdout:
+        remedy = "make an environment with vLLM as launch/README.md says, and name its bin/python"
+        raise Refusal(f"--python = {python}: has no vllm; {remedy}")
+    return done.stdout.strip()
 
 
 # -- the process ----------------------------------------------------------------------------------
@@ -198,8 +220,8 @@ def running(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program, which writes into a log, until the end of the context.
 
-    The program has a session of its own: Ctrl-C reaches this process alone, which then ends all
-    processes of the session.
+    The program has a session of its own: Ctrl-C reaches this process alone. A shell beside it then
+    ends all processes of the session, and does so as well when this process is killed.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as file:
@@ -211,28 +233,24 @@ def running(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    ending = subprocess.Popen(
+        ["sh", "-c", END, str(process.pid), str(LOOKS)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
         yield process
     finally:
         heard = signal.SIGINT, signal.SIGTERM, signal.SIGHUP  # the end is on its way already
         before = {x: signal.signal(x, signal.SIG_IGN) for x in heard}
-        _end(process)
+        assert ending.stdin is not None
+        ending.stdin.close()
+        process.wait()
+        ending.wait()
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all others of its session, by force if they take too long."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(PATIENCE)
-    with suppress(ProcessLookupError):
-        for _ in range(AFTERWARDS):  # the others remove their shared memory meanwhile
-            os.killpg(process.pid, 0)
-            time.sleep(POLL)
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def _refuse_end(process: subprocess.Popen[bytes], arguments: Arguments, when: str) -> None:

@@ -5,37 +5,101 @@ Commands read it before their slow imports, so that --help and a wrong option ta
 
 import argparse
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
 from eval.errors import Refusal
-from trainers.config.values import described
+from surgery import __version__
+from trainers.config.aliases import answer, nearest
+from trainers.config.values import KEYS, described
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+UNRECOGNIZED = "unrecognized arguments: "  # how argparse begins its message
 
 
-def command_line(description: str | None) -> argparse.ArgumentParser:
+class CommandLine(argparse.ArgumentParser):
+    """A parser that says a mistake in one line, and answers a key that is given as an option."""
+
+    takes_keys = False
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.split() if message.startswith(UNRECOGNIZED) and self.takes_keys else []
+        options = [x for x in unknown if x.startswith("--")]
+        lines = [*_as_keys(options, sys.argv[1:])] or [f"{message}; --help shows the options"]
+        self.exit(2, "\n".join(lines) + "\n")
+
+
+def _as_keys(options: Sequence[str], words: Sequence[str]) -> Iterator[str]:
+    """Yield a line for each option that the command does not have; it may be meant as a key."""
+    for option in options:
+        name, equals, value = option.partition("=")
+        following = words[words.index(option) + 1 :][:1] if option in words else []
+        if not equals and following and not following[0].startswith("-"):
+            value = following[0]
+        key = name.strip("-").replace("-", "_")
+        near = [key] if key in KEYS else nearest(key)
+        remedy = "--help shows the options"
+        if near:
+            remedy = f"keys are given without dashes, as in {near[0]}={value or '...'}"
+        yield f"{name}{' = ' if value else ''}{value}: no such option; {remedy}"
+
+
+def command_line(description: str | None) -> CommandLine:
     """Return a parser whose --help begins with the text of the command."""
     raw = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(description=description, formatter_class=raw)
+    parser = CommandLine(description=description, formatter_class=raw)
+    parser.add_argument("--version", action="version", version=f"passk-surgery {__version__}")
+    return parser
 
 
 LEGEND = """key = default (values): meaning
 
-A meaning that begins with names and a colon applies to the rules, estimators or tasks of these
-names; `data:` stands for the tasks gsm8k, math and data."""
+A meaning that begins with names and a colon applies to the rules, estimators, tasks or samplers of
+these names; `data:` stands for the tasks gsm8k, math and data."""
 
 
-class HelpConfig(argparse.Action):
-    """Print every key and exit."""
+class PrintKeys(argparse.Action):
+    """Print the keys of a section, or all of them, and exit."""
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        print(f"{LEGEND}\n\n{described()}")
+    def __call__(
+        self, parser: argparse.ArgumentParser, _: object, section: object, *__: object
+    ) -> None:
+        lines = described(str(section or ""))
+        if not lines:
+            parser.exit(2, f"--keys = {section}: {answer(str(section))}\n")
+        print(f"{LEGEND}\n\n{lines}")
         parser.exit()
 
 
-def add_options(parser: argparse.ArgumentParser, example: str) -> None:
+class PrintNames(argparse.Action):
+    """Print the names that a configuration can choose, and exit."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from trainers.config.names import listed
+
+        print(listed(CONFIGS))
+        parser.exit()
+
+
+def add_keys(parser: CommandLine, meaning: str, metavar: str = "key=value") -> None:
+    """Add the keys of a configuration to a command, and the options that explain them."""
+    parser.takes_keys = True
+    parser.add_argument("overrides", nargs="*", metavar=metavar, help=meaning)
+    nowhere: dict[str, Any] = {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS}
+    keys = "print the keys, of one section or all, and exit"
+    parser.add_argument(
+        "--keys", nargs="?", metavar="SECTION", action=PrintKeys, help=keys, **nowhere
+    )
+    names = "print the rules, estimators, tasks, samplers and configurations, and exit"
+    parser.add_argument("--list", nargs=0, action=PrintNames, help=names, **nowhere)
+
+
+def add_options(parser: CommandLine, example: str) -> None:
     """Add the options that train.py and diagnose.py share."""
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    parser.add_argument("--config", required=True, help="a YAML file, see configs/")
-    parser.add_argument("--help-config", nargs=0, action=HelpConfig, help="print every key")
+    parser.add_argument("--config", required=True, type=find_config, help=CONFIG)
     parser.add_argument("--local_rank", type=int, default=0, help="set by the launcher")
     parser.add_argument("--plan", action="store_true", help="only print what the work will need")
     parser.add_argument("--plan-ranks", type=int, default=ranks, help="ranks that --plan assumes")
@@ -43,7 +107,16 @@ def add_options(parser: argparse.ArgumentParser, example: str) -> None:
     parser.add_argument(
         "--device", help="with --plan: also its seconds on h100, h200, a100-80, l4 or 4090"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"such as {example}")
+    add_keys(parser, f"such as {example}")
+
+
+CONFIG = "a YAML file, or the name of one in configs/, such as pcgrad"
+
+
+def find_config(name: str) -> str:
+    """Return the path of a configuration: a file, or by its name one of the project's configs/."""
+    shipped = CONFIGS / f"{name}.yaml"
+    return str(shipped) if shipped.is_file() and not Path(name).is_file() else name
 
 
 def planning(plan: bool, device: str | None) -> bool:

@@ -70,6 +70,9 @@ def _of_objective(config: Config) -> Mistakes:
     elif n >= 2 and max([k, *scheduled]) > largest_k(estimator, n):
         most = f"{estimator} serves k <= {largest_k(estimator, n)} from train.samples = {n}"
         yield "objective.k", f"{most}; lower it or raise train.samples"
+    if config.objective.filter and config.train.sampler != "uniform":
+        remedy = "counts prompts that are drawn alike; set train.sampler=uniform"
+        yield "objective.filter", remedy
     rule = config.surgery.rule
     compares = AGREEMENT in RULES[rule].needs if rule in RULES else False
     if compares and estimator in set(ESTIMATORS) - OF_PASS_AT_K:
@@ -78,7 +81,7 @@ def _of_objective(config: Config) -> Mistakes:
     decoding = config.eval.temperature, config.eval.top_p
     if holds_pass_1(config) and decoding != (config.train.temperature, 1):
         remedy = f"rule {rule} compares training with it; use train.temperature and top_p=1"
-        remedy += ", or surgery.gain=0" if rule == "pcgrad" else ""
+        remedy += ", or surgery.restore=0" if rule == "pcgrad" else ""
         yield "eval.temperature", remedy
 
 
@@ -186,8 +189,6 @@ def _of_data(config: Config) -> Mistakes:
             "task.rates",
             "task.easy_above and task.hard_below choose by records of the base; name some",
         )
-    if task.rates is not None and not thresholds:
-        yield "task.rates", "needs a threshold; give task.easy_above, task.hard_below or both"
     if thresholds != sorted(thresholds):
         yield "task.easy_above", f"lies below task.hard_below = {task.hard_below}; raise it"
     for name in task.fields.keys() - set(FIELDS):
@@ -210,6 +211,9 @@ def _of_surgery(config: Config) -> Mistakes:
         if config.train.samples < 3:
             remedy = f"rule {surgery.rule} decides by two other completions; use 3 or more"
             yield "train.samples", remedy
+    if surgery.hold == "control" and not (holds_pass_1(config) or ":" in surgery.rule):
+        remedy = f"rule {surgery.rule} holds no pass@1; set surgery.hold=train"
+        yield "surgery.hold", remedy
     if surgery.metric == "adam" and surgery.measure != "ghost":
         yield "surgery.metric", "is a metric of parameters; set surgery.measure=ghost"
     if surgery.modules is not None:

@@ -1,6 +1,5 @@
 """Read a configuration: YAML with `extends:`, and key=value overrides."""
 
-import difflib
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from trainers.config.aliases import answer
 from trainers.config.values import KEYS, OPTIONS, ConfigError, first_line, kind, shown
 
 # keys of earlier versions: the only value that they may still have, and the reason
@@ -34,7 +34,7 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         content: Any = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError:
         raise ConfigError(
-            f"--config = {path}: no such file; configs/ of the project holds examples"
+            f"--config = {path}: no such file; give one, or a name that --list prints"
         ) from None
     except Exception as error:  # YAML, encoding: the fault lies in the file
         raise ConfigError(
@@ -109,12 +109,5 @@ def set_key(node: Any, key: str, value: Any) -> str | None:
 
 def _unknown(key: str) -> str:
     """Return a message that suggests a known key for an unknown one."""
-    known = [x for x in KEYS if x not in OPTIONS]
-    inside = [x for x in known if x.startswith(f"{key}.")]
-    if inside:
-        return f"is a section; give its keys, such as {inside[0]}"
-    near = difflib.get_close_matches(key, known, 1, 0.5) or [
-        x for x in known if x.endswith("." + key)
-    ]
-    remedy = f"the nearest is {near[0]}" if near else "remove it"
-    return f"unknown key; {remedy}"
+    inside = [x for x in KEYS if x.startswith(f"{key}.")]
+    return f"is a section; give its keys, such as {inside[0]}" if inside else answer(key)

@@ -41,6 +41,9 @@ class TaskConfig:
         5.0, "time for one answer; a longer judgement is ended and undecided", above=0
     )
     size: str = choice("chain: size of the stories and of the base", "small", "large")
+    stories: int | None = key(
+        None, "chain: number of stories to train on, over and over; null: always new", at_least=2
+    )
     delta: float = key(2.0, "twin, chain: distance between the cues of easy and hard", at_least=0)
     hard_share: float = key(0.3, "twin, chain: share of hard prompts", at_least=0, at_most=1)
     base_bias: float = key(
@@ -80,6 +83,9 @@ class TaskConfig:
         None, "data: train on problems with a base rate below this", at_least=0, at_most=1
     )
     decontaminate: bool = key(True, "data: leave out training problems that the evaluation has")
+    held_out: int = key(
+        0, "data: training problems to set aside, for surgery.hold=control", at_least=0
+    )
     options: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "settings of a task of your own, by name"}
     )
@@ -94,7 +100,14 @@ class ObjectiveConfig:
     estimator: str = key("loo", "a name in surgery/estimators.py")
     beta: float = key(4.0, "risk: inverse temperature", above=0)
     alpha: float = key(0.5, "power: exponent", above=0)
-    epsilon: float = key(1e-6, "grpo: added to the standard deviation", above=0)
+    epsilon: float = key(1e-6, "grpo, focal: added to the standard deviation", above=0)
+    gamma: float = key(1.0, "focal: exponent of the share of wrong answers", at_least=0)
+    window: int = key(10, "curverl: earlier batches that are its reference", at_least=1)
+    prior_right: float = key(1.0, "posterior_passk: right answers that the prior adds", above=0)
+    prior_wrong: float = key(1.0, "posterior_passk: wrong answers that the prior adds", above=0)
+    filter: bool = key(
+        False, "whether prompts with only right or only wrong answers leave the batch's mean"
+    )
 
 
 @dataclass
@@ -135,12 +148,29 @@ class SurgeryConfig:
         at_least=-1,
         at_most=1,
     )
-    gain: float = key(20.0, "floor, pcgrad: weight of pass@1 per unit of the gap", at_least=0)
+    gain: float = key(20.0, "floor: weight of pass@1 per unit of the gap", at_least=0)
+    restore: float = key(
+        40.0, "pcgrad: weight of pass@1 per unit below its floor; 0: projection alone", at_least=0
+    )
+    relax: float = key(
+        8.0, "pcgrad: weight of pass@1 lost per unit above the floor, over the pace", at_least=0
+    )
+    early: float = key(
+        0.02, "pcgrad: height of the first floor over the last; sinks with the pace", at_least=0
+    )
     rate_ema: float = key(
         0.8, "floor, pcgrad: smoothing of the batch's pass@1", at_least=0, at_most=0.999
     )
+    hold: str = choice(
+        "floor, pcgrad: hold pass@1 on the prompts of training, or on some never trained on",
+        "train",
+        "control",
+    )
+    control_prompts: int = key(
+        32, "hold=control: prompts that each step judges and does not train on", at_least=2
+    )
     start: float = key(2.0, "floor: weight of pass@1 at the start", at_least=0)
-    lead: float = key(2.0, "pcgrad: steps ahead for which the gap is predicted", at_least=0)
+    lead: float = key(8.0, "pcgrad: steps ahead for which the gap is predicted", at_least=0)
     integral_gain: float = key(
         1.0, "floor: weight of pass@1 per unit of the summed gap", at_least=0
     )
@@ -154,6 +184,21 @@ class TrainConfig:
     steps: int = key(150, "steps of training in all", at_least=1)
     prompts: int = key(128, "prompts of a step, on all ranks together", at_least=1)
     samples: int = key(16, "completions of a prompt", at_least=2)
+    sampler: str = choice(
+        "choice of the prompts; informative: by the signal that earlier answers promise",
+        "uniform",
+        "informative",
+    )
+    candidates: int = key(8, "informative: problems from which each prompt is chosen", at_least=2)
+    uniform_share: float = key(
+        0.3,
+        "informative: share of uniform choice; bounds a prompt's importance",
+        above=0,
+        at_most=1,
+    )
+    history_decay: float = key(
+        0.9, "informative: weight of an answer, for each step of its age", above=0, at_most=1
+    )
     temperature: float = key(
         1.0, "temperature of the logits, in sampling and in log-probabilities", above=0
     )

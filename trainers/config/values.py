@@ -53,10 +53,12 @@ def misfit(key: str, value: Any) -> str | None:
     return None
 
 
-def described() -> str:
-    """Return one line per key: default, type and range, help."""
+def described(section: str = "") -> str:
+    """Return one line per key of a section, or of all: default, type and range, help."""
     lines = []
     for key, f in KEYS.items():
+        if not f"{key}.".startswith(f"{section}." if section else ""):
+            continue
         default = f.default_factory() if callable(f.default_factory) else f.default
         bounds = [f"{name} {f.metadata[name]}" for name in BOUNDS if name in f.metadata]
         choices = f.metadata.get("one of")
@@ -83,7 +85,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 def holds_pass_1(config: Config) -> bool:
     """Return whether the rule compares pass@1 of the training batches with that of the base."""
     rule = config.surgery.rule
-    return rule == "floor" or (rule == "pcgrad" and config.surgery.gain > 0)
+    return rule == "floor" or (rule == "pcgrad" and config.surgery.restore > 0)
 
 
 def parse_schedule(text: str | None) -> list[tuple[int, int]]:

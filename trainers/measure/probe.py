@@ -84,15 +84,21 @@ class Probe:
                 local = probes_of(g_1, batch.rollout.features.cpu(), batch.mine)
                 probes = self.engine.in_place(batch.mine, local, len(correct))
         if not Geometry(correct.mean(1), now, agreement).finite:  # it would stay in the average
-            return Geometry(correct.mean(1), Products(math.nan, math.nan, math.nan)), {}
+            nothing = Products(math.nan, math.nan, math.nan)
+            return Geometry(correct.mean(1), nothing), {}
         now_and_then = self.surgery.measure == "ghost" and not self.with_norm_k
         used = replace(now, norm_k=math.nan) if now_and_then else now
+        before = self.products
         self.smooth = smoothed(used, self.smooth, self.surgery.ema, self.averaged)
         decisive = psd(self.smooth)
         others = None
         if self.by_others and probes is not None:
             others = by_others(correct, batch.weight_k, probes)
-        geometry = Geometry(correct.mean(1), decisive, agreement, others)
+        # of the prompt itself, whatever its importance
+        agreement = agreement / batch.importance
+        geometry = Geometry(
+            correct.mean(1), decisive, agreement, others, batch.change, before, batch.pace
+        )
         self.measured, self.averaged = self.measured + 1, self.averaged + 1
         self.degenerate += geometry.degenerate
         scalars = diagnostics.of_products(now, naive, decisive)

@@ -28,7 +28,7 @@ from trainers.plan.seconds import DEVICES
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 
 
 def _micro_batch(cost: Cost) -> Held:
@@ -133,25 +133,34 @@ def _sum(*parts: Held) -> Held:
 
 
 def render(moments: Mapping[str, Held], host: Held, device: int | None) -> str:
-    """A table of GiB, its largest column, and what the device has."""
-    names = [*dict.fromkeys(name for held in moments.values() for name in held)]
-    rows = [
-        [name, *(f"{held[name] / GIB:.2f}" if held.get(name) else "–" for held in moments.values())]
-        for name in names
-    ]
+    """A table of GiB, or of MiB where all is less than one GiB, its largest column, the device."""
     totals = {moment: sum(held.values()) for moment, held in moments.items()}
-    rows.append(["total", *(f"{x / GIB:.2f}" for x in totals.values())])
     worst = max(totals, key=lambda moment: totals[moment])
     peak = totals[worst]
-    lines = [table(["GiB of one rank", *moments], rows), ""]
-    lines.append(f"At most {peak / GIB:.1f} GiB, when {worst}.")
+    unit, name_of_unit = (GIB, "GiB") if peak >= GIB else (MIB, "MiB")
+    names = [*dict.fromkeys(name for held in moments.values() for name in held)]
+    rows = [
+        [
+            name,
+            *(f"{held[name] / unit:.2f}" if held.get(name) else "–" for held in moments.values()),
+        ]
+        for name in names
+    ]
+    rows.append(["total", *(f"{x / unit:.2f}" for x in totals.values())])
+    lines = [table([f"{name_of_unit} of one rank", *moments], rows), ""]
+    lines.append(f"At most {_size(peak)}, when {worst}.")
     if host:
-        parts = ", ".join(f"{name} {x / GIB:.1f}" for name, x in host.items())
-        lines.append(f"In the host's memory: {sum(host.values()) / GIB:.1f} GiB ({parts}).")
+        parts = ", ".join(f"{name} {_size(x)}" for name, x in host.items())
+        lines.append(f"In the host's memory: {_size(sum(host.values()))} ({parts}).")
     if device:
         fits = "" if peak < device else ": too little"
-        lines.append(f"The device has {device / GIB:.1f} GiB{fits}.")
+        lines.append(f"The device has {_size(device)}{fits}.")
     return "\n".join(lines)
+
+
+def _size(count: int) -> str:
+    """Return a number of bytes in GiB, or in MiB if it is less than one GiB."""
+    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / MIB:.1f} MiB"
 
 
 def plan(

@@ -14,6 +14,22 @@ from eval.tasks.task import Population, Problem
 from eval.verify.verifier import Verifier
 from trainers.engine.engine import Engine
 from trainers.job import Job
+from trainers.train.base_rates import BaseRates
+
+
+def judged(
+    engine: Engine,
+    verifier: Verifier,
+    problems: Sequence[Problem],
+    draws: Draws,
+    population: Population | None = None,
+) -> list[Record]:
+    """Return one record per problem, in order, on every rank; the ranks share the problems."""
+    mine = range(engine.rank, len(problems), engine.world)
+    with engine.sampling() as policy:
+        own = [problems[i] for i in mine]
+        records = evaluate(policy, verifier, own, draws, mine, population)
+    return engine.list_in_place(mine, records, len(problems))
 
 
 class Evaluation:
@@ -40,17 +56,7 @@ class Evaluation:
         options = self.config.eval
         how = self.job.decoding(options.temperature, options.top_p, self.job.eval_tokens)
         draws = Draws(options.samples, how, derive_seed("eval", options.seed))
-        mine = range(self.engine.rank, len(problems), self.engine.world)
-        with self.engine.sampling() as policy:
-            records = evaluate(
-                policy,
-                self.verifier,
-                [problems[i] for i in mine],
-                draws,
-                mine,
-                population,
-            )
-        return self.engine.list_in_place(mine, records, len(problems))
+        return judged(self.engine, self.verifier, problems, draws, population)
 
     def exact(self, population: Population | None = None) -> dict[str, float]:
         """Return the true pass@k if the task knows them."""
@@ -58,6 +64,13 @@ class Evaluation:
         if population is None:
             return {}
         return {f"exact/{name}": x for name, x in population.pass_at(self.ks).items()}
+
+    def base_rates(self, records: Sequence[Record], overall: float) -> BaseRates:
+        """Return the policy's success rates, true ones if the task knows them, else of records."""
+        population = self._population()
+        if population is not None:
+            return BaseRates.of_population(population, overall)
+        return BaseRates.of_records(records, overall)
 
     def _population(self) -> Population | None:
         """Return the true success probabilities if task and decoding have any."""

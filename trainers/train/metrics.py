@@ -10,6 +10,7 @@ from torch import Tensor
 from eval.files import append_lines, sync, whole_lines, write_lines
 from trainers.config.schema import Config
 from trainers.config.values import flatten
+from trainers.train.board import card, charts, layout
 from trainers.train.schedules import due
 from trainers.train.step_log import StepLog
 
@@ -28,7 +29,7 @@ class Metrics:
     def __init__(self, folder: Path, config: Config, step: int):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.folder, self.logging = folder, config.logging
+        self.folder, self.config, self.logging = folder, config, config.logging
         for path in map(folder.joinpath, LOGS):
             if path.exists():  # a run that starts again from step 0 keeps no lines
                 kept = (x for x in steps_of(path) if step and x["step"] <= step)
@@ -37,6 +38,13 @@ class Metrics:
         if not step:
             rows = "\n".join(f"|{key}|{value}|" for key, value in flatten(config).items())
             self._writer.add_text("config", f"|key|value|\n|-|-|\n{rows}", 0)
+
+    def begin(self, scalars: Mapping[str, float]) -> None:
+        """Log the evaluation before training, and lay out the charts that the run will fill."""
+        shown = charts(self.config, scalars)
+        self._writer.add_custom_scalars(layout(shown))
+        self._writer.add_text("How to read", card(shown), 0)
+        self.log(0, scalars)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         """Log the finite scalars; JSON has no notation for the others."""

@@ -12,13 +12,22 @@ def learning_rate(config: Config, step: int) -> float:
     The default warm-up is long because Adam's first steps are as long in noise as in signal, and
     because the conflict with pass@1 is at its worst before anything has been measured.
     """
-    train = config.train
-    warmup = train.steps // 3 if train.warmup_steps is None else train.warmup_steps
-    if step <= warmup:
-        return train.lr * step / warmup
-    done = (step - 1 - warmup) / max(1, train.steps - warmup)
+    warmup = _warmup(config)
+    rising = step / warmup if step <= warmup else 1.0
+    return config.train.lr * rising * pace(config, step)
+
+
+def pace(config: Config, step: int) -> float:
+    """Return the learning rate over its peak, 1 in the warm-up."""
+    train, warmup = config.train, _warmup(config)
+    done = max(0, step - 1 - warmup) / max(1, train.steps - warmup)
     factor = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
-    return train.lr * factor[train.schedule]
+    return factor[train.schedule]
+
+
+def _warmup(config: Config) -> int:
+    train = config.train
+    return train.steps // 3 if train.warmup_steps is None else train.warmup_steps
 
 
 def k_at(config: Config, step: int) -> int:

@@ -1,19 +1,24 @@
 """The training step: the algorithm, in the order in which it runs."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from eval.errors import Failure
 from eval.policy.logprobs import pad_batch
 from eval.policy.streams import derive_seed
 from eval.rollout.rollout import Rollout
 from eval.rollout.sample import sample
+from eval.scores.evaluate import Draws
+from eval.tasks.task import Problem
 from eval.verify.verifier import Verifier
-from surgery.estimators import ESTIMATORS, OF_PASS_AT_K, entropy, rloo
+from surgery.estimators import ESTIMATORS, OF_PASS_AT_K, entropy, mixed_only, rloo
+from surgery.gap import change_to_base
 from surgery.geometry import Geometry
 from surgery.objectives import prompt_weight
 from surgery.rules import State, apply, find_rule
@@ -23,9 +28,12 @@ from trainers.engine.engine import Engine
 from trainers.job import Job
 from trainers.measure.probe import Probe
 from trainers.step_batch import StepBatch
+from trainers.train.base_rates import BaseRates
 from trainers.train.correction import corrected, of_mismatch
+from trainers.train.evaluation import judged
+from trainers.train.prompts import Prompts
 from trainers.train.reference import Reference
-from trainers.train.schedules import due, k_at, learning_rate
+from trainers.train.schedules import due, k_at, learning_rate, pace
 
 
 class TrainingFailed(Failure):
@@ -46,8 +54,13 @@ class Step:
         estimator = ESTIMATORS[config.objective.estimator]
         self.estimator = partial(estimator, **own_settings(estimator, vars(config.objective)))
         # checkpoints carry these beside the engine's and the probe's state
+        self.prompts = Prompts(job.task, config)
+        self.base_rates = BaseRates(math.nan)  # the trainer sets them before the first step
         self.rule_state: State = {}
         self.bad_steps = 0
+        self.histograms: list[
+            list[float]
+        ] = []  # of right answers, in the batches that curverl reads
 
     def __call__(self, step: int) -> StepBatch:
         """Sample, verify, estimate, measure, decide, run one weighted backward, and update."""
@@ -57,6 +70,8 @@ class Step:
             batch.served = of_mismatch(batch.rollout, self.config.rollout, self.engine)
         with clock("verify"):
             self._verify(batch)
+        with clock("control"):
+            self._hold(batch)
         self._estimate(batch)
         with clock("measure"):
             self._measure(batch)
@@ -74,9 +89,10 @@ class Step:
         # the weights of an estimator with an objective of its own are not known here
         weight_k = k if config.objective.estimator in OF_PASS_AT_K else 1
         self.probe.begin(weight_k)
-        problems = self.job.task.training(config.seed, step, config.train.prompts)
+        problems, importance = self.prompts.draw(step, lambda verdicts: self.estimator(verdicts, k))
         mine = range(self.engine.rank, len(problems), self.engine.world)
-        return StepBatch(step, derive_seed(config.seed, "train", step), k, weight_k, problems, mine)
+        seed = derive_seed(config.seed, "train", step)
+        return StepBatch(step, seed, k, weight_k, pace(config, step), problems, importance, mine)
 
     def _sample(self, batch: StepBatch) -> Rollout:
         """Draw n completions for each of this rank's prompts."""
@@ -108,11 +124,46 @@ class Step:
         batch.correct, batch.undecided, batch.entropy, *others = numbers
         batch.logprob, batch.length, batch.truncated = others
 
+    def _hold(self, batch: StepBatch) -> None:
+        """Compare pass@1 with the base's, on this batch or on problems that are never trained on.
+
+        The base is compared on the same problems, or on those of their strata.
+        """
+        problems, rate, importance = batch.problems, batch.correct.mean(1), batch.importance
+        if self.config.surgery.hold == "control":
+            problems, rate = self._control(batch.step)
+            importance = torch.ones_like(rate)
+        base = self.base_rates(self.job.task, problems)
+        batch.change = change_to_base(rate, base, importance)
+
+    def _control(self, step: int) -> tuple[list[Problem], Tensor]:
+        """Return the control problems of this step, and the policy's success rate on each."""
+        config, job = self.config, self.job
+        problems = job.control(step)
+        how = job.decoding(config.train.temperature, 1.0, job.max_new_tokens)
+        draws = Draws(config.train.samples, how, derive_seed(config.seed, "control", step))
+        records = judged(self.engine, self.verifier, problems, draws)
+        return problems, torch.tensor([x["c"] / x["n"] for x in records]).double()
+
     def _estimate(self, batch: StepBatch) -> None:
         """Estimate the advantages of pass@k and pass@1, and the weight w_k of each prompt."""
-        n = self.config.train.samples
-        batch.a_k, batch.a_1 = self.estimator(batch.correct, batch.k), rloo(batch.correct)
-        batch.weights = prompt_weight(n, batch.correct.sum(1), batch.weight_k)
+        n, counts, importance = self.config.train.samples, batch.correct.sum(1), batch.importance
+        factors = importance[:, None]
+        if self.config.objective.filter:
+            factors = factors * mixed_only(batch.correct)
+        past = self._reference(counts, importance)
+        batch.a_k = factors * self.estimator(batch.correct, batch.k, **past)
+        batch.a_1 = factors * rloo(batch.correct)
+        batch.weights = prompt_weight(n, counts, batch.weight_k)
+
+    def _reference(self, counts: Tensor, importance: Tensor) -> dict[str, Tensor]:
+        """Return the histogram of the batches before this one, if the estimator reads it."""
+        past = torch.tensor(self.histograms).sum(0) if self.histograms else None
+        given = own_settings(self.estimator, {"reference": past})
+        if given:
+            now = torch.bincount(counts.long(), importance, self.config.train.samples + 1)
+            self.histograms = [*self.histograms, now.tolist()][-self.config.objective.window :]
+        return given
 
     def _measure(self, batch: StepBatch) -> None:
         """Measure the geometry of the batch; steps between two measurements reuse the products."""
@@ -120,13 +171,15 @@ class Step:
         if self.probe.due(batch.step):
             batch.geometry, batch.measured = self.probe(batch)
         else:
-            batch.geometry = Geometry(batch.correct.mean(1), self.probe.products)
+            rate, products = batch.correct.mean(1), self.probe.products
+            batch.geometry = Geometry(rate, products, change=batch.change, pace=batch.pace)
             batch.measured = {}
 
     def _decide(self, batch: StepBatch) -> None:
         """Let the rule decide how much pass@k and pass@1 each prompt gets."""
         batch.decision = self.rule(batch.weights, batch.geometry, self.rule_state)
         batch.advantages = apply(batch.decision, batch.a_k, batch.a_1)
+        self.prompts.learn(batch)
 
     def _weigh(self, batch: StepBatch, clock: "Clock") -> None:
         """Compute the weights of this rank's backward: advantages, entropy bonus, KL, correction.
@@ -136,13 +189,14 @@ class Step:
         because servers drew the tokens of all; what was measured for the rule is not corrected.
         """
         train = self.config.train
-        bonus = train.entropy_coef * entropy(batch.logprob)
+        bonus = train.entropy_coef * batch.importance[:, None] * entropy(batch.logprob)
         batch.applied = (batch.advantages + bonus)[list(batch.mine)]
         batch.drift = None
         if train.kl_coef > 0 or due(batch.step, self.config.logging.kl_every):
             with clock("reference"):
                 batch.drift, back = self.reference(batch.rollout)
             if train.kl_coef > 0:
+                back = back * batch.importance[list(batch.mine), None, None]
                 batch.applied = batch.applied[..., None] + train.kl_coef * back  # one per token
         batch.applied = corrected(batch.applied, batch.rollout, self.config.rollout)
 

@@ -45,15 +45,20 @@ def log_of(batch: StepBatch, ks: Sequence[int]) -> StepLog:
 def _of_rollouts(batch: StepBatch, ks: Sequence[int]) -> dict[str, float]:
     n, counts = batch.correct.shape[1], batch.correct.sum(1)
     alpha, beta = per_prompt(batch.decision)
-    applied = alpha * batch.weights + beta
+    applied = batch.importance * (alpha * batch.weights + beta)
+
+    def mean(x: Tensor) -> float:
+        return diagnostics.mean(x if x.ndim == 1 else x.mean(1), batch.importance)
+
     return {
-        **{f"train/pass@{k}": float(rho(n, counts, k).mean()) for k in ks},
-        "train/entropy": float(batch.entropy.mean()),
-        "train/sequence_entropy": -float(batch.logprob.mean()),
-        "train/length": float(batch.length.mean()),
-        "train/truncated_share": float(batch.truncated.mean()),
-        "train/undecided_share": float(batch.undecided.mean()),
-        "train/unsolved_share": float((counts == 0).double().mean()),
+        **{f"train/pass@{k}": mean(rho(n, counts, k)) for k in ks},
+        "train/entropy": mean(batch.entropy),
+        "train/sequence_entropy": -mean(batch.logprob),
+        "train/length": mean(batch.length),
+        "train/truncated_share": mean(batch.truncated),
+        "train/undecided_share": mean(batch.undecided),
+        "train/unsolved_share": mean((counts == 0).double()),
+        "train/largest_importance": float(batch.importance.max()),
         "train/no_signal_share": float((batch.advantages == 0).all(1).double().mean()),
         "train/mean_weight": float(applied.mean()),
         "train/largest_weight_share": float(applied.max() / applied.sum().clamp(min=1e-300)),
@@ -74,10 +79,13 @@ def _of_update(batch: StepBatch) -> dict[str, float]:
 def _of_surgery(batch: StepBatch) -> dict[str, float]:
     scalars, agreement = dict(batch.measured), batch.geometry.agreement
     if agreement is not None:
-        scalars |= diagnostics.of_agreement(batch.weights, agreement, scalars)
+        weights, importance = batch.weights, batch.importance
+        scalars |= diagnostics.of_agreement(weights, agreement, scalars, importance)
     if batch.realised is not None:
         scalars["realised"] = batch.realised
-    return scalars | diagnostics.of_decision(batch.weights, batch.decision)
+    if batch.change is not None:
+        scalars["change_to_base"] = batch.change
+    return scalars | diagnostics.of_decision(batch.weights, batch.decision, batch.importance)
 
 
 def _of_time(seconds: Mapping[str, float], lengths: Tensor) -> dict[str, float]:

@@ -12,6 +12,7 @@ from eval.errors import Failure
 from eval.files import write_json, write_lines
 from eval.policy.logprobs import check_chunks
 from eval.policy.policy import Policy, load_policy
+from eval.progress import progress
 from eval.records import Record
 from eval.rollout.budget import rollout_tokens
 from eval.rollout.sample import SAMPLERS
@@ -25,6 +26,7 @@ from trainers.engine.ranks import share
 from trainers.engine.stop import Stop
 from trainers.job import Job
 from trainers.train import checkpoint
+from trainers.train.base_rates import BaseRates
 from trainers.train.best import Best
 from trainers.train.evaluation import Evaluation
 from trainers.train.metrics import Metrics
@@ -56,6 +58,8 @@ class Trainer:
         first = self.task.training(config.seed, 1, config.train.prompts)
         problems = [*first, *self.task.evaluation(config.eval.problems)]
         self.data = digest(problems)
+        if config.surgery.hold == "control":
+            self.job.control(1)
         check_inputs(config, self.data)
         self.verifier.try_out(first[0].gold)
         self.base_path = base_path(self.job)
@@ -124,12 +128,18 @@ class Trainer:
 
     def _begin(self, metrics: Metrics | None) -> None:
         """Evaluate the base, with which rules compare later batches."""
-        scalars = self._evaluate("before", share(self.folder and self.folder.base_records))
-        scalars |= self._evaluate_reference()
+        began = time.monotonic()
+        known = share(self.folder and self.folder.base_records)
+        records, scalars = self._evaluate("before", known)
+        reference = self._evaluate_reference()
+        if reference is not None:
+            records = reference
+            scalars["eval/reference_pass@1"] = float(problem_scores(records, 1).mean())
         base = next(scalars[x] for x in BASE_PASS_1 if x in scalars)
         self.step.rule_state["base_pass@1"] = base
+        self.step.base_rates = self.evaluation.base_rates(records, base)
         if metrics:
-            metrics.log(0, scalars)
+            metrics.begin(scalars | {"time/evaluate": time.monotonic() - began})
 
     def _end(self, metrics: Metrics | None) -> dict[str, Any] | None:
         """Publish the model and write the summary, on rank 0."""
@@ -149,31 +159,33 @@ class Trainer:
         """Return the scalars of the evaluation after this step, or the exact values alone."""
         start, last = time.monotonic(), step == self.config.train.steps
         if last or due(step, self.config.eval.every):
-            scalars = self._evaluate("after" if last else None)
+            _, scalars = self._evaluate("after" if last else None)
         else:
             scalars = self.evaluation.exact()
         return scalars | {"time/evaluate": time.monotonic() - start}
 
-    def _evaluate(self, name: str | None, known: list[Record] | None = None) -> dict[str, float]:
+    def _evaluate(
+        self, name: str | None, known: list[Record] | None = None
+    ) -> tuple[list[Record], dict[str, float]]:
         records, scalars = self.evaluation(known)
         if name and self.folder:
             write_lines(self.folder.path / "eval" / f"{name}.jsonl", records)
-        return scalars
+        return records, scalars
 
-    def _evaluate_reference(self) -> dict[str, float]:
-        """Return the base's pass@1 on training problems, if a rule needs it.
+    def _evaluate_reference(self) -> list[Record] | None:
+        """Return the base's records of training problems, if a rule needs them.
 
         Only a task whose evaluation problems are of another kind has such problems.
         """
         needed = holds_pass_1(self.config) or ":" in self.config.surgery.rule
         problems = self.task.reference(self.config.eval.problems) if needed else None
         if problems is None:
-            return {}
+            return None
         records = share(self.folder and self.folder.base_reference)
         records = records or self.evaluation.records(problems)
         if self.folder:
             write_lines(self.folder.path / "eval" / "reference.jsonl", records)
-        return {"eval/reference_pass@1": float(problem_scores(records, 1).mean())}
+        return records
 
     def _agreed(self, stop: Stop) -> bool:
         """Return whether any rank was asked to stop."""
@@ -185,9 +197,12 @@ class Trainer:
             "seed": self.config.seed,
             "data": self.data,
             "rule_state": self.step.rule_state,
+            "base_rates": self.step.base_rates.state(),
+            "prompts": self.step.prompts.state(),
             "probe": probe,
             "best": self.best.held,
             "bad_steps": self.step.bad_steps,
+            "histograms": self.step.histograms,
             "seconds": self.seconds,
         }
         path = self.folder.path if self.folder else None
@@ -210,6 +225,11 @@ class Trainer:
         here = place if self.folder else None
         tensors = checkpoint.load(self.engine, here, numbers["optimizer_steps"])
         self.step.rule_state, self.step.bad_steps = numbers["rule_state"], numbers["bad_steps"]
+        # checkpoints of version 0.1 have none of the next three
+        known = {"overall": self.step.rule_state["base_pass@1"]}
+        self.step.base_rates = BaseRates(**numbers.get("base_rates", known))
+        self.step.prompts.restore(numbers.get("prompts", self.step.prompts.state()))
+        self.step.histograms = numbers.get("histograms", [])
         self.step.probe.restore(numbers["probe"], tensors)
         self.best.held, self.seconds = numbers["best"], numbers["seconds"]
         if self.folder:
@@ -217,10 +237,5 @@ class Trainer:
         return numbers["step"]
 
     def _progress(self, start: int) -> tqdm:
-        return tqdm(
-            total=self.config.train.steps,
-            initial=start,
-            desc=self.config.run.dir,
-            disable=self.folder is None,
-            mininterval=0.3 if sys.stderr.isatty() else 15,
-        )
+        quiet = self.folder is None
+        return progress(self.config.train.steps, start, str(self.config.run.dir), quiet)

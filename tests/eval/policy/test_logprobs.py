@@ -23,6 +23,7 @@ from eval.tasks.twin_base import make_tokenizer
 from tests.commands import ROOT
 from tests.fakes import MODELS, PROMPTS, batch, make_model, random_policy
 from tests.models import SHAPE
+from tests.rounding import rounding
 
 SIZE = SHAPE | {"vocab_size": len(make_tokenizer()), "pad_token_id": 0}
 SCALED = {  # what stands behind the head
@@ -175,3 +176,25 @@ def test_the_score_of_what_is_sampled_has_mean_zero():
     assert float(mean_score(log_softmax(logits, 0.7)).abs().max()) > 1e-2
     kept = log_softmax(logits, 0.7, 0.9, torch.tensor(2))  # a drawn token is inside
     assert kept.isfinite().tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_error_is_that_of_float32(kind):
+    """In units of what the rounding of stored values alone makes; half the digits show at once."""
+    policy = random_policy(kind)
+    rollout = sample(policy, PROMPTS, 8, Decoding(6), seed=0)
+    exact, spread = rounding(policy, rollout.prompts, rollout.completions)
+    rows = pad_batch(
+        [x for x in rollout.prompts for _ in range(8)], rollout.completions, policy.pad_id, "cpu"
+    )
+    inside = rows.completion_mask
+
+    def error(model):
+        with torch.no_grad():
+            found = completion_logprobs(model, rows)
+        return ((found - exact)[inside] / spread[inside]).square().mean().sqrt()
+
+    assert 0.2 < error(policy.model) < 2
+    for p in policy.model.parameters():
+        p.data = p.data.bfloat16().float()
+    assert error(policy.model) > 1_000

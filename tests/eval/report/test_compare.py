@@ -9,11 +9,12 @@ import pytest
 
 from eval.files import write_lines
 from eval.report import page, pictures
-from eval.report.compare import as_csv, compare, render
+from eval.report.compare import as_csv, cells, compare, header, notes, render
 from eval.report.curve import above, curves
+from eval.report.html import grid
 from eval.report.runs import BadRuns, find_runs, grouped
 from eval.scores.intervals import bca
-from eval.scores.passk import problem_scores
+from eval.scores.passk import changes, moved, problem_scores, verdict
 from tests.fakes import make_run as make
 
 
@@ -58,9 +59,31 @@ def test_a_single_seed_of_sampled_values_is_judged_over_problems(tmp_path):
     assert row["pass@1"]["change"] == bca(after - before).interval
     assert row["pass@1"]["after"]["low"] == pytest.approx(0.39)  # the run's own interval
     assert "frontier_share" not in row and row["lowest_pass@1"] == pytest.approx(0.3)
+
+
+def test_one_seed_is_judged_as_the_run_judges_itself(tmp_path):
+    """By its own interval of sampled values, exact ones or not; another group follows suit."""
     make(tmp_path / "y" / "seed0", (0.4, 0.8))
-    alone = compare(find_runs([tmp_path / "y"]))[0]["pass@1"]
-    assert alone["change"]["low"] is None and alone["verdict"] == "cannot tell"
+    (run,) = find_runs([tmp_path / "y"])
+    (alone,) = compare([run])
+    own = changes(run.records("before"), run.records("after"), [1, 8])
+    assert not alone["exact"] and alone["frontier_share"] == 0.5
+    for name in ("pass@1", "pass@8"):
+        assert alone[name]["change"] == own[name]
+        assert alone[name]["verdict"] == moved(own[name])
+    assert moved(own["pass@1"]) == "fell" and verdict(own).endswith("pass@1 fell")
+    assert compare([run], margin=0.5)[0]["pass@1"]["verdict"] == "cannot tell"
+    assert " one seed " in render([alone])
+    assert "BCa" in " ".join(notes([alone], 0.0)) and "Student" not in " ".join(notes([alone], 0.0))
+    for seed in (0, 1):
+        make(tmp_path / "x" / f"seed{seed}", (0.4 + 0.001 * seed, 0.9), seed)
+    rows = {row["run"]: row for row in compare(find_runs([tmp_path]))}
+    assert not rows["x"]["exact"] and rows["x"]["pass@1"]["verdict"] == "worse"
+    assert rows["y"]["pass@1"]["verdict"] == "fell"
+    both = " ".join(notes([*rows.values()], 0.0))
+    assert "Student" in both and "One seed" in both
+    page = grid(header(8), [cells(alone)])
+    assert '<td class="worse">fell</td>' in page
 
 
 def test_groups_are_folders(tmp_path):
@@ -84,9 +107,9 @@ def test_true_and_sampled_values_are_not_mixed(tmp_path):
     make(tmp_path / "x" / "seed0", (0.6, 0.9))
     make(tmp_path / "y" / "seed0", (0.4, 0.8), exact=False, **{"surgery.rule": "pcgrad"})
     with (tmp_path / "x" / "seed0" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 10, "eval/pass@1": 0.59, "eval/pass@8": 0.9}\n')
+        file.write('{"step": 10, "eval/pass@1": 0.39, "eval/pass@8": 0.9}\n')
     rows = {row["run"]: row for row in compare(find_runs([tmp_path]))}
-    assert not rows["passk"]["exact"] and rows["passk"]["lowest_pass@1"] == 0.59
+    assert not rows["passk"]["exact"] and rows["passk"]["lowest_pass@1"] == 0.39
 
 
 def is_grey(look):

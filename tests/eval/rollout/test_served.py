@@ -1,5 +1,6 @@
 """The sampler `vllm` against a stand-in for its servers: payloads, retries, refusals, failures."""
 
+import time
 from itertools import pairwise
 
 import pytest
@@ -143,13 +144,27 @@ def test_a_request_that_fails_is_sent_again_and_draws_the_same(policy, fault):
     ],
 )
 def test_a_failing_server_ends_the_draw_in_a_line(policy, fault, why):
-    stub = Stub(policy)
+    stub, timeout = Stub(policy), 0.2 if fault == "hang" else 30.0
     stub.faults["/v1/completions"] = lambda count: fault
     with serving(stub) as url, pytest.raises(SamplingFailed) as error:
-        drawn(policy, trusted(url, timeout=0.2), prompts=PROMPTS[:1])
+        drawn(policy, trusted(url, timeout=timeout), prompts=PROMPTS[:1])
     remedy = "start the server again by launch/serve.py, and the same command goes on"
     assert str(error.value) == f"rollout.urls = {url}: /v1/completions {why}; {remedy}"
-    assert stub.asked["/v1/completions"] == 3 and error.value.code == 1
+    times = 1 if fault == "hang" else 3  # a server that hangs leaves no time for another try
+    assert stub.asked["/v1/completions"] == times and error.value.code == 1
+
+
+@pytest.mark.parametrize("first", [None, "drop", "head"], ids=["at once", "a try later", "in it"])
+def test_a_server_that_hangs_ends_the_draw_in_the_time_of_one_request(policy, monkeypatch, first):
+    """However often a request is tried, and however many requests wait for their turn."""
+    monkeypatch.setattr(client, "AT_ONCE", 2)
+    stub = Stub(policy)
+    stub.faults["/v1/completions"] = lambda count: first if first and count < 2 else "hang"
+    start = time.monotonic()
+    with serving(stub) as url, pytest.raises(SamplingFailed, match=r"does not answer in 1 s"):
+        drawn(policy, trusted(url, timeout=1.0))
+    assert 0.9 < time.monotonic() - start < 2.5
+    assert stub.asked["/v1/completions"] == (4 if first == "drop" else 2)
 
 
 def test_a_dead_server(policy):
@@ -184,8 +199,9 @@ def test_a_completion_that_the_server_cut_short(policy):
     with serving(Stub(policy, length=7)) as url, pytest.raises(SamplingFailed) as error:
         drawn(policy, trusted(url), n=16, prompts=PROMPTS[:1])
     assert str(error.value) == (
-        "train.rollouts = vllm: a server ended a completion after 2 tokens; raise its "
-        "--max-model-len, and the same command goes on"
+        "train.rollouts = vllm: a server ended a completion after 2 tokens; start the server again "
+        "by launch/serve.py with the configuration of this command, which sets the limit, and the "
+        "same command goes on"
     )
 
 
@@ -255,8 +271,10 @@ def test_another_model(policy):
 
 def test_a_limit_that_is_too_low(policy):
     line = refusal(policy, Stub(policy, length=19))
-    why = "takes 19 tokens, and prompts with their answers have 20"
-    assert line == f"{why}; give it --max-model-len 20"
+    assert line == (
+        "takes 19 tokens, and prompts with their answers have 20; start the server again by "
+        "launch/serve.py with the configuration of this command, which sets the limit"
+    )
 
 
 @pytest.mark.parametrize("more", [-1, 1])

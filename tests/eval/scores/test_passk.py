@@ -109,7 +109,7 @@ def test_pairing_removes_the_spread_between_problems():
     change = changes(records(before), records(after), [1])["pass@1"]
     assert change["value"] == 1 / 16 and 0.05 < change["low"] < change["high"] < 0.075
     same = changes(records(before), records(before), [1])
-    assert same["pass@1"]["low"] is None and verdict(same) == "pass@1 cannot be judged"
+    assert same["pass@1"]["low"] is None and verdict(same) == "pass@1: cannot tell"
     assert verdict({"pass@1": change}) == "pass@1 rose"
     with pytest.raises(ValueError, match="same problems"):
         changes(records(before), records(after[:-1]), [1])

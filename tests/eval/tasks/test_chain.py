@@ -71,6 +71,17 @@ def test_streams_are_pure_functions():
     assert len({x.id for x in task.evaluation(500)}) == 500
 
 
+def test_a_finite_set_of_stories_is_visited_once_an_epoch():
+    task = Chain(stories=10)
+    epochs = [x.id for step in range(1, 6) for x in task.training(3, step, 4)]
+    assert len(set(epochs[:10])) == 10 and set(epochs[:10]) == set(epochs[10:])
+    assert set(epochs) != {x.id for x in task.training(4, 1, 10)}  # another seed, other stories
+    assert task.training(3, 2, 4) == Chain(stories=10).training(3, 2, 4)
+    trained = {x.prompt for x in task.training(3, 1, 10)}
+    assert not trained & {x.prompt for x in task.control(3, 1, 10)}
+    assert task.control(3, 1, 10) != task.control(3, 2, 10)
+
+
 def test_families_share_their_surface():
     """But for the name, which leans as its law says, nothing in a prompt tells the family."""
     problems = Chain(delta=2.0).evaluation(20_000)

@@ -200,6 +200,32 @@ def test_easy_and_hard_by_the_bases_own_rate(tmp_path, gsm8k):
     assert "no records" in refusal(**{**options, "rates": "gone"}, easy_above=0.5)
 
 
+def test_recorded_rates_that_chose_the_problems_are_not_the_bases_rates(tmp_path, gsm8k):
+    """A problem that was kept because its few answers were right has a lower rate than these."""
+    ids = [x.id for x in build("gsm8k", path=gsm8k).training(0, 1, 10)]
+    records = [{"id": x, "n": 8, "c": i % 9, "verdicts": []} for i, x in enumerate(ids[:5])]
+    (tmp_path / "scores").mkdir()
+    lines(tmp_path / "scores" / "problems.jsonl", records)
+    options = {"path": gsm8k, "rates": str(tmp_path / "scores")}
+    problems = build("gsm8k", **options).training(0, 1, 10)
+    assert len({x.id for x in problems}) == 10  # without a threshold all stay
+    known = {x.id: build("gsm8k", **options).base_rate(x) for x in problems}
+    assert [known[x] for x in ids] == [0, 1 / 8, 2 / 8, 3 / 8, 4 / 8, *[None] * 5]
+    chosen = build("gsm8k", **options, easy_above=0.2)
+    assert {chosen.base_rate(x) for x in chosen.training(0, 1, 9)} == {None}
+
+
+def test_problems_that_are_set_aside_are_never_trained_on(gsm8k):
+    task, whole = build("gsm8k", path=gsm8k, held_out=3), build("gsm8k", path=gsm8k)
+    assert whole.control(0, 1, 4) is None
+    control = {x.id for step in range(1, 6) for x in task.control(0, step, 4)}
+    trained = {x.id for x in task.training(0, 1, 50)}
+    assert len(control) == 3 and not control & trained
+    assert control | trained == {x.id for x in whole.training(0, 1, 10)}
+    assert {x.id for x in build("gsm8k", path=gsm8k, held_out=3).control(7, 1, 3)} == control
+    assert "task.held_out = 10: sets aside all of the 10" in refusal(path=gsm8k, held_out=10)
+
+
 @pytest.mark.parametrize(
     ("options", "parts"),
     [

@@ -104,7 +104,9 @@ def test_two_runs_may_want_the_base_at_once(tmp_path, monkeypatch):
 
 
 def test_where_the_entropy_bonus_ends(twin):
-    """pi ~ exp(P(right | cue)/c) maximises J_1 + c H over policies of the cue; the README's values.
+    """pi ~ exp(P(right | cue)/c) maximises J_1 + c H over policies of the cue.
+
+    The values are those of configs/README.md.
 
     Of the 23 tokens that do not end a text, up to four make 292,561 completions: they share what
     the two answers leave.

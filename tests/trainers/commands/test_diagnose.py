@@ -84,8 +84,8 @@ DOCUMENTED = ["diagnose.k=8", "diagnose.prompts=1600", "diagnose.temperature=1",
 def test_the_exact_product_lies_inside_the_interval(
     tmp_path, alone, monkeypatch, twin, base_path, cut
 ):
-    """Over 12 seeds of prompts and answers, at the settings that the README documents, and at those
-    of the paper: at most three intervals miss (at 95 %, four have a chance of .002).
+    """Over 12 seeds of prompts and answers, at the settings of eval/README.md and at those of
+    the paper: at most three intervals miss (at 95 %, four have a chance of .002).
     """
     whole = [(level, EVERYTHING) for level in (PASS_1, ("loo", 8))]
     monkeypatch.setattr(diagnosis, "requests", lambda k, n: whole)

@@ -54,15 +54,17 @@ def configuration(*overrides, config=CONFIG, **options):
 
 def test_flags_are_those_that_the_configuration_needs():
     arguments, config = configuration()
-    assert flags(arguments, config, "DIR", 9) == [
+    found = flags(arguments, config, "DIR", 9, "gpu")
+    assert found == [
         *("--model", "DIR", "--served-model-name", "policy", "--dtype", "float32"),
         *("--max-model-len", "9", "--logprobs-mode", "processed_logprobs"),
-        *("--generation-config", "vllm", "--enforce-eager", "--no-enable-chunked-prefill"),
+        *("--generation-config", "vllm", "--no-enable-chunked-prefill"),
         *("--host", "127.0.0.1", "--port", "8000"),
     ]
+    assert flags(arguments, config, "DIR", 9, "cpu") == [*found, "--enforce-eager"]
     more = ["--tensor-parallel-size", "4", "--gpu-memory-utilization", "0.4"]
     half = configuration("model.dtype=bfloat16", "train.zero_stage=1", gpus=4, memory=0.4)
-    found = flags(*half, "DIR", 9)
+    found = flags(*half, "DIR", 9, "gpu")
     assert found[-4:] == more and found[found.index("--dtype") + 1] == "bfloat16"
 
 
@@ -148,7 +150,7 @@ def test_choices_in_the_environment_stay():
 )
 def test_mistakes_are_refused_in_a_line(tmp_path, monkeypatch, options, line):
     monkeypatch.setattr(
-        serve, "_has_vllm", lambda x, real=serve._has_vllm: x == sys.executable or real(x)
+        serve, "device_of", lambda x, real=serve.device_of: x == sys.executable or real(x)
     )
     options = options if "--port" in options else [*options, "--port", free_port()]
     done = in_process(COMMAND, "--config", CONFIG, *options, cwd=tmp_path)
@@ -161,7 +163,7 @@ def test_a_python_without_vllm_and_a_taken_port(tmp_path):
     assert (done.returncode, done.stderr) == (
         2,
         f"--python = {sys.executable}: has no vllm; "
-        "make an environment with vLLM as the README says, and name its bin/python\n",
+        "make an environment with vLLM as launch/README.md says, and name its bin/python\n",
     )
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -204,12 +206,18 @@ def begun(cwd: Path, port: str) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=cwd, text=True, **pipes)
 
 
+def written(process: subprocess.Popen, cwd: Path, port: str) -> dict:
+    """The line that the server of a command writes when it begins."""
+    log = cwd / "runs" / "serve" / f"{port}.log"
+    while process.poll() is None and not (log.exists() and log.read_text().endswith("\n")):
+        time.sleep(0.05)
+    return json.loads(log.read_text().splitlines()[0])
+
+
 def started(cwd: Path, port: str) -> tuple[subprocess.Popen, str, dict]:
     """The command once its server answers, the line that it printed, and what its server wrote."""
     process = begun(cwd, port)
-    line = process.stdout.readline()
-    log = (cwd / "runs" / "serve" / f"{port}.log").read_text()
-    return process, line, json.loads(log.splitlines()[0])
+    return process, process.stdout.readline(), written(process, cwd, port)
 
 
 def test_a_server_from_start_to_ctrl_c(fake, base_path):
@@ -235,13 +243,24 @@ def test_a_server_from_start_to_ctrl_c(fake, base_path):
 def test_an_end_before_the_server_answers(fake, monkeypatch, number):
     monkeypatch.setenv("SECONDS", "600")
     port = free_port()
-    process, log = begun(fake, port), fake / "runs" / "serve" / f"{port}.log"
-    while process.poll() is None and not (log.exists() and log.read_text().endswith("\n")):
-        time.sleep(0.05)
-    server = json.loads(log.read_text())
+    process = begun(fake, port)
+    server = written(process, fake, port)
     process.send_signal(number)
     out, errors = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "") and "Traceback" not in errors
+    assert ended(server["own"], server["child"])
+
+
+@pytest.mark.parametrize("seconds", ["0.5", "600"], ids=["later", "before the server answers"])
+def test_a_command_that_is_killed_takes_its_server_with_it(fake, monkeypatch, seconds):
+    monkeypatch.setenv("SECONDS", seconds)
+    port = free_port()
+    process = begun(fake, port)
+    server = written(process, fake, port)
+    if seconds == "0.5":
+        assert process.stdout.readline()
+    process.kill()
+    process.communicate(timeout=60)
     assert ended(server["own"], server["child"])
 
 
@@ -269,7 +288,7 @@ def test_a_server_that_dies_while_it_starts(fake, monkeypatch):
 
 
 def test_a_server_that_does_not_end_by_itself(tmp_path, monkeypatch):
-    monkeypatch.setattr(serve, "PATIENCE", 0.5)
+    monkeypatch.setattr(serve, "LOOKS", 2)
     deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True)"
     log = tmp_path / "log"
     with serve.running([sys.executable, "-c", f"{deaf}; time.sleep(60)"], os.environ, log) as it:

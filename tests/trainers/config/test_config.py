@@ -29,12 +29,13 @@ def test_every_shipped_configuration_loads(path):
     assert config.eval.k == 8
 
 
-def test_pcgrad_differs_from_passk_by_one_line():
+def test_pcgrad_differs_from_passk_by_its_rule_and_its_prompts():
     bodies = [
         [x for x in (ROOT / "configs" / f"{n}.yaml").read_text().splitlines() if x[:1] != "#"]
         for n in ("passk", "pcgrad")
     ]
-    assert bodies[0] == bodies[1][:-1]
+    assert bodies[0] == bodies[1][:-2]
+    assert [x.partition(":")[0] for x in bodies[1][-2:]] == ["surgery", "train"]
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -122,6 +123,14 @@ def test_refusals_name_key_value_and_remedy(override, parts):
     (line,) = refusal(*override.split(" "))
     for part in parts:
         assert part in line, line
+
+
+def test_only_estimators_of_pass_at_k_bound_it():
+    beyond = ["objective.k=64", "objective.k_schedule=99@5"]
+    assert "k <= 16" in refusal(*beyond)[0]
+    beyond += ["objective.estimator=posterior_passk"]
+    given = load_config(ROOT / "configs" / "passk.yaml", beyond)
+    assert given.objective.k == 64
 
 
 def test_all_mistakes_are_told_at_once():

@@ -414,3 +414,21 @@ def test_numbers_below_one_are_refused(value):
     for option, numbers in (("--plan-ranks", (value, 512)), ("--plan-prompt", (1, value))):
         with pytest.raises(ConfigError, match=f"^{option} = {value}: must be at least 1$"):
             plan.show(Config(), *numbers)
+
+
+def test_small_models_are_planned_in_mib():
+    mib, gib = 2**20, 2**30
+    small = plan.render({"sampling": {"cache": 3 * mib}}, {"moments": mib // 2}, 16 * gib)
+    head, _, cache, total, _, *lines = small.splitlines()
+    assert head.split() == ["MiB", "of", "one", "rank", "sampling"]
+    assert cache.split() == ["cache", "3.00"] and total.split() == ["total", "3.00"]
+    assert lines == [
+        "At most 3.0 MiB, when sampling.",
+        "In the host's memory: 0.5 MiB (moments 0.5 MiB).",
+        "The device has 16.0 GiB.",
+    ]
+    large = plan.render({"step": {"moments": 20 * gib, "batch": mib}}, {}, 16 * gib).splitlines()
+    assert large[0].startswith("GiB ") and large[-2:] == [
+        "At most 20.0 GiB, when step.",
+        "The device has 16.0 GiB: too little.",
+    ]

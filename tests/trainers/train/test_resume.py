@@ -14,6 +14,7 @@ SMALL = [
     "train.steps=12",
     "train.prompts=16",
     "train.samples=8",
+    "train.sampler=informative",
     "train.save_every=5",
     "eval.every=6",
     "eval.problems=20",
@@ -104,6 +105,28 @@ def test_a_second_writer_is_refused(whole):
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = train(whole, "train.steps=20", cwd=whole.parent)
     assert done.returncode == 2 and "another process" in done.stderr
+
+
+def test_curverl_goes_on_with_the_batches_that_it_has_seen(tmp_path, base_path):
+    """Its weights are those of the last two batches, before and after a stop."""
+    options = ["train.steps=4", "train.save_every=3", "objective.estimator=curverl"]
+    options += ["surgery.rule=none", "objective.window=2", "eval.every=0"]
+    done = train("whole", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    for name in ("checkpoints/step_000004", "model"):
+        shutil.rmtree(tmp_path / "cut" / name)
+    for name in ("summary.json", "eval/after.jsonl"):
+        (tmp_path / "cut" / name).unlink()
+    done = train("cut", *options, cwd=tmp_path)
+    assert done.returncode == 0 and "going on from step 3" in done.stdout + done.stderr
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+    whole, cut = (
+        json.loads((tmp_path / name / "checkpoints" / "step_000004" / "state.json").read_text())
+        for name in ("whole", "cut")
+    )
+    assert whole["histograms"] == cut["histograms"]
+    assert [sum(x) for x in whole["histograms"]] == [16, 16] and len(whole["histograms"][0]) == 9
 
 
 SIX = [*SMALL, "train.steps=6", "train.zero_stage=3", "eval.every=0", "logging.kl_every=0"]

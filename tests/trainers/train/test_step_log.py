@@ -15,7 +15,9 @@ PROBLEMS = [Problem(str(i), f"{i}+1=", str(i + 1)) for i in range(3)]
 @pytest.fixture
 def batch():
     """Three prompts of two samples; this rank has the first and the last."""
-    batch = StepBatch(step=7, seed=5, k=2, weight_k=2, problems=PROBLEMS, mine=range(0, 3, 2))
+    ones = torch.ones(3).double()
+    batch = StepBatch(7, 5, 2, 2, 1.0, PROBLEMS, importance=ones, mine=range(0, 3, 2))
+    batch.change = -0.125
     none = torch.zeros(4)
     texts = ["1", "x", "3", "3"]
     batch.rollout = Rollout([[1], [2]], [[1], [2], [3], [3]], texts, none > 0, none, none, None, 2)
@@ -50,6 +52,8 @@ def test_scalars(batch):
             "train/truncated_share": 1 / 2,
             "train/undecided_share": 1 / 6,
             "train/unsolved_share": 1 / 3,
+            "train/largest_importance": 1.0,
+            "surgery/change_to_base": -0.125,
             "train/no_signal_share": 2 / 3,
             "train/mean_weight": 4 / 3,  # weights 1, 3, 0 after the rule
             "train/largest_weight_share": 3 / 4,
@@ -68,6 +72,19 @@ def test_scalars(batch):
             "throughput/tokens_per_second": 6.0,
         }
     )
+
+
+def test_scalars_stand_for_the_task_and_not_for_the_prompts_drawn(batch):
+    """Importance 1.5, 1, 0.5: the mean of x over the task is (1.5 x_0 + x_1 + 0.5 x_2) / 3."""
+    batch.importance = torch.tensor([1.5, 1.0, 0.5]).double()
+    scalars = log_of(batch, [1, 2]).scalars
+    assert scalars["train/pass@1"] == pytest.approx((1.5 * 0.5 + 0.5 * 1) / 3)
+    assert scalars["train/truncated_share"] == pytest.approx((1 + 0.5 * 0.5) / 3)
+    assert scalars["train/unsolved_share"] == pytest.approx(1 / 3)
+    assert scalars["surgery/mean_weight"] == pytest.approx((1.5 * 1 + 2) / 3)
+    assert scalars["surgery/lambda"] == pytest.approx(1 / 3)
+    assert scalars["train/largest_importance"] == 1.5
+    assert scalars["train/largest_weight_share"] == pytest.approx(3 / 4.5)
 
 
 def test_what_was_looked_at_is_there_and_only_that(batch):
@@ -100,7 +117,7 @@ def test_looks_are_of_this_rank(batch):
 
 
 def test_what_no_stage_has_filled_cannot_be_read(batch):
-    empty = StepBatch(step=7, seed=5, k=2, weight_k=2, problems=PROBLEMS, mine=range(3))
+    empty = StepBatch(7, 5, 2, 2, 1.0, PROBLEMS, batch.importance, mine=range(3))
     for name in vars(batch).keys() - vars(empty).keys():
         with pytest.raises(AttributeError, match=name):
             getattr(empty, name)

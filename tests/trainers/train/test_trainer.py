@@ -40,6 +40,17 @@ class Blind:
 Blind.__dataclass_fields__ = {}
 """
 
+APART = """
+from dataclasses import dataclass
+
+from eval.tasks.twin import Twin
+
+@dataclass
+class Apart(Twin):
+    def control(self, seed, step, count):
+        return self.training(seed + 1000, step, count)
+"""
+
 SPOILT = """
 import math
 import trainers.train.step
@@ -105,7 +116,7 @@ def test_decisions_do_not_know_the_exact_values(tmp_path, base_path, rule):
     seeing, blind = (metrics(tmp_path / name) for name in ("seeing", "blind"))
     assert "exact/pass@1" in seeing[-1] and "exact/pass@1" not in blind[-1]
     for a, b in zip(seeing, blind, strict=True):
-        left_out = ("exact/", "time/", "throughput/")
+        left_out = ("exact/", "time/", "throughput/", "surgery/change_to_base")
         assert {k: v for k, v in a.items() if not k.startswith(left_out)} == {
             k: v for k, v in b.items() if not k.startswith(left_out)
         }
@@ -113,6 +124,31 @@ def test_decisions_do_not_know_the_exact_values(tmp_path, base_path, rule):
     for name, known in (("seeing", seeing[0]["exact/pass@1"]), ("blind", blind[0]["eval/pass@1"])):
         state = tmp_path / name / "checkpoints" / "step_000003" / "state.json"
         assert json.loads(state.read_text())["rule_state"]["base_pass@1"] == known
+
+
+def test_control_prompts_are_judged_and_not_trained_on(tmp_path, base_path):
+    """A rule that pays no attention to pass@1 trains the same weights, and sees another change."""
+    (tmp_path / "apart.py").write_text(APART)
+    options = ["surgery.rule=floor", "surgery.gain=0", "surgery.integral_gain=0"]
+    logs = {}
+    for hold in ("train", "control"):
+        task = ["task.name=apart.py:Apart", f"surgery.hold={hold}", f"run.dir={hold}"]
+        done = train(tmp_path, *options, *task)
+        assert done.returncode == 0, done.stderr
+        logs[hold] = metrics(tmp_path / hold)
+    for a, b in zip(logs["train"], logs["control"], strict=True):
+        for name in a.keys() - {"surgery/change_to_base"}:
+            if not name.startswith(("time/", "throughput/")):
+                assert a[name] == b[name], name
+    a, b = ([x["surgery/change_to_base"] for x in log[1:]] for log in logs.values())
+    assert a != b and max(map(abs, b)) < 0.2
+
+
+def test_a_task_without_control_prompts_is_refused(tmp_path, base_path):
+    done = train(tmp_path, "surgery.hold=control", "run.dir=run")
+    assert done.returncode == 2
+    assert "surgery.hold = control: task twin has no problems that are never" in done.stderr
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 @pytest.mark.parametrize("stage", [0, pytest.param(3, marks=pytest.mark.slow)])

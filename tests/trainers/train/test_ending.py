@@ -1,0 +1,86 @@
+"""The last lines of a run, from folders made by hand."""
+
+import json
+
+import pytest
+
+from tests.commands import ROOT
+from trainers.config.load import load_config
+from trainers.train.ending import duration, ending, next_command, time_spent
+
+SUMMARY = {"task": "twin", "k": 8, "steps": 150, "world_size": 1, "seconds": 200.0}
+WORDS = ["launch/train.py", "--local_rank=0", "--config", "passk", "train.lr=1e-3"]
+
+
+def config(*overrides, name="passk"):
+    return load_config(ROOT / "configs" / f"{name}.yaml", overrides)
+
+
+def finish(folder, **changes):
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps(SUMMARY | changes))
+
+
+def test_where_the_time_went():
+    history = [
+        {"step": 0, "time/evaluate": 20.0},
+        {"step": 1, "time/step": 60.0, "time/sample": 40.0, "time/update": 20.0},
+        {"step": 2, "time/step": 50.0, "time/sample": 50.0, "time/verify": 0.1},
+    ]
+    spent = "3 minutes: sample 45 %, other 35 %, evaluate 10 %, update 10 %"
+    assert time_spent(history, 200.0) == spent
+    assert time_spent([], 0.0) == "0 s: "  # nothing was timed
+    assert [duration(x) for x in (71.2, 119.6, 3600, 36_000)] == [
+        *("71 s", "120 s", "60 minutes", "10.0 hours"),
+    ]
+
+
+def test_the_next_command_makes_a_run_to_compare_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = next_command(config(), SUMMARY, WORDS)
+    assert command == (
+        "python launch/train.py --config passk train.lr=1e-3 surgery.rule=pcgrad "
+        "run.dir=runs/passk,rule=pcgrad/seed0  # to compare with"
+    )
+    command = next_command(config("seed=3", name="mix"), SUMMARY | {"world_size": 2}, WORDS)
+    assert command.startswith("deepspeed launch/train.py --config passk ")
+    assert " surgery.rule=none run.dir=runs/mix,rule=none/seed3 " in command
+    again = command.removesuffix("  # to compare with").split()[4:]
+    assert config(*again).surgery.rule == "none"  # it is a command that train.py takes
+
+
+def test_the_next_command_compares_with_the_newest_run_like_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    finish(tmp_path / "runs" / "passk" / "seed1")  # another seed of the same
+    finish(tmp_path / "runs" / "short" / "seed0", steps=20)
+    (tmp_path / "runs" / "broken" / "seed0").mkdir(parents=True)
+    (tmp_path / "runs" / "broken" / "seed0" / "summary.json").write_text("{")
+    assert "compare.py" not in next_command(config(), SUMMARY, WORDS)
+    finish(tmp_path / "runs" / "pcgrad" / "seed0")
+    said = "python launch/compare.py runs/passk runs/pcgrad"
+    assert next_command(config(), SUMMARY, WORDS) == said
+
+
+def test_pass_1_has_no_rule_to_compare_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = "python launch/compare.py runs/pass1"
+    assert next_command(config(name="pass1"), SUMMARY, WORDS) == said
+
+
+def test_the_lines(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "time/evaluate": 100.0}\n')
+    lines = ending(config(f"run.dir={tmp_path}"), SUMMARY, WORDS).splitlines()
+    assert lines[:3] == [
+        f"Model:  {tmp_path}/model",
+        "Time:   3 minutes: evaluate 50 %, other 50 %",
+        f"Curves: tensorboard --logdir {tmp_path}, page Custom Scalars",
+    ]
+    assert lines[3].startswith("Next:   python launch/train.py --config passk ")
+
+
+@pytest.mark.parametrize("content", ["[]", '"text"', "3"])
+def test_files_of_others_are_no_runs(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "x" / "seed0").mkdir(parents=True)
+    (tmp_path / "runs" / "x" / "seed0" / "summary.json").write_text(content)
+    assert "compare.py" not in next_command(config(), SUMMARY, WORDS)

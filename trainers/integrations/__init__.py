@@ -1,0 +1,1 @@
+"""Surgery inside the trainers of others: TRL and verl."""

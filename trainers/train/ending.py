@@ -1,0 +1,77 @@
+"""The last lines of a finished run: its model, where the time went, and the next command."""
+
+import json
+import shlex
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from eval.files import read_lines
+from trainers.config.schema import Config
+
+
+def ending(config: Config, summary: Mapping[str, Any], words: Sequence[str]) -> str:
+    """Return the lines after the table of a run; `words` are the command line that began it."""
+    folder = Path(str(config.run.dir))
+    spent = time_spent(read_lines(folder / "metrics.jsonl"), summary["seconds"])
+    return "\n".join(
+        [
+            f"Model:  {folder / 'model'}",
+            f"Time:   {spent}",
+            f"Curves: tensorboard --logdir {folder}, page Custom Scalars",
+            f"Next:   {next_command(config, summary, words)}",
+        ]
+    )
+
+
+def time_spent(history: Iterable[Mapping[str, float]], seconds: float) -> str:
+    """Return the wall time with the share of each part, such as "71 s: sample 40 %, other 60 %".
+
+    Saving and whatever else has no scalar `time/` of its own is the part "other".
+    """
+    parts = defaultdict[str, float](float)
+    for line in history:
+        for name, x in line.items():
+            if name.startswith("time/") and name != "time/step":  # the step is a sum of parts
+                parts[name.removeprefix("time/")] += x
+    parts["other"] = max(0.0, seconds - sum(parts.values()))
+    largest_first = sorted(parts.items(), key=lambda part: -part[1])
+    shares = {name: round(100 * x / max(seconds, 1e-9)) for name, x in largest_first}
+    return f"{duration(seconds)}: " + ", ".join(f"{name} {x} %" for name, x in shares.items() if x)
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+
+
+def next_command(config: Config, summary: Mapping[str, Any], words: Sequence[str]) -> str:
+    """Return the comparison with a run like this one, or the command that makes such a run."""
+    folder = Path(str(config.run.dir))
+    group = folder.parent if folder.name.startswith("seed") else folder
+    other = _like(group, summary)
+    if other or config.objective.k == 1:
+        return shlex.join(["python", "launch/compare.py", *map(str, filter(None, [group, other]))])
+    rule = "pcgrad" if config.surgery.rule == "none" else "none"
+    again = [x for x in words if not x.startswith("--local_rank")]
+    changes = [f"surgery.rule={rule}", f"run.dir={group},rule={rule}/seed{config.seed}"]
+    start = "deepspeed" if summary["world_size"] > 1 else "python"
+    return f"{shlex.join([start, *again, *changes])}  # to compare with"
+
+
+def _like(group: Path, summary: Mapping[str, Any]) -> Path | None:
+    """Return the folder of the newest run beside this one with the same task, k and steps."""
+
+    def is_like(path: Path) -> bool:
+        with suppress(OSError, ValueError):
+            other = json.loads(path.read_text())
+            about = {x: summary[x] for x in ("task", "k", "steps")}
+            like = isinstance(other, dict) and other.items() >= about.items()
+            return like and path.parent.parent != group
+        return False
+
+    others = [x for x in group.parent.glob("*/seed*/summary.json") if is_like(x)]
+    return max(others, key=lambda x: x.stat().st_mtime).parent.parent if others else None
