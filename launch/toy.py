@@ -56,12 +56,13 @@ def study(arguments: Namespace) -> None:
     content = toy.results(results)
     print(toy.report(content))
 
-    from eval.toy.pictures import PICTURES, save
+    from eval.report.plots import png
+    from eval.toy.pictures import PICTURES
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_json(arguments.out / "toy.json", content)
     for name, draw in tqdm(PICTURES.items(), "pictures", leave=False, disable=None):
-        save(draw(results), arguments.out / f"{name}.png")
+        (arguments.out / f"{name}.png").write_bytes(png(draw(results), 100))
     print(f"\n{len(PICTURES)} pictures and toy.json: {arguments.out}")
 
 

@@ -246,6 +246,7 @@ SETTINGS = {
     "task.name": "mine.py:Task",
     "objective.k": 8,
     "objective.k_schedule": None,
+    "objective.estimator": "loo",
     "surgery.rule": "none",
     "surgery.mix": 0.5,
     "train.steps": 10,

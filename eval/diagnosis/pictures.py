@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from eval.report import plots
-from eval.report.plots import BLUE, GREEN, LEVEL_MARKERS, RATES, VERMILLION, Look
+from eval.report.plots import BLUE, COSINES, GREEN, LEVEL_MARKERS, RATES, VERMILLION, Look
 from surgery.interference import (
     MIDDLE,
     PASS_1,
@@ -41,13 +41,18 @@ def pictures(
     made = {
         "agreement": ("Agreement, weight and their product", agreement(x, measure, k)),
         "weights": ("Weight against agreement", weight_against_agreement(x, measure, k)),
-        "thresholds": ("All thresholds", thresholds(result["groups"], measure, k)),
+        "thresholds": ("Agreement for all thresholds", thresholds(result["groups"], measure, k)),
         "kernel": ("Cosines between the prompts' gradients", kernel(features)),
-        "cosines": ("Between all k", cosine_map(result["cosines"], measure)),
+        "cosines": (
+            "Cosines between all k",
+            cosine_map(result["cosines"], measure),
+        ),
         "against_k": ("Where the sign changes", against_k(result, measure)),
     }
     if "ghost" in measures:
         made["proxy"] = ("The last layer as a proxy", proxy(features, measures["ghost"], figures))
+    for caption, figure in made.values():
+        plots.titled(figure, caption)
     return made
 
 
@@ -74,15 +79,12 @@ def agreement(x: Measured, measure: str, k: int) -> Figure:
     left.axvline(before, color="0.1", linewidth=1.6, label=f"mean {before:+.2g}")
     left.set_xlabel(f"agreement $a_i$ with $\\nabla J_1$ ({_named(measure)})")
     for name, part in groups.items():
-        shown = part & (w > 0)
-        middle.scatter(rate[shown], w[shown], s=26, alpha=0.7, **_marks(name), label=name)
-    grid = torch.linspace(0, 1, 400, dtype=torch.float64)[:-1]
+        middle.scatter(rate[part], w[part], s=26, alpha=0.7, **_marks(name), label=name)
+    grid = torch.linspace(0, 1, 400, dtype=torch.float64)
     middle.plot(
         grid, pass_at_k_weight(grid, k), color="0.5", linewidth=0.9, label=f"$w_{{{k}}}(p)$"
     )
-    middle.set_yscale("log")
-    middle.set_ylim(float(w[w > 0].min()) / 100, 100 * k)
-    middle.set_xlabel("sampled success rate $\\hat p$ (weight 0 at 1 not shown)")
+    middle.set_xlabel("sampled success rate $\\hat p$")
     middle.set_ylabel(f"pass@{k} weight")
     _over_rate(right, shifted, groups, rate)
     right.axvline(
@@ -154,7 +156,7 @@ def thresholds(rows: Sequence[Mapping[str, Any]], measure: str, k: int) -> Figur
                 axes.plot(row["naive"], y, "x", color="0.2", markersize=6, label=once)
     axes.set_yticks(range(len(rows)), [_filter_name(row) for row in reversed(rows)], fontsize=8)
     axes.set_xlabel(f"$\\langle\\nabla J_{{{k}}}, \\nabla J_1\\rangle$ ({_named(measure)})")
-    axes.set_ylabel("filter, with its number of easy and hard prompts")
+    axes.set_ylabel("prompts by success rate, with their number")
     plots.plain(axes)
     plots.legend_above(axes)
     return figure
@@ -163,7 +165,8 @@ def thresholds(rows: Sequence[Mapping[str, Any]], measure: str, k: int) -> Figur
 def _filter_name(row: Mapping[str, Any]) -> str:
     if row["delta_1"] is None:
         return f"all ({row['prompts']})"
-    return f"> {row['delta_1']:.2f}, < {row['delta_2']:.2f} ({row['easy']}, {row['hard']})"
+    easy = f"easy > {row['delta_1']:.2f} ({row['easy']})"
+    return f"{easy}, hard < {row['delta_2']:.2f} ({row['hard']})"
 
 
 def kernel(features: FeatureSums) -> Figure:
@@ -179,9 +182,7 @@ def kernel(features: FeatureSums) -> Figure:
     unit = torch.nn.functional.normalize(g[order], dim=1)
     figure = plots.figure(6.4, 5.4)
     axes = figure.subplots()
-    image = axes.imshow(
-        (unit @ unit.T).tolist(), cmap="PuOr_r", vmin=-1, vmax=1, interpolation="nearest"
-    )
+    image = axes.imshow((unit @ unit.T).tolist(), **COSINES, interpolation="nearest")
     for line in (axes.axhline, axes.axvline):
         line(easy - 0.5, color="0.1", linewidth=1)
     figure.colorbar(image, label="cosine of the prompts' gradients (last layer)", shrink=0.85)
@@ -200,7 +201,7 @@ def cosine_map(cosines: Mapping[str, Any], measure: str) -> Figure:
     values = torch.tensor([[float("nan") if c is None else c for c in r] for r in cosines["value"]])
     figure = plots.figure(6.2, 5)
     axes = figure.subplots()
-    image = axes.imshow(values.tolist(), cmap="PuOr_r", vmin=-1, vmax=1)
+    image = axes.imshow(values.tolist(), **COSINES)
     for i, row in enumerate(values.tolist()):
         for j, c in enumerate(row):
             colour = "white" if abs(c) > 0.6 else "black"
@@ -284,6 +285,7 @@ def _symmetric(axes: Axes, way: Literal["x", "y"], values: Tensor) -> None:
     largest = float(values.abs().max()) or 1.0
     scale, axis = (axes.set_xscale, axes.xaxis) if way == "x" else (axes.set_yscale, axes.yaxis)
     scale("symlog", linthresh=largest / 100)
+    axes.set(**{f"{way}lim": (-2 * largest, 2 * largest)})
     step = 10.0 ** float(torch.tensor(largest).log10().floor())
     axis.set_ticks([-step, -step / 10, 0, step / 10, step])
     axis.set_major_formatter(lambda value, _: f"{value:g}")

@@ -38,6 +38,7 @@ def compare(runs: Sequence[Run], margin: float = 0.0) -> list[Row]:
         distance = above(members, mixtures, exact)
         row: Row = {
             "run": name,
+            "folder": str(members[0].place),
             "seeds": len(members),
             "k": members[0].summary["k"],
             "exact": exact,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eval.report.runs import NOT_COMPARED, Run
+from eval.report.labels import NOT_COMPARED, Config, differing, distinctions
+from eval.report.runs import Run
 from eval.scores.intervals import (
     LEVEL,
     RESAMPLES,
@@ -38,6 +39,7 @@ class Curve:
     The lambdas ascend; lambda = 0 is pass@k alone.
     """
 
+    config: Config  # of one of its runs
     protocol: str
     setting: str
     lambdas: list[float]
@@ -78,9 +80,18 @@ def curves(groups: Sequence[Sequence[Run]], exact: bool) -> list[Curve]:
             torch.stack([end(x, exact) for x in by_lambda[mix] if x.summary["seed"] in seeds])
             for mix in lambdas
         ]
-        protocol = _protocol(by_lambda[lambdas[0]][0])
-        mixtures.append(Curve(protocol, setting, lambdas, sorted(seeds), torch.stack(ends)))
+        run, common = by_lambda[lambdas[0]][0], sorted(seeds)
+        mixtures.append(
+            Curve(run.config, _protocol(run), setting, lambdas, common, torch.stack(ends))
+        )
     return mixtures
+
+
+def curve_labels(mixtures: Sequence[Curve]) -> list[str]:
+    """Return a label for each curve; those of several say in which settings they differ."""
+    configs = [curve.config for curve in mixtures]
+    keys = [key for key in differing(configs) if not key.startswith("surgery.")]
+    return [", ".join(["fixed mixtures", *x]) for x in distinctions(configs, keys)]
 
 
 def mixture(run: Run) -> float | None:
@@ -91,13 +102,17 @@ def mixture(run: Run) -> float | None:
     return {"mix": run.config["surgery.mix"], "none": 0.0}.get(rule)
 
 
+def on_curve(run: Run, mixtures: Sequence[Curve]) -> bool:
+    return mixture(run) is not None and any(x.setting == _setting(run) for x in mixtures)
+
+
 def above(runs: Sequence[Run], mixtures: Sequence[Curve], exact: bool) -> Interval | None:
     """Return pass@k minus the curve's pass@k at the same pass@1, over the common seeds.
 
     Return None if no curve has the same protocol, or if the runs are on the curve.
     """
     rivals = [curve for curve in mixtures if curve.protocol == _protocol(runs[0])]
-    if mixture(runs[0]) is not None and any(x.setting == _setting(runs[0]) for x in rivals):
+    if on_curve(runs[0], rivals):
         return None
     by_seed = {run.summary["seed"]: run for run in runs}
     seeds = sorted(set(by_seed).intersection(*(curve.seeds for curve in rivals)))

@@ -1,7 +1,7 @@
 """The output of a comparison of runs: tables, pictures, one HTML page."""
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,8 @@ from eval.files import replace_text, write_json
 from eval.report import html, pictures
 from eval.report.compare import Row, as_csv, cells, compare, header, notes, render
 from eval.report.curve import curves
+from eval.report.labels import NOT_COMPARED, differing, shown
+from eval.report.pictures import Groups
 from eval.report.plots import png
 from eval.report.runs import BadRuns, Run, grouped
 from eval.report.tables import difficulty_cells
@@ -29,19 +31,42 @@ def write(runs: Sequence[Run], out: Path, margin: float, scalars: Sequence[str] 
     )
     replace_text(out / "compare.csv", as_csv(rows))
     write_json(out / "compare.json", rows)
+    groups = grouped(runs)
     parts = [html.grid(header(k), [cells(r) for r in rows if r["k"] == k]) for k in _ks(rows)]
     parts += [html.paragraph(note) for note in notes(rows, margin)]
-    for picture in [*_pictures(rows, runs), *_curves(scalars, runs)]:
+    parts += _settings(groups)
+    for picture in [*_pictures(rows, groups), *_curves(scalars, groups, rows[0]["exact"])]:
         image = png(picture.figure, dpi=130)
         (out / f"{picture.name}.png").write_bytes(image)
         parts += [html.heading(picture.title), html.picture(image, picture.caption)]
     parts += [html.heading("Problems gained and lost"), html.paragraph(GAINED)]
-    parts += [html.grid(*difficulty_cells(rows)), html.heading("Settings")]
-    for name, members in grouped(runs).items():
-        settings = [[key, str(x)] for key, x in members[0].config.items()]
-        parts.append(html.details(name, html.grid(["key", "value"], settings)))
+    parts.append(html.grid(*difficulty_cells(rows)))
     replace_text(out / "compare.html", html.page("Runs side by side", parts))
     return rows
+
+
+def _settings(groups: Groups) -> list[str]:
+    """Return a table of the settings that differ between the runs, and one of those that do not."""
+    header, rows = differences(groups)
+    config = next(iter(groups.values()))[0].config
+    same = [[key, shown(x)] for key, x in config.items() if not key.startswith(NOT_COMPARED)]
+    same = [row for row in same if row[0] not in header]
+    return [
+        html.heading("Settings that differ"),
+        html.paragraph("A rule reads its own settings only; the others have no effect on it."),
+        html.grid(header, rows),
+        html.details("Settings that all runs share", html.grid(["key", "value"], same)),
+    ]
+
+
+def differences(groups: Groups) -> tuple[list[str], list[list[str]]]:
+    """Return header and lines of the settings that differ, with the folder of each run."""
+    keys = differing([runs[0].config for runs in groups.values()])
+    rows = []
+    for name, runs in groups.items():
+        values = [shown(runs[0].config.get(key)) for key in keys]
+        rows.append([name, *values, str(runs[0].place)])
+    return ["run", *keys, "folder"], rows
 
 
 GAINED = (
@@ -63,35 +88,38 @@ class Picture(NamedTuple):
     figure: Figure
 
 
-def _pictures(rows: Sequence[Row], runs: Sequence[Run]) -> Iterator[Picture]:
+def _pictures(rows: Sequence[Row], groups: Groups) -> Iterator[Picture]:
     """Yield all pictures of the rows, one k after the other."""
     ks = _ks(rows)
     for k in ks:
         part = [row for row in rows if row["k"] == k]
-        groups = {name: x for name, x in grouped(runs).items() if name in {r["run"] for r in part}}
-        for picture in _pictures_of(part, groups, k):
+        for picture in _pictures_of(part, {row["run"]: groups[row["run"]] for row in part}, k):
             yield picture if len(ks) == 1 else picture._replace(name=f"{picture.name}_k{k}")
 
 
-def _pictures_of(rows: Sequence[Row], groups: Mapping[str, list[Run]], k: int) -> Iterator[Picture]:
+def _pictures_of(rows: Sequence[Row], groups: Groups, k: int) -> Iterator[Picture]:
+    mixed = curves(list(groups.values()), rows[0]["exact"])
+    look = pictures.looks(groups, mixed)
     if k > 1:
-        caption = (
-            "Thin lines: the path of every run. Bars: 95 % Student-t over seeds. Numbers on the"
-            " curve of fixed mixtures: their lambda."
-        )
-        mixed = curves(list(groups.values()), rows[0]["exact"])
         figure = pictures.pareto(rows, groups, mixed, k)
-        yield Picture("pareto", f"pass@{k} against pass@1", caption, figure)
+        yield Picture("pareto", f"pass@{k} against pass@1", PLANE, figure)
     caption = "Means over seeds, with the range of the seeds; dotted: the base."
-    yield Picture("steps", "Over training", caption, pictures.over_steps(rows, groups, k))
+    yield Picture("steps", "Over training", caption, pictures.over_steps(rows, groups, look, k))
     caption = "Before and after training; means over seeds."
-    yield Picture("passk", "pass@k against k", caption, pictures.against_k(rows))
+    yield Picture("passk", "pass@k against k", caption, pictures.against_k(rows, groups, look))
     caption = (
         "Problems by success rate before (left) and after (right): easy above 0.80, hard below"
         " 0.15; by true rates where they are known, else by sampled ones, which move a little"
         " by chance alone."
     )
     yield Picture("flows", "Where problems went", caption, pictures.flows(groups))
+
+
+PLANE = (
+    "Marks: the runs' ends, means over seeds with 95 % Student-t intervals. Thin lines: the mean"
+    f" path over seeds, if there are at most {pictures.MOST_PATHS} runs beside the mixtures."
+    " Thick line: the ends of the fixed mixtures, over lambda."
+)
 
 
 def _check(scalars: Sequence[str], runs: Sequence[Run]) -> None:
@@ -102,8 +130,9 @@ def _check(scalars: Sequence[str], runs: Sequence[Run]) -> None:
             raise BadRuns(f"--curves = {name}: in no run's metrics.jsonl; the nearest is {near[0]}")
 
 
-def _curves(scalars: Sequence[str], runs: Sequence[Run]) -> Iterator[Picture]:
+def _curves(scalars: Sequence[str], groups: Groups, exact: bool) -> Iterator[Picture]:
     if scalars:
-        figure = pictures.of_scalars(scalars, grouped(runs))
+        look = pictures.looks(groups, curves(list(groups.values()), exact))
+        figure = pictures.of_scalars(scalars, groups, look)
         caption = "Means over seeds, with the range of the seeds."
         yield Picture("curves", ", ".join(scalars), caption, figure)

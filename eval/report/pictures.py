@@ -1,6 +1,7 @@
 """Pictures that compare runs."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from statistics import fmean
 
 from matplotlib.artist import Artist
@@ -9,64 +10,109 @@ from matplotlib.figure import Figure
 
 from eval.report import plots
 from eval.report.compare import Row
-from eval.report.curve import Curve
-from eval.report.plots import FRONTIER, OF_LEVEL, START, marker, style
+from eval.report.curve import Curve, curve_labels, mixture, on_curve
+from eval.report.places import Label, label_ends, label_points
+from eval.report.plots import FRONTIER, MIXTURES, OF_LEVEL, START, Look
 from eval.report.runs import Run
 from eval.scores.difficulty import LEVELS, moves
 from eval.scores.intervals import Interval
 from eval.tasks.registry import build_task
 
+Groups = Mapping[str, Sequence[Run]]  # by their labels
 
-def pareto(
-    rows: Sequence[Row], groups: Mapping[str, list[Run]], curves: Sequence[Curve], k: int
-) -> Figure:
-    """Draw pass@k against pass@1: the base, every run's path, ends with intervals over seeds.
+MOST_PATHS = 4  # with more runs than these the plane shows no paths
 
-    The picture also has the curve of the fixed mixtures, and the best reachable values if the task
+
+def looks(groups: Groups, curves: Sequence[Curve]) -> dict[str, Look]:
+    """Return colour, line and mark of each run; the mixtures of a curve are grey, dark for much."""
+    mixtures = {}
+    for name, runs in groups.items():
+        mix = mixture(runs[0])
+        if mix and on_curve(runs[0], curves):  # 0 is pass@k alone
+            mixtures[name] = mix
+    lambdas = sorted(set(mixtures.values()))
+    others = [name for name in groups if name not in mixtures]
+    look = {name: plots.style(i) | {"marker": plots.marker(i)} for i, name in enumerate(others)}
+    for name, mix in mixtures.items():
+        shade = 0.65 - 0.5 * lambdas.index(mix) / len(lambdas)
+        look[name] = {"color": f"{shade:.2f}", "linestyle": "-"}
+    return look
+
+
+def pareto(rows: Sequence[Row], groups: Groups, curves: Sequence[Curve], k: int) -> Figure:
+    """Draw pass@k against pass@1: the base, and the runs' mean paths and ends with intervals.
+
+    The mixtures of a curve are one line. The picture also has the best reachable values if the task
     knows them.
     """
-    figure = plots.figure(9.5, 6)
+    figure = plots.figure(8.5, 5.4)
     axes = figure.subplots()
     plots.plain(axes)
-    first = next(iter(groups.values()))[0]
-    reachable = frontier(first, k)
+    look = looks(groups, curves)
+    own = [row for row in rows if "marker" in look[row["run"]]]
+    labels = []
+    for row in own:
+        if len(own) <= MOST_PATHS:
+            _mean_path(axes, groups[row["run"]], row, k, look[row["run"]])
+        labels.append(_end(axes, row, k, look[row["run"]]))
+    labels += _mixtures(axes, curves)
+    labels += _base(axes, rows, k)
+    reachable = frontier(next(iter(groups.values()))[0], k)
     if reachable:
-        axes.plot(*zip(*reachable, strict=True), **FRONTIER, label="best reachable")
-    for n, curve in enumerate(curves):
-        points = curve.points
-        label = "fixed mixtures" if n == 0 else None
-        axes.plot(*zip(*points, strict=True), color="0.1", linewidth=2.2, alpha=0.6, label=label)
-        for mix, point in zip(curve.lambdas, points, strict=True):
-            axes.annotate(
-                f"{mix:g}", point, (4, -11), textcoords="offset points", fontsize=7, color="0.25"
-            )
-    for i, row in enumerate(rows):
-        ends = [row[metric]["after"] for metric in ("pass@1", f"pass@{k}")]
-        for run in groups[row["run"]]:
-            metrics = ("pass@1", f"pass@{k}")
-            path = [[value for _, value in run.path(x, row["exact"])] for x in metrics]
-            axes.plot(*path, **style(i), linewidth=0.6, alpha=0.35)
-        axes.errorbar(
-            ends[0]["value"],
-            ends[1]["value"],
-            xerr=_bars(ends[0]),
-            yerr=_bars(ends[1]),
-            color=style(i)["color"],
-            marker=marker(i),
-            markersize=7,
-            markeredgecolor="white",
-            capsize=2,
-            elinewidth=1,
-            linestyle="none",
-            label=row["run"],
-        )
-    bases = {(row["pass@1"]["before"], row[f"pass@{k}"]["before"]) for row in rows}
-    xs, ys = zip(*bases, strict=True)
-    axes.plot(xs, ys, **START, linestyle="none", label="base")
+        axes.plot(*zip(*reachable, strict=True), **FRONTIER)
+        labels.append(Label("best reachable", reachable[10::10], FRONTIER["color"]))
     kind = "true" if rows[0]["exact"] else "sampled"
     axes.set(xlabel=f"pass@1 ({kind})", ylabel=f"pass@{k} ({kind})")
-    plots.legend_beside(axes)
+    axes.set_title(f"pass@{k} against pass@1{_on(groups)}", fontsize=plots.TITLE)
+    label_points(axes, labels)
     return figure
+
+
+def _on(groups: Groups) -> str:
+    """Return the task's name, if all runs have the same, as the end of a title."""
+    tasks = {runs[0].config["task.name"].rpartition(":")[2] for runs in groups.values()}
+    return f" on {tasks.pop()}" if len(tasks) == 1 else ""
+
+
+def _mean_path(axes: Axes, runs: Sequence[Run], row: Row, k: int, look: Look) -> None:
+    """Draw the mean over seeds of pass@1 and pass@k, step by step."""
+    means = [
+        [fmean(values) for _, values in _common([dict(run.path(x, row["exact"])) for run in runs])]
+        for x in ("pass@1", f"pass@{k}")
+    ]
+    axes.plot(*means, color=look["color"], linestyle=look["linestyle"], linewidth=1.1, alpha=0.7)
+
+
+def _end(axes: Axes, row: Row, k: int, look: Look) -> Label:
+    """Draw a run's end with its intervals."""
+    x, y = (row[metric]["after"] for metric in ("pass@1", f"pass@{k}"))
+    axes.errorbar(
+        x["value"], y["value"], xerr=_bars(x), yerr=_bars(y), color=look["color"],
+        marker=look["marker"], markersize=7, markeredgecolor="white", capsize=2, elinewidth=1,
+        linestyle="none", zorder=4,
+    )  # fmt: skip
+    return Label(row["run"], [(x["value"], y["value"])], look["color"])
+
+
+def _mixtures(axes: Axes, curves: Sequence[Curve]) -> list[Label]:
+    """Draw each curve of fixed mixtures, with a dot for each lambda; 0 is a run of its own."""
+    labels = []
+    for curve, name in zip(curves, curve_labels(curves), strict=True):
+        points = curve.points
+        axes.plot(*zip(*points, strict=True), **MIXTURES)
+        for mix, point in zip(curve.lambdas, points, strict=True):
+            if mix > 0:
+                axes.plot(*point, "o", color="0.25", markersize=4)
+                labels.append(Label(f"λ = {mix:g}", [point], "0.25"))
+        middles = [((a + c) / 2, (b + d) / 2) for (a, b), (c, d) in pairwise(points)]
+        labels.append(Label(name, middles, MIXTURES["color"]))
+    return labels
+
+
+def _base(axes: Axes, rows: Sequence[Row], k: int) -> list[Label]:
+    bases = {(row["pass@1"]["before"], row[f"pass@{k}"]["before"]) for row in rows}
+    axes.plot(*zip(*bases, strict=True), **START, linestyle="none", zorder=5)
+    return [Label("base", [base], START["color"]) for base in bases]
 
 
 def _bars(x: Interval) -> list[list[float]] | None:
@@ -83,120 +129,140 @@ def frontier(run: Run, k: int) -> list[tuple[float, float]] | None:
     return build_task(options).frontier(k)
 
 
-def against_k(rows: Sequence[Row]) -> Figure:
+def against_k(rows: Sequence[Row], groups: Groups, look: Mapping[str, Look]) -> Figure:
     """Draw pass@k against k, before and after."""
     figure = plots.figure(8.5, 5)
     axes = figure.subplots()
     plots.plain(axes)
-    for i, row in enumerate(rows):
-        names = [name for name in row if name.startswith("pass@")]
-        ks = [int(name.removeprefix("pass@")) for name in names]
-        if i == 0:
-            before = [row[name]["before"] for name in names]
-            axes.plot(ks, before, color="0.2", marker="*", linewidth=2.5, label="base")
+    names = [name for name in rows[0] if name.startswith("pass@")]
+    ks = [int(name.removeprefix("pass@")) for name in names]
+    before = [rows[0][name]["before"] for name in names]
+    axes.plot(ks, before, color=START["color"], marker="*", markersize=9, linewidth=2.5)
+    labels = [Label("base", [(ks[-1], before[-1])], START["color"])]
+    for row in rows:
         values = [row[name]["after"]["value"] for name in names]
-        axes.plot(ks, values, **style(i), marker=marker(i), markersize=5, label=row["run"])
+        axes.plot(ks, values, **look[row["run"]], markersize=5)
+        labels.append(Label(row["run"], [(ks[-1], values[-1])], look[row["run"]]["color"]))
     axes.set_xscale("log", base=2)
     axes.set_xticks(ks, [str(k) for k in ks])
-    axes.set(xlabel="k", ylabel="pass@k after training")
-    plots.legend_beside(axes)
+    axes.set(xlabel="k", ylabel="pass@k")
+    axes.set_title(f"pass@k of the base and after training{_on(groups)}", fontsize=plots.TITLE)
+    label_ends(axes, labels)
     return figure
 
 
-def over_steps(rows: Sequence[Row], groups: Mapping[str, list[Run]], k: int) -> Figure:
+def over_steps(rows: Sequence[Row], groups: Groups, look: Mapping[str, Look], k: int) -> Figure:
     """Draw pass@1 and pass@k over training: mean over seeds, with the range of the seeds."""
-    figure = plots.figure(12, 5)
+    figure = plots.figure(13, 5)
+    plots.titled(figure, f"Over training{_on(groups)}")
     panels = figure.subplots(1, 2, sharex=True)
     for axes, metric in zip(panels, ("pass@1", f"pass@{k}"), strict=True):
-        for i, row in enumerate(rows):
+        labels = []
+        for row in rows:
             paths = [dict(run.path(metric, row["exact"])) for run in groups[row["run"]]]
-            _over_seeds(axes, i, row["run"], paths)
-        axes.axhline(rows[0][metric]["before"], color="0.2", linewidth=1, linestyle=(0, (2, 2)))
-        axes.set(xlabel="step", ylabel=metric)
+            end = _over_seeds(axes, look[row["run"]], paths)
+            labels.append(Label(row["run"], [end], look[row["run"]]["color"]))
+        base = rows[0][metric]["before"]
+        axes.axhline(base, color=START["color"], linewidth=1, linestyle=(0, (2, 2)))
+        axes.set_title(metric, fontsize=plots.TITLE)
+        plots.over_steps(axes)
         plots.plain(axes)
-    plots.legend_beside(panels[-1])
+        label_ends(axes, [*labels, Label("base", [(end[0], base)], START["color"])])
     return figure
 
 
-def _over_seeds(axes: Axes, i: int, label: str, paths: Sequence[dict[int, float]]) -> None:
-    """Draw line i: the mean over seeds at their common steps, and the range of the seeds."""
+def _common(paths: Sequence[Mapping[int, float]]) -> list[tuple[int, list[float]]]:
+    """Return (step, values of all paths) at the paths' common steps."""
     steps = sorted(set(paths[0]).intersection(*paths))
-    values = [[path[step] for path in paths] for step in steps]
-    low, high = [min(x) for x in values], [max(x) for x in values]
+    return [(step, [path[step] for path in paths]) for step in steps]
+
+
+def _over_seeds(
+    axes: Axes, look: Look, paths: Sequence[Mapping[int, float]], label: str = ""
+) -> tuple[float, float]:
+    """Draw a mean over seeds with the range of the seeds; return the end of the line."""
+    steps, values = zip(*_common(paths), strict=True)
     mean = [fmean(x) for x in values]
-    axes.fill_between(steps, low, high, color=style(i)["color"], alpha=0.12, linewidth=0)
+    axes.fill_between(
+        steps, list(map(min, values)), list(map(max, values)), color=look["color"],
+        alpha=0.12 if "marker" in look else 0.05, linewidth=0,
+    )  # fmt: skip
     every = max(1, len(steps) // 8)
-    axes.plot(steps, mean, **style(i), marker=marker(i), markevery=every, markersize=4, label=label)
+    axes.plot(steps, mean, **look, markevery=every, markersize=4, label=label)
+    return steps[-1], mean[-1]
 
 
-def of_scalars(names: Sequence[str], groups: Mapping[str, list[Run]]) -> Figure:
+def of_scalars(names: Sequence[str], groups: Groups, look: Mapping[str, Look]) -> Figure:
     """Draw scalars of metrics.jsonl over training, one panel each, for the runs with them."""
-    figure, panels = plots.panels(len(names), 3, (3.6, 2.9), 0.5)
+    figure, panels = plots.panels(len(names), 3, (3.9, 3.0), 0.5)
     known: dict[str, Artist] = {}
     for axes, name in zip(panels, names, strict=True):
-        for i, (group, runs) in enumerate(groups.items()):
+        for group, runs in groups.items():
             paths = [dict(run.scalar(name)) for run in runs]
             if all(paths):
-                _over_seeds(axes, i, group, paths)
-        axes.set_title(name.replace("-", "\n− "), fontsize=9)
-        axes.set_xlabel("step")
+                _over_seeds(axes, look[group], paths, group)
+        axes.set_title(name.replace("-", "\n− "), fontsize=plots.TITLE)
+        plots.over_steps(axes)
         plots.plain(axes)
         known |= {str(line.get_label()): line for line in axes.lines}
     order = [group for group in groups if group in known]
     figure.legend(
-        [known[x] for x in order], order, loc="outside lower center", ncols=3, fontsize=8,
-        frameon=False,
+        [known[x] for x in order], order, loc="outside lower center", ncols=3, frameon=False,
+        fontsize=plots.TEXT,
     )  # fmt: skip
     return figure
 
 
-def flows(groups: Mapping[str, list[Run]]) -> Figure:
+def flows(groups: Groups) -> Figure:
     """Draw moves between easy, medium and hard, as shares of the problems of all seeds."""
-    figure, panels = plots.panels(len(groups), 4, (3.1, 2.7), 0.4)
+    figure, panels = plots.panels(len(groups), 4, (3.4, 3.1), 0.4)
     for axes, (name, runs) in zip(panels, groups.items(), strict=True):
         tables = [moves(run.records("before"), run.records("after")) for run in runs]
         _alluvial(axes, [[sum(t[i][j] for t in tables) for j in range(3)] for i in range(3)])
-        axes.set_title(name, fontsize=9)
+        axes.set_title(name, fontsize=plots.TITLE)
+    plots.titled(figure, f"Problems{_on(groups)} by success rate, before and after training")
     return figure
+
+
+GAP, WIDTH = 0.03, 0.06  # between two bars, and of a bar
 
 
 def _alluvial(axes: Axes, table: Sequence[Sequence[int]]) -> None:
     """Draw ribbons from the levels before (left) to the levels after (right); easy on top."""
     total = sum(map(sum, table))
-    gap = 0.03
-    ends = [sum(row) for row in table], [sum(column) for column in zip(*table, strict=True)]
-    tops = []
-    for x, sizes in zip((0.0, 1.0), ends, strict=True):
-        at, starts = 1.0, []
-        for name, size in zip(LEVELS, sizes, strict=True):
-            share = size / total
-            starts.append(at)
-            axes.bar(
-                x, -share, 0.06, bottom=at, color=OF_LEVEL[name], edgecolor="0.3", linewidth=0.5
-            )
-            if share:
-                side = "right" if x == 0 else "left"
-                text = f"{name}\n{100 * share:.0f} %"
-                axes.text(
-                    x + (0.06 if x else -0.06),
-                    at - share / 2,
-                    text,
-                    ha=side,
-                    va="center",
-                    fontsize=7,
-                )
-            at -= share + gap
-        tops.append(starts)
-    curve = [i / 24 for i in range(25)]
-    ease = [t * t * (3 - 2 * t) for t in curve]
+    shares = [[count / total for count in row] for row in table]
+    tops = [
+        _stack(axes, 0.0, [sum(row) for row in shares]),
+        _stack(axes, 1.0, [sum(column) for column in zip(*shares, strict=True)]),
+    ]
+    way = [i / 24 for i in range(25)]
+    xs = [WIDTH / 2 + (1 - WIDTH) * t for t in way]
     for i, name in enumerate(LEVELS):
-        for j in range(len(LEVELS)):
-            share = table[i][j] / total
-            upper = [tops[0][i] + (tops[1][j] - tops[0][i]) * e for e in ease]
-            xs = [0.03 + 0.94 * t for t in curve]
+        for j, share in enumerate(shares[i]):
+            step = tops[1][j] - tops[0][i]
+            upper = [tops[0][i] + step * t * t * (3 - 2 * t) for t in way]
             lower = [y - share for y in upper]
             axes.fill_between(xs, lower, upper, color=OF_LEVEL[name], alpha=0.55, linewidth=0)
             tops[0][i] -= share
             tops[1][j] -= share
-    axes.set_xlim(-0.55, 1.55)
+    axes.set(xlim=(-0.75, 1.75), ylim=(-2 * GAP - 0.1, 1.1))  # the same in all panels
     axes.axis("off")
+
+
+def _stack(axes: Axes, x: float, shares: Sequence[float]) -> list[float]:
+    """Draw a bar for each level, one under the other, with its share; return the bars' tops."""
+    at, tops, side = 1.0, [], 1 if x else -1
+    axes.text(x, 1.03, "after" if x else "before", ha="center", va="bottom", fontsize=plots.TEXT)
+    for name, share in zip(LEVELS, shares, strict=True):
+        tops.append(at)
+        if share:
+            axes.bar(
+                x, -share, WIDTH, bottom=at, color=OF_LEVEL[name], edgecolor="0.3", linewidth=0.5
+            )
+            percent = "< 1 %" if share < 0.005 else f"{100 * share:.0f} %"
+            axes.text(
+                x + side * WIDTH, at - share / 2, f"{name} {percent}", va="center",
+                ha="left" if x else "right", fontsize=plots.TEXT,
+            )  # fmt: skip
+        at -= share + GAP
+    return tops

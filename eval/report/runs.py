@@ -1,9 +1,8 @@
 """Finished runs on disk, and their values step by step."""
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,7 @@ from omegaconf import OmegaConf
 from eval.errors import Refusal
 from eval.files import leaves, read_json, read_lines
 from eval.records import Record, read_records
-
-# keys that may differ within a group; train.top_p could only be 1 and is no longer a key
-NOT_COMPARED = ("seed", "run.", "logging.", "diagnose.", "eval.every", "train.top_p")
+from eval.report.labels import NOT_COMPARED, labels
 
 OTHERS = "restore it from a copy, or leave the run out"
 
@@ -42,7 +39,6 @@ def read_summary(path: Path, remedy: str = OTHERS) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Run:
-    group: str  # runs of one group differ only in the seed
     folder: Path
     summary: dict[str, Any]
 
@@ -58,6 +54,11 @@ class Run:
     def records(self, when: str) -> list[Record]:
         """Return one record per problem, `before` or `after`."""
         return read_records(self.folder / "eval" / f"{when}.jsonl", OTHERS)
+
+    @property
+    def place(self) -> Path:
+        """The folder of the run and its other seeds, or that of the run if it stands alone."""
+        return self.folder.parent if self.folder.name.startswith("seed") else self.folder
 
     @property
     def k(self) -> str:
@@ -89,22 +90,10 @@ class Run:
 
 
 def find_runs(folders: Iterable[Path]) -> list[Run]:
-    """Return every finished run in the folders or below them.
-
-    Runs form one group if they are in the same folder, such as seed0, seed1, ...
-    """
+    """Return every finished run in the folders or below them."""
     paths = sorted({path.resolve() for x in folders for path in x.rglob("summary.json")})
     paths = [path for path in paths if (path.parent / "config.yaml").exists()]
-    runs = [Run(x["run"], path.parent, x) for path in paths for x in [read_summary(path)]]
-    places = {(run.folder.parent, run.group) for run in runs}
-    twice = {name for name, n in Counter(name for _, name in places).items() if n > 1}
-    if not twice:
-        return runs
-    top = os.path.commonpath([run.folder.parent for run in runs])  # the paths differ below it
-    return [
-        replace(run, group=os.path.relpath(run.folder.parent, top)) if run.group in twice else run
-        for run in runs
-    ]
+    return [Run(path.parent, read_summary(path)) for path in paths]
 
 
 class BadRuns(Refusal):
@@ -112,10 +101,13 @@ class BadRuns(Refusal):
 
 
 def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Return the runs of each group, by seed."""
-    groups: dict[str, list[Run]] = {}
+    """Return groups of runs by their labels; runs of one group differ only in the seed.
+
+    Runs form one group if they are in the same folder, such as seed0, seed1, ...
+    """
+    groups: dict[Path, list[Run]] = {run.place: [] for run in runs}
     for run in sorted(runs, key=lambda run: run.summary["seed"]):
-        groups.setdefault(run.group, []).append(run)
+        groups[run.place].append(run)
     for first, *others in groups.values():
         for run in others:
             for key in first.config.keys() | run.config.keys():
@@ -124,4 +116,19 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
                     differs = f"{key} = {values[1]}, but {values[0]} in {first.folder}"
                     remedy = "runs in one folder may differ only in the seed: move one of them"
                     raise BadRuns(f"{run.folder}: {differs}; {remedy}")
-    return {name: groups[name] for name in dict.fromkeys(run.group for run in runs)}
+    return dict(zip(_names(list(groups.values())), groups.values(), strict=True))
+
+
+def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """Return the labels of the groups; groups of one label also have their folders."""
+    names = labels([runs[0].config for runs in groups])
+    places = {
+        name: [runs[0].place for runs, other in zip(groups, names, strict=True) if other == name]
+        for name in names
+    }
+    return [
+        name
+        if len(places[name]) == 1
+        else f"{name} ({os.path.relpath(runs[0].place, os.path.commonpath(places[name]))})"
+        for runs, name in zip(groups, names, strict=True)
+    ]

@@ -1,19 +1,19 @@
 """Pictures of the toy: the paper's figures 2 to 5, and every rule's path."""
 
-import io
+import math
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from PIL import Image
 from torch import Tensor
 
 from eval.report import plots
+from eval.report.places import Label, label_points
 from eval.report.plots import (
     BLUE,
+    COSINES,
     FRONTIER,
     LEVEL_MARKERS,
     OF_LEVEL,
@@ -43,7 +43,7 @@ def kernel(study: Study) -> Figure:
     cosines = cosine_kernel(study.setting.theta, toy)
     figure = plots.figure(6.6, 5.4)
     axes = figure.subplots()
-    image = axes.imshow(cosines, cmap="RdBu", vmin=-1, vmax=1, interpolation="nearest")
+    image = axes.imshow(cosines, **COSINES, interpolation="nearest")
     figure.colorbar(image, label="cosine of ∇p(x) and ∇p(x′)", shrink=0.9)
     axes.axhline(119.5, color="0.1", linewidth=1)
     axes.axvline(119.5, color="0.1", linewidth=1)
@@ -60,6 +60,7 @@ def kernel(study: Study) -> Figure:
     axes.set_yticks(*ticks, rotation=90, va="center")
     axes.tick_params(length=0)
     axes.tick_params(axis="y", pad=18)
+    plots.titled(figure, "Cosines of the prompts' gradients")
     return figure
 
 
@@ -118,6 +119,7 @@ def plane(study: Study) -> Figure:
         *axes.plot([], [], **START, linestyle="none", label="start"),
     ]
     plots.legend_beside(axes, handles=handles)
+    plots.titled(figure, f"Where pass@{k} and pass@1 conflict")
     return figure
 
 
@@ -149,6 +151,7 @@ def agreement(study: Study) -> Figure:
         axes.set_ylim(bottom=0)
         plots.plain(axes)
         plots.legend_under(axes)
+    plots.titled(figure, "Agreement of the prompts with the gradient of pass@1")
     return figure
 
 
@@ -167,9 +170,11 @@ def training(study: Study, steps: int = 120) -> Figure:
                 value, color=COLOURS[name], marker=MARKERS[name], markevery=15, markersize=6,
                 markeredgecolor="white", linewidth=2.2 if name == "population" else 1.5, label=name,
             )  # fmt: skip
-        axes.set(xlabel=f"steps of pass@{k} ascent", ylabel=f"pass@{m}", ylim=(0, 1.03))
+        axes.set(ylabel=f"pass@{m}", ylim=(0, 1.03))
+        plots.over_steps(axes)
         plots.plain(axes)
     plots.legend_beside(panels[-1])
+    plots.titled(figure, f"Training on pass@{k}")
     return figure
 
 
@@ -179,25 +184,46 @@ def paths(study: Study) -> Figure:
     figure = plots.figure(13, 5.6)
     left, right = figure.subplots(1, 2)
     _conflict(left, study)
-    right.plot(*study.plane(study.frontier), **FRONTIER, label="Pareto frontier")
+    right.plot(*study.plane(study.frontier), **FRONTIER)
     left.plot(*study.frontier.T, **FRONTIER)
     for i, (name, path) in enumerate(study.paths.items()):
         for axes, (xs, ys) in ((left, path.T.tolist()), (right, study.planes[name])):
             axes.plot(xs, ys, **style(i), linewidth=1.3, alpha=0.8)
             axes.plot(
                 xs[-1], ys[-1], **style(i), marker=marker(i), markeredgecolor="white",
-                markersize=13 - 0.45 * i, zorder=4, label=name,
+                markersize=13 - 0.45 * i, zorder=4,
             )  # fmt: skip
     start = study.setting.theta
     left.plot(*start, **START, zorder=5)
-    right.plot(*study.plane(start[None]), **START, zorder=5, linestyle="none", label="start")
+    right.plot(*study.plane(start[None]), **START, zorder=5, linestyle="none")
     low, high = _window(study)
     left.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     left.set_title(f"shaded: ∇J₁ and ∇{_j(k)} conflict", fontsize=10)
     right.set(xlabel="pass@1", ylabel=f"pass@{k}")
     plots.plain(right)
-    plots.legend_beside(right)
+    plots.titled(figure, "Each rule's path from the start")
+    label_points(right, _labels(study))
     return figure
+
+
+def _labels(study: Study, near: float = 0.006) -> list[Label]:
+    """Return a label for the start, the frontier, and all rules that end near each other."""
+    together: dict[tuple[float, float], list[str]] = {}
+    colours: dict[tuple[float, float], str] = {}
+    for i, (name, (xs, ys)) in enumerate(study.planes.items()):
+        end = (xs[-1], ys[-1])
+        place = next((x for x in together if math.dist(x, end) < near), end)
+        together.setdefault(place, []).append(f"pass@{study.setting.k}" if name == "none" else name)
+        colours.setdefault(place, style(i)["color"])
+    start, (xs, ys) = study.plane(study.setting.theta[None]), study.plane(study.frontier)
+    return [
+        Label("start", [(start[0][0], start[1][0])], START["color"]),
+        *(
+            Label("\n".join(names), [place], colours[place] if len(names) == 1 else "0.2")
+            for place, names in together.items()
+        ),
+        Label("Pareto frontier", list(zip(xs, ys, strict=True))[::5], FRONTIER["color"]),
+    ]
 
 
 PICTURES: dict[str, Callable[[Study], Figure]] = {
@@ -207,9 +233,3 @@ PICTURES: dict[str, Callable[[Study], Figure]] = {
     "training": training,
     "paths": paths,
 }
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Save a PNG of 256 colours with matplotlib's Pillow: a third of the size, the same look."""
-    full = io.BytesIO(plots.png(figure, 100))
-    Image.open(full).convert("RGB").quantize(256).save(path)

@@ -37,6 +37,6 @@ def test_pass_at_8_costs_pass_at_1_and_pcgrad_does_not(tmp_path):
         ABLATE, "--configs", *CONFIGS, "--seeds", "100", "--out", "out", cwd=tmp_path, timeout=3000
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    change = {x.group: x.summary["change"] for x in find_runs([tmp_path / "out"])}
+    change = {x.summary["run"]: x.summary["change"] for x in find_runs([tmp_path / "out"])}
     assert change["passk"]["pass@8"]["low"] > 0 and change["passk"]["pass@1"]["high"] < 0
     assert change["pcgrad"]["pass@8"]["low"] > 0 and change["pcgrad"]["pass@1"]["low"] > -0.03

@@ -39,16 +39,16 @@ def test_verdicts_need_the_margin_and_holm(tmp_path):
     assert compare(find_runs([tmp_path]))[0]["pass@1"]["verdict"] == "better"
     assert compare(find_runs([tmp_path]), margin=0.05)[0]["pass@1"]["verdict"] == "cannot tell"
     p = compare(find_runs([tmp_path]))[0]["pass@1"]["p"]
-    for name in "abcd":
+    for name in "abcd":  # of one label, as they differ in nothing but the folder
         for seed in range(4):
             make(tmp_path / name / f"seed{seed}", (0.5 + 0.01 * (-1) ** seed, 0.8), seed)
     rows = compare(find_runs([tmp_path]))
     assert rows[-1]["pass@1"]["p"] == p and rows[-1]["pass@1"]["p_holm"] == pytest.approx(5 * p)
     make(tmp_path / "worse" / "seed0", (0.4, 0.8), 0)
     make(tmp_path / "worse" / "seed1", (0.401, 0.8), 1)
-    assert {r["run"]: r for r in compare(find_runs([tmp_path]))}["worse"]["pass@1"]["verdict"] == (
-        "worse"
-    )
+    assert {r["run"]: r for r in compare(find_runs([tmp_path]))}["passk (worse)"]["pass@1"][
+        "verdict"
+    ] == "worse"
 
 
 def test_a_single_seed_of_sampled_values_is_judged_over_problems(tmp_path):
@@ -89,8 +89,8 @@ def test_one_seed_is_judged_as_the_run_judges_itself(tmp_path):
 def test_groups_are_folders(tmp_path):
     for place in ("a/x", "b/x", "b/y"):
         make(tmp_path / place / "seed0", (0.6, 0.9))
-    names = [run.group for run in find_runs([tmp_path])]
-    assert names == ["a/x", "b/x", "y"]  # by what of the path tells runs of one name apart
+    names = list(grouped(find_runs([tmp_path])))
+    assert names == ["passk (a/x)", "passk (b/x)", "passk (b/y)"]  # nothing else differs
     (tmp_path / "score").mkdir()
     (tmp_path / "score" / "summary.json").write_text('{"scores": {}}')  # of score.py: no run
     assert len(find_runs([tmp_path])) == 3
@@ -105,11 +105,15 @@ def test_runs_of_other_settings_are_not_averaged(tmp_path):
 
 def test_true_and_sampled_values_are_not_mixed(tmp_path):
     make(tmp_path / "x" / "seed0", (0.6, 0.9))
-    make(tmp_path / "y" / "seed0", (0.4, 0.8), exact=False)
+    make(tmp_path / "y" / "seed0", (0.4, 0.8), exact=False, **{"surgery.rule": "pcgrad"})
     with (tmp_path / "x" / "seed0" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 10, "eval/pass@1": 0.39, "eval/pass@8": 0.9}\n')
     rows = {row["run"]: row for row in compare(find_runs([tmp_path]))}
-    assert not rows["x"]["exact"] and rows["x"]["lowest_pass@1"] == 0.39
+    assert not rows["passk"]["exact"] and rows["passk"]["lowest_pass@1"] == 0.39
+
+
+def is_grey(look):
+    return look["color"].startswith("0.")
 
 
 def test_distance_to_the_curve(tmp_path):
@@ -131,19 +135,21 @@ def test_distance_to_the_curve(tmp_path):
         )  # fmt: skip
         make(
             tmp_path / "other" / f"seed{seed}", (0.6, 0.99), seed,
-            **{"surgery.rule": "pcgrad", "train.steps": 20},
+            **{"surgery.rule": "floor", "train.steps": 20},
         )  # fmt: skip
     runs = find_runs([tmp_path])
     (curve,) = curves(list(grouped(runs).values()), exact=True)
     assert curve.lambdas == [0.0, 1.0, 2.0] and curve.seeds == [0, 1]
+    greys = [name for name, x in pictures.looks(grouped(runs), [curve]).items() if is_grey(x)]
+    assert greys == ["mix, λ = 1", "mix, λ = 2"]
     rows = {row["run"]: row["above_mix"] for row in compare(runs)}
     half = 12.7062 * 0.0005  # t on one degree of freedom, error .0005
-    assert rows["mine"] == pytest.approx(
+    assert rows["pcgrad"] == pytest.approx(
         {"value": 0.0205, "low": 0.0205 - half, "high": 0.0205 + half}
     )
-    assert rows["other"] is None  # other work: more steps
-    assert rows["mix,1"] is None and rows["passk"] is None  # on the curve
-    one = above([grouped(runs)["mine"][1]], [curve], exact=True)
+    assert rows["floor"] is None  # other work: more steps
+    assert rows["mix, λ = 1"] is None and rows["passk"] is None  # on the curve
+    one = above([grouped(runs)["pcgrad"][1]], [curve], exact=True)
     assert one is not None and one["low"] is None
 
 
@@ -165,23 +171,23 @@ def test_distance_of_sampled_values(tmp_path):
                 ],
             )
     runs = find_runs([tmp_path])
-    row = {x["run"]: x for x in compare(runs)}["mine"]
+    row = {x["run"]: x for x in compare(runs)}["pcgrad"]
     assert row["above_mix"]["value"] == pytest.approx(0.1)
     low, high = row["above_mix"]["low"], row["above_mix"]["high"]
     assert low is not None and low < -0.05 and high > 0.2
     alone = [run for run in runs if run.summary["seed"] == 0]
-    (one,) = (x["above_mix"] for x in compare(alone) if x["run"] == "mine")
+    (one,) = (x["above_mix"] for x in compare(alone) if x["run"] == "pcgrad")
     assert one == pytest.approx(row["above_mix"], rel=0.01)
     for when in ("before", "after"):
         place = tmp_path / "mine" / "seed0" / "eval" / f"{when}.jsonl"
         place.write_text(place.read_text().replace('"id": "0"', '"id": "another"'))
-    (other,) = (x["above_mix"] for x in compare(alone) if x["run"] == "mine")
+    (other,) = (x["above_mix"] for x in compare(alone) if x["run"] == "pcgrad")
     assert other is None  # evaluated on other problems, it is not held against the curve
 
 
 def test_the_page_holds_everything_and_asks_for_nothing(tmp_path):
     for seed in range(2):
-        make(tmp_path / "x<y" / f"seed{seed}", (0.6, 0.9), seed)
+        make(tmp_path / "x" / f"seed{seed}", (0.6, 0.9), seed, **{"surgery.rule": "a.py:x<y"})
         make(tmp_path / "z" / f"seed{seed}", (0.4 + 0.001 * seed, 0.9), seed)
     rows = page.write(find_runs([tmp_path]), tmp_path / "out", 0.0)
     assert {x.name for x in (tmp_path / "out").iterdir()} == {
@@ -199,18 +205,37 @@ def test_the_page_holds_everything_and_asks_for_nothing(tmp_path):
     )
 
 
+def test_the_page_says_in_which_settings_the_runs_differ(tmp_path):
+    make(tmp_path / "x" / "seed0", (0.6, 0.9), **{"surgery.rule": "mix", "train.lr": 2e-3})
+    make(tmp_path / "y" / "seed0", (0.6, 0.9), 3)
+    groups = grouped(find_runs([tmp_path]))
+    header, rows = page.differences(groups)
+    assert header == ["run", "surgery.rule", "train.lr", "folder"]  # no seed
+    assert rows == [
+        ["mix", "mix", "0.002", str(tmp_path / "x")],
+        ["passk", "none", "0.001", str(tmp_path / "y")],
+    ]
+    page.write(find_runs([tmp_path]), tmp_path / "out", 0.0)
+    text = (tmp_path / "out" / "compare.html").read_text()
+    assert "<td>none</td><td>0.001</td>" in text
+    assert "<td>train.steps</td><td>10</td>" in text  # they share it
+    assert "<td>train.lr</td>" not in text
+
+
 def test_scalars_over_training(tmp_path):
     """A difference of two scalars over seeds; a run without it is left out, a misspelt one told."""
     for seed in range(2):
         make(tmp_path / "x" / f"seed{seed}", (0.6, 0.9 + 0.02 * seed), seed)
-    make(tmp_path / "y" / "seed0", (0.4, 0.9))
+    make(tmp_path / "y" / "seed0", (0.4, 0.9), **{"surgery.rule": "pcgrad"})
     with (tmp_path / "y" / "seed0" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 11, "surgery/length_k": 3.0}\n')
     runs, gap = find_runs([tmp_path]), "exact/pass@8-exact/pass@1"
     steps, values = zip(*runs[0].scalar(gap), strict=True)
     assert steps == (0, 5, 10) and values == pytest.approx((0.3, 0.35, 0.3))
-    gaps, lengths = pictures.of_scalars([gap, "surgery/length_k"], grouped(runs)).axes
-    assert [x.get_label() for x in gaps.lines] == ["x", "y"]
+    groups = grouped(runs)
+    look = pictures.looks(groups, [])
+    gaps, lengths = pictures.of_scalars([gap, "surgery/length_k"], groups, look).axes
+    assert [x.get_label() for x in gaps.lines] == ["passk", "pcgrad"]
     assert gaps.lines[0].get_ydata()[2] == pytest.approx(0.31)  # .30 and .32
     assert [list(x.get_ydata()) for x in lengths.lines] == [[3.0]]
     page.write(runs, tmp_path / "out", 0.0, [gap])

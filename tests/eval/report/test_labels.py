@@ -1,0 +1,78 @@
+"""Labels that say in what runs differ."""
+
+import pytest
+
+from eval.report.labels import differing, labels, rule
+
+BASE = {
+    "seed": 0,
+    "task.name": "twin",
+    "objective.k": 8,
+    "objective.k_schedule": None,
+    "objective.estimator": "loo",
+    "surgery.rule": "none",
+    "surgery.mix": 0.5,
+    "surgery.tolerance": 0.0,
+    "train.samples": 16,
+    "train.lr": 6e-4,
+    "eval.samples": 32,
+    "run.dir": "runs/x",
+}
+
+
+def config(**changes):
+    """The base with changes, `train__lr=1` for train.lr."""
+    return BASE | {key.replace("__", "."): value for key, value in changes.items()}
+
+
+def mix(value, **more):
+    return config(surgery__rule="mix", surgery__mix=value, **more)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "passk"),
+        ({"objective__k": 1}, "pass1"),
+        ({"objective__estimator": "pkpo"}, "pkpo"),
+        ({"objective__estimator": "mine.py:sharp"}, "sharp"),
+        ({"surgery__rule": "pcgrad", "objective__estimator": "pkpo"}, "pcgrad"),
+        ({"surgery__rule": "/home/me/mine.py:Half"}, "Half"),
+    ],
+)
+def test_a_run_is_named_by_its_rule(changes, name):
+    assert rule(config(**changes)) == name == labels([config(**changes)])[0]
+
+
+def test_a_setting_is_named_only_where_runs_of_one_rule_differ():
+    pcgrad = config(surgery__rule="pcgrad", surgery__tolerance=-0.03, train__lr=1e-3)
+    assert labels([config(), pcgrad, mix(0.1), mix(1.5)]) == [
+        "passk",
+        "pcgrad",
+        "mix, λ = 0.1",
+        "mix, λ = 1.5",
+    ]
+
+
+def test_a_label_has_no_more_settings_than_needed():
+    follows = [mix(0.1, train__lr=1e-3), mix(0.3, train__lr=2e-3)]  # the first already tells
+    assert labels(follows) == ["mix, λ = 0.1", "mix, λ = 0.3"]
+    assert labels([*follows, mix(0.3, train__lr=1e-3)]) == [
+        "mix, λ = 0.1, lr = 0.001",
+        "mix, λ = 0.3, lr = 0.002",
+        "mix, λ = 0.3, lr = 0.001",
+    ]
+
+
+def test_keys_of_two_sections_keep_the_section():
+    runs = [config(), config(train__samples=64), config(objective__k_schedule="4@40,1@120")]
+    assert labels(runs) == [
+        "passk, train.samples = 16",
+        "passk, train.samples = 64",
+        "passk, k_schedule = 4@40,1@120, train.samples = 16",
+    ]
+
+
+def test_seed_and_folder_make_no_difference():
+    runs = [config(), config(seed=3, run__dir="runs/y")]
+    assert differing(runs) == [] and labels(runs) == ["passk", "passk"]
