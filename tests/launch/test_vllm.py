@@ -248,7 +248,7 @@ def test_the_bound_of_bfloat16_lies_between_rounding_and_old_weights(tmp_path):
 
 
 def test_bfloat16_with_truncated_weights(tmp_path, path):
-    """The two sides round otherwise, far more than in float32 and far less than the bound allows."""
+    """The sides round otherwise, far more than in float32 and far less than the bound allows."""
     half = ["model.dtype=bfloat16", "train.zero_stage=1"]
     with server(tmp_path, path, free_port(), "--memory", "0.25", *half) as (keys, _):
         done = train(tmp_path, keys, path, *half, "rollout.correction=truncate", "train.steps=20")
