@@ -34,7 +34,9 @@ CASES = {
     "ghost": ["surgery.measure=ghost", "surgery.metric=adam", "surgery.every=2"],
     "KL, bonus, updates": ["train.kl_coef=0.1", "train.entropy_coef=0.1", "train.updates=2"],
     "later k": ["objective.k_schedule=1@2", "surgery.statistic=naive", "logging.kl_every=1"],
-    "another objective": ["objective.estimator=curverl", "objective.filter=true"],
+    "another objective": [
+        *("objective.estimator=curverl", "objective.filter=true", "train.sampler=uniform"),
+    ],
     "chosen prompts": ["train.sampler=informative", "surgery.rule=floor"],
     "reference": ["task.name=referred.py:Referred"],
 }
