@@ -36,8 +36,18 @@ def test_no_configuration_of_the_project_holds_any(path):
     [
         (["surgery.mix=2"], ["surgery.mix = 2.0: rule pcgrad does not use it"]),
         (["surgery.mix=0.5"], ["surgery.mix = 0.5: rule pcgrad does not use it"]),  # the default
-        (["surgery.gain=3", "surgery.cap=5", "surgery.every=2"], []),
-        (["surgery.rule=mix"], ["surgery.tolerance = -0.03: rule mix does not use it"]),
+        (["surgery.restore=3", "surgery.cap=5", "surgery.every=2"], []),
+        (["surgery.gain=3"], ["surgery.gain = 3.0: rule pcgrad does not use it"]),
+        (["surgery.rule=mix"], []),  # pcgrad.yaml holds no setting of its rule
+        (["train.candidates=4"], []),
+        (
+            ["train.sampler=uniform", "train.candidates=4"],
+            ["train.candidates = 4: train.sampler = uniform does not use it"],
+        ),
+        (
+            ["surgery.control_prompts=4"],
+            ["surgery.control_prompts = 4: surgery.hold = train does not use it"],
+        ),
         (["surgery.rule=gradvac", "surgery.cosine=0.1", "surgery.tolerance=0"], 1),
         (["objective.beta=2"], ["objective.beta = 2.0: estimator loo does not use it"]),
         (["objective.estimator=risk", "objective.beta=2"], []),
