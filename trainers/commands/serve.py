@@ -38,8 +38,9 @@ if find_spec("vllm"):
 PROGRAM = "vllm.entrypoints.openai.api_server"
 POLL = 0.3  # seconds between two looks at a server
 LOOKS = 100  # at a server that must end by itself
-# The first argument leads a session. The end of this input, which even SIGKILL of its writer
-# brings, ends the session. All others of it get a moment to remove their shared memory.
+# `sh -c END LEADER LOOKS` waits for the end of its input, which comes with the end of its starter,
+# even by SIGKILL. Then it ends the session of this leader, by force after so many looks. The others
+# of the session get a moment more, to remove their shared memory.
 END = f"""
 trap '' INT TERM HUP
 read _
@@ -207,7 +208,7 @@ def device_of(python: str) -> str:
         ) from None
     if done.returncode or not done.stdout:
         remedy = "make an environment with vLLM as launch/README.md says, and name its bin/python"
-        raise Refusal(f"--python = {python}: has no vllm; {remedy}")
+        raise Refusal(f"--python = {python}: has no vllm that can run; {remedy}")
     return done.stdout.strip()
 
 

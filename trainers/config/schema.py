@@ -262,7 +262,7 @@ class RolloutConfig:
     timeout: float = key(600.0, "vllm: seconds in which a server must answer", above=0)
     mismatch: float | None = key(
         None,
-        "vllm: largest mean |log pi - log pi_served| of a token; null: 0.001, in bfloat16 0.02",
+        "vllm: largest mean |log pi - log pi_served| of a token; null: 0.001, in bfloat16 0.05",
         above=0,
     )
     correction: str = choice(

@@ -143,7 +143,10 @@ def test_choices_in_the_environment_stay():
         (["--host", "192.0.2.1"], "--host = 192.0.2.1: is no address of this machine; correct it"),
         (["--host", "0.0.0.0"], "--host = 0.0.0.0: is every address of this machine; name the "),
         (["--python", "none/python"], "--python = none/python: cannot be run (No such file or "),
-        (["--python", "/bin/false"], "--python = /bin/false: has no vllm; make an environment"),
+        (
+            ["--python", "/bin/false"],
+            "--python = /bin/false: has no vllm that can run; make an environment",
+        ),
         (["train.prompt=3"], "train.prompt = 3: "),
         (["model.path=/none"], "model.path = /none: no model folder"),
     ],
@@ -162,7 +165,7 @@ def test_a_python_without_vllm_and_a_taken_port(tmp_path):
     done = in_process(COMMAND, "--config", CONFIG, "--port", free_port(), cwd=tmp_path)
     assert (done.returncode, done.stderr) == (
         2,
-        f"--python = {sys.executable}: has no vllm; "
+        f"--python = {sys.executable}: has no vllm that can run; "
         "make an environment with vLLM as launch/README.md says, and name its bin/python\n",
     )
     with socket.create_server(("127.0.0.1", 0)) as taken:

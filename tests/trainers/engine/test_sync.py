@@ -190,6 +190,6 @@ def test_what_a_configuration_asks_for(tmp_path, monkeypatch):
     assert sync.folder == tmp_path / "here"  # servers have another working folder
     assert sync.servers == Servers(("http://127.0.0.1:8000",), 600.0, 1e-3)
     config.model.dtype = "bfloat16"
-    assert servers_of(config).bound == 0.02
+    assert servers_of(config).bound == 0.05
     config.rollout.mismatch = 0.5
     assert servers_of(config).bound == 0.5
