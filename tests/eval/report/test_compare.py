@@ -78,8 +78,8 @@ def test_one_seed_is_judged_as_the_run_judges_itself(tmp_path):
     for seed in (0, 1):
         make(tmp_path / "x" / f"seed{seed}", (0.4 + 0.001 * seed, 0.9), seed)
     rows = {row["run"]: row for row in compare(find_runs([tmp_path]))}
-    assert not rows["x"]["exact"] and rows["x"]["pass@1"]["verdict"] == "worse"
-    assert rows["y"]["pass@1"]["verdict"] == "fell"
+    assert not rows["passk (x)"]["exact"] and rows["passk (x)"]["pass@1"]["verdict"] == "worse"
+    assert rows["passk (y)"]["pass@1"]["verdict"] == "fell"
     both = " ".join(notes([*rows.values()], 0.0))
     assert "Student" in both and "One seed" in both
     page = grid(header(8), [cells(alone)])
