@@ -136,7 +136,7 @@ def off_the_line(mean, ascent):
 
 @pytest.mark.parametrize("rule", [name for name in RULES if name.startswith("agreement")])
 # the baseline of loo_shrunk reads the other prompts, which here are the prompt's other outcomes
-@pytest.mark.parametrize("estimator", ESTIMATORS.keys() - {"loo_shrunk"})
+@pytest.mark.parametrize("estimator", sorted(ESTIMATORS.keys() - {"loo_shrunk"}))
 def test_decided_by_others_a_rule_only_reweights(estimator, rule):
     """The mean update of a prompt over all outcomes is a multiple of grad p, whatever J_1 is, and
     whether or not the others are all right, or all wrong.
