@@ -142,7 +142,6 @@ def test_other_data_under_the_same_name_is_refused(folder, command, tmp_path):
         (["task.name=data", "task.path=null"], "task.path = null: task data is your own"),
         (["task.prompt=Solve"], "task.prompt = Solve: must say where"),
         (["task.easy_above=0.8"], "task.rates = null: task.easy_above and task.hard_below choose"),
-        (["task.rates=x"], "task.rates = x: needs a threshold"),
         (["task.rates=x", "task.easy_above=0", "task.hard_below=1"], "task.easy_above = 0"),
         (["task.fields.problm=x"], "task.fields.problm = x: must name one of id, problem"),
         (["task.levels=4"], "task.levels = 4: must be a list"),

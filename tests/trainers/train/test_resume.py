@@ -110,7 +110,7 @@ def test_a_second_writer_is_refused(whole):
 def test_curverl_goes_on_with_the_batches_that_it_has_seen(tmp_path, base_path):
     """Its weights are those of the last two batches, before and after a stop."""
     options = ["train.steps=4", "train.save_every=3", "objective.estimator=curverl"]
-    options += ["surgery.rule=none", "objective.window=2", "eval.every=0"]
+    options += ["train.sampler=uniform", "surgery.rule=none", "objective.window=2", "eval.every=0"]
     done = train("whole", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")

@@ -139,7 +139,8 @@ def test_a_wrong_server_is_refused_in_a_line(tmp_path, base_path):
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (  # below the bar
         f"rollout.urls = {url}: takes 8 tokens, and prompts with their answers have 9; "
-        "give it --max-model-len 9"
+        "start the server again by launch/serve.py with the configuration of this command, "
+        "which sets the limit"
     )
     assert [x.name for x in (tmp_path / "sync").iterdir()] == [".lock"]
 
