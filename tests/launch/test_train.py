@@ -147,7 +147,9 @@ def test_every_chart_draws_what_a_run_writes(one):
         assert set(chart.names) <= written, chart
 
 
-@pytest.mark.parametrize("stage", [0, pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize(
+    "stage", [*(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 2)), 3]
+)
 def test_two_ranks_do_what_one_does(tmp_path, base_path, one, stage):
     """Nine prompts on two ranks, several unequal micro-batches on both and one on the lone one, no
     C++ compiler on the path.

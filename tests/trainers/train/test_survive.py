@@ -32,6 +32,7 @@ LIVES = [
 ]
 
 
+@pytest.mark.slow
 def test_a_run_of_many_lives(tmp_path, base_path):
     places, codes = zip(*LIVES, strict=True)
     done = run(CHAOS, "--out", str(tmp_path), "--at", *places, cwd=tmp_path)
