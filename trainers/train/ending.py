@@ -1,4 +1,4 @@
-"""The last lines of a finished run: its model, where the time went, and the next command."""
+"""The last lines of a finished run: its model, where the time went, a warning, the next command."""
 
 import json
 import shlex
@@ -6,23 +6,54 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from eval.files import read_lines
+from eval.scores.passk import moved
 from trainers.config.schema import Config
+from trainers.config.values import holds_pass_1
+
+STILL_PAYING = (
+    0.5  # weight of pass@1 beside pass@k; a complete run of the built-in task ends at 0.2
+)
 
 
 def ending(config: Config, summary: Mapping[str, Any], words: Sequence[str]) -> str:
     """Return the lines after the table of a run; `words` are the command line that began it."""
     folder = Path(str(config.run.dir))
-    spent = time_spent(read_lines(folder / "metrics.jsonl"), summary["seconds"])
+    history = read_lines(folder / "metrics.jsonl")
+    note = too_short(config, history, summary)
     return "\n".join(
         [
             f"Model:  {folder / 'model'}",
-            f"Time:   {spent}",
+            f"Time:   {time_spent(history, summary['seconds'])}",
             f"Curves: tensorboard --logdir {folder}, page Custom Scalars",
+            *([f"Note:   {note}"] if note else []),
             f"Next:   {next_command(config, summary, words)}",
         ]
+    )
+
+
+def too_short(
+    config: Config, history: Sequence[Mapping[str, float]], summary: Mapping[str, Any]
+) -> str | None:
+    """Return a sentence if pass@k fell while the rule still paid for pass@1 at the end of the run.
+
+    A rule that holds pass@1 pays most at the beginning, when the conflict is at its worst: the
+    first steps alone tell nothing about a complete run.
+    """
+    name = f"pass@{summary['k']}"
+    paid = [x["surgery/lambda"] for x in history if "surgery/lambda" in x]
+    if not (paid and holds_pass_1(config) and moved(summary["change"][name]) == "fell"):
+        return None
+    at_the_end = fmean(paid[-max(1, len(paid) // 4) :])
+    if at_the_end < STILL_PAYING:
+        return None
+    return (
+        f"{name} fell, and {config.surgery.rule} gave pass@1 the weight {at_the_end:.1f} in the last "
+        f"quarter of the {len(paid)} steps. It gives most at the beginning of a run, so "
+        "that a short run says little: raise train.steps until surgery/lambda sinks."
     )
 
 

@@ -6,9 +6,12 @@ import pytest
 
 from tests.commands import ROOT
 from trainers.config.load import load_config
-from trainers.train.ending import duration, ending, next_command, time_spent
+from trainers.train.ending import duration, ending, next_command, time_spent, too_short
 
-SUMMARY = {"task": "twin", "k": 8, "steps": 150, "world_size": 1, "seconds": 200.0}
+SUMMARY = {
+    **{"task": "twin", "k": 8, "steps": 150, "world_size": 1, "seconds": 200.0},
+    "change": {"pass@8": {"value": -0.1, "low": -0.2, "high": -0.05}},
+}
 WORDS = ["launch/train.py", "--local_rank=0", "--config", "passk", "train.lr=1e-3"]
 
 
@@ -76,6 +79,25 @@ def test_the_lines(tmp_path):
         f"Curves: tensorboard --logdir {tmp_path}, page Custom Scalars",
     ]
     assert lines[3].startswith("Next:   python launch/train.py --config passk ")
+
+
+def test_a_run_that_is_too_short_for_its_rule_says_so(tmp_path):
+    def history(*paid):
+        return [{"step": 0}] + [{"step": i + 1, "surgery/lambda": x} for i, x in enumerate(paid)]
+
+    short, rule = history(9, 9, 9, 9, 9, 9, 2, 3), config(name="pcgrad")
+    note = too_short(rule, short, SUMMARY)
+    assert note.startswith("pass@8 fell, and pcgrad gave pass@1 the weight 2.5 in the last quarter")
+    assert " of the 8 steps. " in note
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in short))
+    lines = ending(config(f"run.dir={tmp_path}", name="pcgrad"), SUMMARY, WORDS).splitlines()
+    assert lines[3] == f"Note:   {note}" and lines[4].startswith("Next:   ")
+    # no word about a rule that has let go, a value that did not fall, or a rule of fixed weights
+    assert too_short(rule, history(9, 9, 9, 9, 9, 0.1, 0.1, 0.1), SUMMARY) is None
+    rose = {"change": {"pass@8": {"value": -0.1, "low": -0.2, "high": 0.1}}}
+    assert too_short(rule, short, SUMMARY | rose) is None
+    assert too_short(config(name="mix"), short, SUMMARY) is None
+    assert too_short(rule, history(), SUMMARY) is None
 
 
 @pytest.mark.parametrize("content", ["[]", '"text"', "3"])
