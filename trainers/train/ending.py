@@ -51,9 +51,9 @@ def too_short(
     if at_the_end < STILL_PAYING:
         return None
     return (
-        f"{name} fell, and {config.surgery.rule} gave pass@1 the weight {at_the_end:.1f} in the last "
-        f"quarter of the {len(paid)} steps. It gives most at the beginning of a run, so "
-        "that a short run says little: raise train.steps until surgery/lambda sinks."
+        f"{name} fell, and {config.surgery.rule} gave pass@1 the weight {at_the_end:.1f} in the "
+        f"last quarter of the {len(paid)} steps. It gives most at the beginning of a run, so that "
+        "a short run says little: raise train.steps until surgery/lambda sinks."
     )
 
 
