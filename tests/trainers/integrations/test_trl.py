@@ -67,7 +67,7 @@ def runs(tmp_path_factory, base_path) -> dict[str, Any]:
 def test_a_resumed_run_continues_the_state(runs):
     half, whole = runs["saved"]
     assert runs["again"] == whole != half
-    assert whole["probe"]["measured"] == 4 and "average_pass@1" in whole["rule_state"]
+    assert whole["probe"]["measured"] == 4 and "average_change" in whole["rule_state"]
     assert runs["no state"].startswith("resume_from_checkpoint = ")
     assert "\n" not in runs["no state"] and "no surgery.json" in runs["no state"]
 
