@@ -10,7 +10,7 @@ LINE = "{desc}: {n_fmt} of {total_fmt}, {elapsed} passed, {remaining} left{postf
 
 
 class Lines(tqdm):
-    """A progress for logs and pipes, in which a bar would be one endless line."""
+    """Progress for logs and pipes, in which a bar would be one endless line."""
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         if msg is None:

@@ -87,7 +87,7 @@ def loo_shrunk(verdicts: Tensor, k: int) -> Tensor:
 
 
 def shrunk_baseline(verdicts: Tensor) -> Tensor:
-    """Return c_i/(n-1) drawn towards the other prompts' mean rate [N, n].
+    """Return c_i/(n-1) moved towards the other prompts' mean rate [N, n].
 
     The share drawn is (N-1)/N v/(v + s): v is the mean sampling variance of the other prompts'
     rates, s the variance among these rates. Neither contains the own prompt, and the own rate lacks

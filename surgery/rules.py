@@ -152,7 +152,7 @@ def none(weights: Tensor, geometry: Geometry, state: State) -> Decision:
 
 @rule()
 def mix(weights: Tensor, geometry: Geometry, state: State, *, mix: float = 0.5) -> Decision:
-    """(1, lambda): linear scalarisation J_k + lambda J_1, the bar for every other rule."""
+    """(1, lambda): linear scalarisation J_k + lambda J_1, the comparison for other rules."""
     return with_pass_1(weights, mix)
 
 

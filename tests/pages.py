@@ -64,6 +64,7 @@ def key_table() -> str:
         if name != last:
             lines += ["", f"**{name}**", "", "| key | default | values | meaning |"]
             lines += ["|---|---|---|---|"]
+        meaning = re.sub("<(?=[a-z])", r"\\<", meaning)  # <seed> would be a tag, which is not shown
         cells = [f"`{key}`", f"`{default}`", values, meaning]
         lines.append(f"| {' | '.join(x.replace('|', chr(92) + '|') for x in cells)} |")
         last = name

@@ -62,7 +62,7 @@ class Roomy(DynamicLayer):
         return self.filled
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows, and no room."""
+        """Keep only these rows, without room for more columns."""
         self.selected = True
         if self.is_initialized:
             self.keys = self.keys[:, :, : self.filled][indices]

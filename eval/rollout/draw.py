@@ -15,7 +15,7 @@ SLICE = 2**24  # probabilities that exist at once: rows are drawn in slices
 
 
 class Token(NamedTuple):
-    """A token of each row, and what its logits say of it."""
+    """A token of each row, with its log-probability, its entropy and a gradient."""
 
     token: Tensor
     logprob: Tensor

@@ -1,4 +1,4 @@
-"""A client of vLLM's servers: their flags, their routes, and the answers that they owe.
+"""A client of vLLM's servers: their flags, their routes, and their answers.
 
 It is written for vLLM 0.32 and imports nothing of vLLM, so that the two can have environments of
 their own. The routes that renew the weights are those of vLLM's development mode. They ask nobody
@@ -35,7 +35,7 @@ Body = Mapping[str, Any]
 
 
 class NoAnswer(Exception):
-    """A server gave another answer than JSON under the status 200; the message says which."""
+    """A server's answer was not JSON with the status 200; the message shows the answer."""
 
     def __init__(self, why: str, status: int | None = None):
         super().__init__(why)

@@ -104,7 +104,7 @@ def majority(n: int, c: int, wrong: tuple[int, ...], k: int) -> float:
     """Return the probability that the right answer wins the vote of k of the n answers.
 
     The k are drawn without replacement. c of the n are right, and `wrong` counts each wrong answer;
-    the remaining responses gave no answer and have no vote. A tie is broken by lot. With t votes
+    the remaining responses gave no answer and have no vote. A tie is broken at random. With t votes
     for the right answer, a product of polynomials counts the other answers: the power of x is the
     number of drawn answers, the power of y the number of wrong answers that also have t votes. A
     draw without replacement equals independent draws with probability k/n, conditioned on k drawn

@@ -79,7 +79,7 @@ def nearest(key: str) -> list[str]:
 
 
 def answer(key: str) -> str:
-    """Return what an error says about an unknown key, with our name for it where one is near."""
+    """Return the message for an unknown key, with our name for it if one is similar."""
     near = nearest(key)
     if not near:
         return "unknown key; --keys prints all of them"

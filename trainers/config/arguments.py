@@ -20,7 +20,7 @@ UNRECOGNIZED = "unrecognized arguments: "  # how argparse begins its message
 
 
 class CommandLine(argparse.ArgumentParser):
-    """A parser that says a mistake in one line, and answers a key that is given as an option."""
+    """A parser that reports a mistake in one line, and explains a key given as an option."""
 
     takes_keys = False
 
@@ -124,7 +124,7 @@ def find_config(name: str) -> str:
 
 
 def planning(plan: bool, device: str | None) -> bool:
-    """Return whether the command shall only plan."""
+    """Return whether the command should only plan."""
     if device is not None and not plan:
         raise Refusal(f"--device = {device}: belongs to --plan; add --plan")
     return plan

@@ -25,10 +25,12 @@ class ModelConfig:
     dtype: str = choice("type of the weights in forward and backward", "float32", "bfloat16")
     attention: str = choice("implementation of attention", "sdpa", "eager", "flash_attention_2")
     gradient_checkpointing: bool = key(False, "recompute activations instead of keeping them")
-    lora_rank: int = key(0, "rank of an adapter, trained instead of the model; 0: none", at_least=0)
+    lora_rank: int = key(
+        0, "rank of a LoRA adapter, trained instead of the model; 0: no adapter", at_least=0
+    )
     lora_alpha: int = key(16, "lora_alpha / lora_rank scales the adapter's part", at_least=1)
     lora_targets: str | None = key(
-        None, "names of layers, such as q_proj,v_proj; null: all linear ones"
+        None, "names of layers with an adapter, such as q_proj,v_proj; null: all linear layers"
     )
 
 
@@ -38,7 +40,7 @@ class TaskConfig:
     verifier: str | None = key(None, "exact, math, boxed or file.py:function; null: the task's own")
     verify_workers: int = key(2, "processes that judge answers", at_least=1)
     verify_seconds: float = key(
-        5.0, "time for one answer; a longer judgement is ended and undecided", above=0
+        5.0, "seconds to judge one answer; after them it is undecided", above=0
     )
     size: str = choice("chain: size of the stories and of the base", "small", "large")
     stories: int | None = key(
@@ -102,11 +104,11 @@ class ObjectiveConfig:
     alpha: float = key(0.5, "power: exponent", above=0)
     epsilon: float = key(1e-6, "grpo, focal: added to the standard deviation", above=0)
     gamma: float = key(1.0, "focal: exponent of the share of wrong answers", at_least=0)
-    window: int = key(10, "curverl: earlier batches that are its reference", at_least=1)
+    window: int = key(10, "curverl: number of earlier batches in its reference", at_least=1)
     prior_right: float = key(1.0, "posterior_passk: right answers that the prior adds", above=0)
     prior_wrong: float = key(1.0, "posterior_passk: wrong answers that the prior adds", above=0)
     filter: bool = key(
-        False, "whether prompts with only right or only wrong answers leave the batch's mean"
+        False, "leave prompts with only right or only wrong answers out of the batch's mean"
     )
 
 
@@ -116,7 +118,9 @@ class SurgeryConfig:
     measure: str = choice(
         "gradients of the last layer, or of all parameters (ghost)", "last_layer", "ghost", "none"
     )
-    statistic: str = choice("naive: includes the self-term, which hides conflicts", "loo", "naive")
+    statistic: str = choice(
+        "naive: keeps each prompt's product with itself, which hides conflicts", "loo", "naive"
+    )
     metric: str = choice(
         "adam: products in the optimiser's metric, with ghost only", "euclid", "adam"
     )
@@ -133,12 +137,15 @@ class SurgeryConfig:
     )
     mix: float = key(0.5, "mix: weight of pass@1 beside pass@k", at_least=0)
     margin: float = key(0.0, "pcgrad: <update, J_1> >= margin |J_1|^2 at the floor", at_least=0)
-    cap: float = key(10.0, "largest coefficient of every rule that measures one", above=0)
+    cap: float = key(10.0, "largest weight of pass@1 in every rule that computes one", above=0)
     cosine: float = key(
         0.0, "gradvac: least cosine of the update and J_1", at_least=0, at_most=0.999
     )
     radius: float = key(
-        0.5, "cagrad: distance from the mean gradient, relative to it", at_least=0, at_most=1
+        0.5,
+        "cagrad: allowed distance from the mean gradient, relative to its length",
+        at_least=0,
+        at_most=1,
     )
     tau: float = key(1.0, "agreement_*: weight that replaces the prompt's own", at_least=0)
     softness: float = key(1.0, "agreement_soft: width of the transition; 0: none", at_least=0)
@@ -153,16 +160,20 @@ class SurgeryConfig:
         40.0, "pcgrad: weight of pass@1 per unit below its floor; 0: projection alone", at_least=0
     )
     relax: float = key(
-        8.0, "pcgrad: weight of pass@1 lost per unit above the floor, over the pace", at_least=0
+        8.0,
+        "pcgrad: weight of pass@1 removed per unit above its floor, divided by the pace",
+        at_least=0,
     )
     early: float = key(
-        0.02, "pcgrad: height of the first floor over the last; sinks with the pace", at_least=0
+        0.02,
+        "pcgrad: how much higher than at the end the floor begins; sinks with the pace",
+        at_least=0,
     )
     rate_ema: float = key(
         0.8, "floor, pcgrad: smoothing of the batch's pass@1", at_least=0, at_most=0.999
     )
     hold: str = choice(
-        "floor, pcgrad: hold pass@1 on the prompts of training, or on some never trained on",
+        "floor, pcgrad: hold pass@1 on training prompts, or on prompts never trained on",
         "train",
         "control",
     )
@@ -185,7 +196,7 @@ class TrainConfig:
     prompts: int = key(128, "prompts of a step, on all ranks together", at_least=1)
     samples: int = key(16, "completions of a prompt", at_least=2)
     sampler: str = choice(
-        "choice of the prompts; informative: by the signal that earlier answers promise",
+        "choice of the prompts; informative: by the signal expected from earlier answers",
         "uniform",
         "informative",
     )
@@ -197,7 +208,10 @@ class TrainConfig:
         at_most=1,
     )
     history_decay: float = key(
-        0.9, "informative: weight of an answer, for each step of its age", above=0, at_most=1
+        0.9,
+        "informative: factor on an answer's weight for each step of its age",
+        above=0,
+        at_most=1,
     )
     temperature: float = key(
         1.0, "temperature of the logits, in sampling and in log-probabilities", above=0
@@ -208,13 +222,15 @@ class TrainConfig:
     kl_coef: float = key(0.0, "weight of the completions' KL to the base", at_least=0)
     updates: int = key(1, "optimiser steps for each batch of rollouts", at_least=1)
     ratio_clip: float = key(0.2, "PPO's clip of the ratio, in all updates but the first", above=0)
-    rollouts: str = choice("sampler, also of the evaluation", "cached", "continuous", "vllm")
+    rollouts: str = choice(
+        "sampler of training, evaluation, score.py and diagnose.py", "cached", "continuous", "vllm"
+    )
     rollout_tokens: int | None = key(
         None,
         "rows times columns sampled at once; null: as many as fit a GPU, 65,536 on a CPU",
         at_least=1,
     )
-    cuda_graph: bool = key(True, "sampler cached on a GPU: whether one token is a CUDA graph")
+    cuda_graph: bool = key(True, "cached, on a GPU: run the work of one token as a CUDA graph")
     max_new_tokens: int | None = key(
         None, "tokens of the longest completion; null: as the task needs", at_least=1
     )
@@ -234,7 +250,9 @@ class TrainConfig:
     weight_decay: float = key(0.0, "AdamW's weight decay", at_least=0)
     grad_clip: float = key(1.0, "largest gradient norm; 0: no clipping", at_least=0)
     zero_stage: int = key(0, "DeepSpeed's ZeRO stage", at_least=0, at_most=3)
-    offload: str = choice("parts in CPU memory; all: the weights too", "none", "optimizer", "all")
+    offload: str = choice(
+        "parts kept in CPU memory; all: optimiser and weights", "none", "optimizer", "all"
+    )
     logprob_chunk: int = key(0, "positions whose logits exist at once; 0: all", at_least=0)
     micro_batch_tokens: int = key(
         65536, "rows times columns of one forward and backward", at_least=1
@@ -257,7 +275,7 @@ class RolloutConfig:
         metadata={"help": "vllm: servers that share the prompts, such as [http://127.0.0.1:8000]"},
     )
     sync_dir: str | None = key(
-        None, "vllm: a folder for this run's weights on their way; servers read it, best in memory"
+        None, "vllm: a folder, best in memory, through which the servers get this run's weights"
     )
     timeout: float = key(600.0, "vllm: seconds in which a server must answer", above=0)
     mismatch: float | None = key(
@@ -296,7 +314,9 @@ class DiagnoseConfig:
     k: int | None = key(None, "the k of pass@k; null: diagnose.samples", at_least=2)
     temperature: float = key(0.7, "temperature of the completions", above=0)
     top_p: float = key(0.95, "share of the probability that is sampled", above=0, at_most=1)
-    measure: str = choice("ghost: measures both and compares them", "ghost", "last_layer")
+    measure: str = choice(
+        "ghost: measures all parameters and, for comparison, the last layer", "ghost", "last_layer"
+    )
     seed: int = key(0, "seed of the prompts and of the answers", at_least=0)
 
 

@@ -1,4 +1,4 @@
-"""The sections `objective` and `surgery` of a configuration, for trainers with one of their own."""
+"""The sections `objective` and `surgery`, for trainers with a configuration of their own."""
 
 from collections.abc import Mapping
 from typing import Any

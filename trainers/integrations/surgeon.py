@@ -45,7 +45,7 @@ def verdicts(rewards: Tensor) -> Tensor:
 
 
 class Gathered(Ranks):
-    """The ranks of a batch that every process holds complete: one, whose rows are all."""
+    """The ranks of a batch that every process holds completely: one rank with all rows."""
 
     def __init__(self) -> None:
         self.rank, self.world, self.device = 0, 1, torch.device("cpu")
@@ -106,7 +106,7 @@ class Surgeon:
 
 
 def _with_features(features: Tensor, n: int) -> Rollout:
-    """Return a rollout of which nothing but the features is known."""
+    """Return a rollout that has only features."""
     unknown = torch.empty(0)
     return Rollout([], [], [], unknown, unknown, unknown, features, n)
 

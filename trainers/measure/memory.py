@@ -29,7 +29,7 @@ def directions(sizes: Sizes, halves: int, adam: bool) -> dict[str, Held]:
 
 
 def watched(sizes: Sizes) -> tuple[Held, Held]:
-    """The bytes of a watched step: (its snapshot, the J_1 that it is held against).
+    """The bytes of a watched step: (its snapshot, the J_1 that it is compared with).
 
     The snapshot in float32 of all that is trained is made before the step. It becomes the
     difference, and stays until it is held against the next batch's J_1.

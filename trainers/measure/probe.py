@@ -68,9 +68,9 @@ class Probe:
                 ghost.check(policy.model, self.surgery.modules)
 
     def __call__(self, batch: StepBatch) -> tuple[Geometry, dict[str, float]]:
-        """The geometry of a batch over all ranks, and its scalars.
+        """Return the geometry of a batch over all ranks, and its scalars.
 
-        A geometry that is not finite holds its products alone, and is forgotten.
+        A geometry that is not finite has only its products (NaN), and enters no average.
         """
         correct, probes = batch.correct, None
         if self.surgery.measure == "ghost":
@@ -108,23 +108,23 @@ class Probe:
         return geometry, scalars
 
     def begin(self, k: int) -> None:
-        """Begin a step of this k; what was measured of another J_k is forgotten."""
+        """Begin a step of this k; forget what was measured with another k."""
         if self.k not in (k, None):
             self.smooth, self.averaged = None, 0
         self.k = k
 
     def due(self, step: int) -> bool:
-        """Whether to measure in this step: in every one until a first measurement is finite."""
+        """Return whether to measure in this step: in every step until one measurement is finite."""
         is_due = (step - 1) % self.surgery.every == 0 or self.smooth is None
         return self.surgery.measure != "none" and is_due
 
     @property
     def products(self) -> Products | None:
-        """The latest, smoothed."""
+        """The latest products, smoothed."""
         return psd(self.smooth) if self.smooth else None
 
     def _last_layer(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
-        """Everybody's g_k and g_1, [N, width]."""
+        """Return the g_k and g_1 of all ranks' prompts, [N, width]."""
         assert batch.rollout.features is not None
         features, mine = batch.rollout.features.cpu(), list(batch.mine)
         local = [prompt_gradients(a[mine], features) for a in (batch.a_k, batch.a_1)]
@@ -132,7 +132,7 @@ class Probe:
         return both[:, 0].contiguous(), both[:, 1].contiguous()
 
     def _by_ghost(self, batch: StepBatch) -> tuple[Products, Products | None, Tensor, Tensor]:
-        """(products, naive products, agreements, probes); |J_k| only if needed, or now and then."""
+        """Return products, naive products, agreements and probes; an unused |J_k| is often NaN."""
         rollout, mine, a_k, a_1 = batch.rollout, batch.mine, batch.a_k, batch.a_1
         sides = halves(len(a_1))
         if self.surgery.statistic == "naive":
@@ -173,10 +173,10 @@ class Probe:
         return replace(now, norm_k=_dot(j_k[0], metric(j_k[-1]))), naive, agreement, probes
 
     def _metric(self) -> Callable[[Direction], Direction]:
-        """Scaling as Adam scales a gradient; nothing in the Euclidean metric, or before any step.
+        """Return Adam's scaling of a gradient, or none: Euclidean metric, or before the first step.
 
-        It knows past batches only. Scaled by its own gradient, each half would be held against a
-        metric that holds the other, and the products would no longer be unbiased.
+        It uses past batches only. If the batch's own gradient were in the scale, each half would be
+        measured in a metric that contains the other, and the products would be biased.
         """
         scale = self.engine.adam_scale() if self.surgery.metric == "adam" else None
         if scale is None:
@@ -191,7 +191,7 @@ class Probe:
         pattern: str | None = None,
         probing: tuple[Direction, Tensor] | None = None,
     ) -> Direction:
-        """This rank's sum over completions [prompts, n] of weight * grad log pi.
+        """Return this rank's sum over completions [prompts, n] of weight * grad log pi.
 
         Given `probing` = (v, probes), the same backwards leave in `probes` what `_probe` would.
         """
@@ -214,7 +214,7 @@ class Probe:
         v: Mapping[str, Tensor],
         probes: Tensor,
     ) -> None:
-        """<grad log pi(y_ij), v> into `probes` [prompts, n] where wanted; equal rows once."""
+        """Write <grad log pi(y_ij), v> into `probes` [prompts, n] where wanted; equal rows once."""
         for rows, places in self._merged(rollout, wanted):
             _spread(ghost.probe(model, rows, v, self.likelihood), places, probes)
 
@@ -223,11 +223,11 @@ class Probe:
         return merged(rollout, wanted, Work(budget, engine.pad_id, engine.device))
 
     def watch(self, before: Direction, after: Iterable[tuple[str, Tensor]]) -> None:
-        """Keep the step really taken, to be held against the next batch's J_1; use `before` up."""
+        """Keep the step taken, to compare it with the next batch's J_1; this empties `before`."""
         self.moved = {name: x - before.pop(name) for name, x in after}
 
     def realised(self, batch: StepBatch) -> float | None:
-        """<grad J_1, step> of the watched step, with this batch's J_1; None if none is watched."""
+        """Return <grad J_1, watched step> with this batch's J_1; None if no step is watched."""
         moved, self.moved = self.moved, None
         if moved is None:
             return None
@@ -239,7 +239,7 @@ class Probe:
         return float(self.engine.reduce(inner))
 
     def state(self) -> tuple[dict[str, Any], dict[str, Direction]]:
-        """(numbers, tensors by kind and name) for a checkpoint."""
+        """Return (numbers, tensors by kind and name) for a checkpoint."""
         numbers = {
             "smooth": asdict(self.smooth) if self.smooth else None,
             "k": self.k,
@@ -259,17 +259,18 @@ class Probe:
 
 
 def halves(prompts: int) -> Tensor:
-    """[prompts] 0 or 1: the Thue-Morse sequence, the parity of the ones among the bits of i.
+    """Return the half, 0 or 1, of each prompt i: the parity of the ones among the bits of i.
 
-    Rank r holds the prompts r, r + world, ..., and ranks wait for each other between the halves. Of
-    any 2^m ranks each holds as many of either half; by i % 2 an even number of ranks would hold one
-    half each. The worst are multiples of three, where most of a rank is of one half.
+    This is the Thue-Morse sequence. Rank r holds the prompts r, r + world, ..., and ranks wait for
+    each other between the halves. Of any 2^m ranks each holds as many of either half; by i % 2 an
+    even number of ranks would hold one half each. The worst are multiples of three, where most
+    of a rank is of one half.
     """
     return torch.tensor([i.bit_count() % 2 for i in range(prompts)])
 
 
 def check_coverage(model: Any, surgery: SurgeryConfig) -> float:
-    """The share of the parameters that surgery.modules leaves in, where that is enough."""
+    """Return the share of the parameters that surgery.modules selects; refuse too small a share."""
     covered = ghost.coverage(model, surgery.modules)
     if covered < surgery.min_coverage:
         raise ConfigError(
@@ -280,7 +281,7 @@ def check_coverage(model: Any, surgery: SurgeryConfig) -> float:
 
 
 def _spread(values: Tensor, rows: Sequence[Sequence[int]], probes: Tensor) -> None:
-    """Each row's value to all completions that it stands for."""
+    """Copy each row's value to all completions that the row stands for."""
     counts = torch.tensor([len(places) for places in rows])
     order = torch.tensor([place for places in rows for place in places])
     probes.view(-1)[order] = values.cpu().repeat_interleave(counts)
@@ -291,7 +292,7 @@ def _mean(parts: Sequence[Direction]) -> Direction:
 
 
 def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
-    """In float64, a piece at a time: a large embedding in float64 would outgrow the model."""
+    """Return <a, b> in float64, in pieces: a large embedding in float64 would outgrow the model."""
     pieces = (
         zip(x.flatten().split(PIECE), b[name].flatten().split(PIECE), strict=True)
         for name, x in a.items()

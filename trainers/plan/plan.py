@@ -58,7 +58,7 @@ def sampler_tokens(rehearsal: Rehearsal, ranks: int, memory: int | None, diagnos
 def training(
     config: Config, rehearsal: Rehearsal, ranks: int, prompt: int, memory: int | None = None
 ) -> tuple[dict[str, Held], Held]:
-    """The moments of a run with all that each of them holds, and what the host holds.
+    """Return the moments of a run with all that each of them holds, and what the host holds.
 
     The sampler takes a part of the device's `memory`, where that is known and no key says how much.
     """
@@ -122,7 +122,7 @@ def diagnosis(
 
 
 def _base(job: Job) -> "PretrainedConfig | str":
-    """The shape of the task's own base; its folder, made now, where the task cannot tell."""
+    """Return the shape of the task's own base, or its folder, made now, if the task cannot tell."""
     shape = job.task.base_config() if job.config.model.path == "base" else None
     return job.base_path() if shape is None else shape
 
@@ -133,7 +133,7 @@ def _sum(*parts: Held) -> Held:
 
 
 def render(moments: Mapping[str, Held], host: Held, device: int | None) -> str:
-    """A table of GiB, or of MiB where ten GiB hold all, its largest column, and the device."""
+    """Return a table of GiB, or of MiB below ten GiB, with its largest column and the device."""
     totals = {moment: sum(held.values()) for moment, held in moments.items()}
     worst = max(totals, key=lambda moment: totals[moment])
     peak = totals[worst]
@@ -166,7 +166,7 @@ def _size(count: int) -> str:
 def plan(
     config: Config, ranks: int, prompt: int, diagnosing: bool = False, device: str | None = None
 ) -> str:
-    """The whole text of --plan."""
+    """Return the complete text of --plan."""
     model, train, job = config.model, config.train, Job(config)
     sheet = DEVICES[device] if device else None
     rehearsal = Rehearsal(config, _base(job))

@@ -27,7 +27,7 @@ from trainers.measure import ghost
 
 
 class Ledger(TorchDispatchMode):
-    """The bytes of all tensors that operations make under it: now, and at their most.
+    """Counts the bytes of all tensors that operations make under it: now, and the maximum.
 
     `vocabulary` tells logits, whose last axis has that size, from the rest.
     """
@@ -39,7 +39,7 @@ class Ledger(TorchDispatchMode):
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def known(self, tensor: Tensor) -> None:
-        """It was there before, and so are its views: not counted."""
+        """Leave out a tensor that existed before, with its views."""
         self._seen.add(tensor.untyped_storage())
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -65,7 +65,7 @@ class Ledger(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Cost:
-    """The most bytes that exist at once in a forward and backward, but for the parameters."""
+    """The most bytes that exist at once in a forward and backward, without the parameters."""
 
     activations: int
     logits: int
@@ -81,7 +81,7 @@ class Micro:
 
     @classmethod
     def within(cls, budget: int, prompt: int, completion: int, least: int = 1) -> "Micro":
-        """As many rows as fit a budget of tokens, in multiples of `least`, and no fewer."""
+        """Return as many rows as fit a budget of tokens, in multiples of `least`, and no fewer."""
         count = max(1, budget // (least * (prompt + completion)))
         return cls(least * count, prompt, completion)
 
@@ -90,7 +90,7 @@ class Rehearsal:
     """The model of a configuration, without its weights."""
 
     def __init__(self, config: Config, model: Any):
-        """`model`: a folder or hub id with a config.json, or what such a file says."""
+        """`model` is a folder or hub id with a config.json, or the contents of such a file."""
         import huggingface_hub
         from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -121,7 +121,7 @@ class Rehearsal:
         return self.model.get_output_embeddings().weight.shape[0]
 
     def sizes(self, threshold: int = 0) -> Sizes:
-        """`threshold`: the size up to which ZeRO-3 keeps a parameter whole."""
+        """Return the model's sizes; ZeRO-3 keeps parameters smaller than `threshold` whole."""
         parameters = list(self.model.parameters())
         numbers = [p.numel() for p in parameters]
         chosen = ghost.chosen(self.model, self.config.surgery.modules).values()
@@ -137,7 +137,7 @@ class Rehearsal:
     def micro_batch(
         self, rows: int, prompt: int, completion: int, temperature: float, top_p: float = 1.0
     ) -> Cost:
-        """Log-probabilities of `rows` completions, and their backward."""
+        """Return the cost of the log-probabilities of `rows` completions and of their backward."""
         with self.fake, self._without_gradients():
             ids = torch.zeros(rows, prompt + completion, dtype=torch.long)
             mask = torch.ones_like(ids)
@@ -155,7 +155,7 @@ class Rehearsal:
 
     @contextmanager
     def _without_gradients(self) -> Iterator[None]:
-        """A parameter's gradient is dropped as soon as it is there: the plan counts them itself."""
+        """Drop each parameter's gradient as soon as it exists: the plan counts gradients itself."""
 
         def drop(p: Tensor) -> None:
             p.grad = None
@@ -167,7 +167,7 @@ class Rehearsal:
             hook.remove()
 
     def decoding(self, rows: int, prompt: int, completion: int) -> tuple[int, int]:
-        """(bytes of the cache of `rows` completions, the most bytes beside it), at the last token.
+        """Return the bytes of the cache of `rows` completions, and the most beside it, at the end.
 
         The cache holds the completions at their full length.
         """
@@ -183,7 +183,7 @@ class Rehearsal:
         return held, ledger.peak - held
 
     def reading(self, prompts: int, prompt: int, most: int) -> int:
-        """The most bytes while prompts are read, at most so many tokens in a forward."""
+        """Return the most bytes while prompts are read, at most so many tokens in a forward."""
         columns = min(prompt, max(1, most // prompts))
         with self.fake, torch.no_grad(), reading(self.model) as cache:
             with Ledger() as ledger:

@@ -20,7 +20,7 @@ class Best:
         return self.held["step"] if self.held else None
 
     def takes(self, step: int, scalars: Mapping[str, float]) -> bool:
-        """Hold this step if it is better than the held one; return whether it was better."""
+        """Keep this step if it is better than the kept one; return whether it was better."""
         value = scalars.get(self.train.best_metric)
         if self.train.best_constraint:
             name, bound = parse_constraint(self.train.best_constraint)
