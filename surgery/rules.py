@@ -240,7 +240,8 @@ def pcgrad(
     `lead` steps on, because averages lag and the optimiser's momentum continues. The floor begins
     `early` higher than the tolerance says and sinks with the pace: while the learning rate is high,
     so is the noise. A force times |J_1|^2 would vanish where pass@1 is at its best, and never let
-    it leave. restore = 0 is the plain projection.
+    it leave. restore = 0 is the plain projection. The cap limits the cost of the early floor: at
+    c = 4 pass@k falls far below the base before it rises.
 
     The products are those before this batch: c must not depend on the noise of the gradient that it
     multiplies. |J_1|^2 = 0: c = cap (1 + force) on conflict, the limit of opposite gradients, else
