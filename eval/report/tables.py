@@ -1,5 +1,6 @@
 """Tables for the terminal and as markdown, and the texts of a run and of scores."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,19 @@ def markdown_table(
         for row in [header, rule, *rows]
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in padded)
+
+
+def without(
+    names: Sequence[str], header: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of a table without the columns of these names."""
+    kept = [i for i, name in enumerate(header) if name not in names]
+    return [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+def terminal_width() -> int | None:
+    """Return the width of the terminal; None if the output goes elsewhere."""
+    return shutil.get_terminal_size((0, 0)).columns or None
 
 
 def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
