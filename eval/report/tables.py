@@ -98,7 +98,7 @@ def run_table(summary: Mapping[str, Any]) -> str:
     lines = [
         table(header, rows),
         "",
-        f"{summary['run']}, seed {summary['seed']}: {verdict(summary['change'])}.",
+        f"{summary['run']}, seed {summary['seed']}: {outcome(summary)}.",
     ]
     if summary.get("difficulty"):
         parts, rows = difficulty_cells([summary])
@@ -110,6 +110,14 @@ def run_table(summary: Mapping[str, Any]) -> str:
             + ("– (a value fell)." if share is None else f"{share:.2f}.")
         )
     return _explained("\n".join(lines))
+
+
+def outcome(summary: Mapping[str, Any]) -> str:
+    """Return which values rose or fell, their exact changes, and where the words come from."""
+    exact, difficulty = summary.get("exact"), summary.get("difficulty")
+    known = exact and {x: exact["after"][x] - exact["before"][x] for x in summary["change"]}
+    problems = f" to {difficulty[0]['problems']} problems" if difficulty else ""  # of all levels
+    return f"{verdict(summary['change'], known)}, from the sampled answers{problems}"
 
 
 def score_report(summary: Mapping[str, Any]) -> str:
