@@ -42,7 +42,9 @@ def ablate(arguments: Namespace) -> int:
     """Run all combinations, then compare the finished runs; return 1 if a run has failed."""
     from eval.report import page
     from eval.report.compare import render
-    from eval.report.runs import find_runs
+    from eval.report.notes import not_alike
+    from eval.report.runs import find_runs, grouped
+    from eval.report.tables import terminal_width
     from trainers.commands.ablate import (
         Ablation,
         apart_from_roots,
@@ -51,6 +53,7 @@ def ablate(arguments: Namespace) -> int:
         left_out,
         plan,
     )
+    from trainers.config.values import DEFAULTS
 
     out, jobs = arguments.out, arguments.jobs
     named, more = apart(arguments.configs)
@@ -64,11 +67,13 @@ def ablate(arguments: Namespace) -> int:
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     failed = Ablation(runs, jobs)()
-    finished = find_runs([out])
+    finished = find_runs([out], DEFAULTS)
     if finished:
         scalars = [x for x in arguments.curves.split(",") if x]
         rows = page.write(finished, out, arguments.margin, scalars)
-        print(f"\n{render(rows)}")
+        print(f"\n{render(rows, width=terminal_width())}")
+        for line in not_alike(rows, grouped(finished)):
+            print(f"\n{line}")
         print(f"\nPictures and more: {out / 'compare.html'}")
     return 1 if failed else 0
 

@@ -39,12 +39,18 @@ def main() -> int:
 def show(arguments: Namespace) -> None:
     """Print the runs side by side; with --out also write the tables, the pictures and the page."""
     from eval.errors import Refusal
-    from eval.report.compare import compare, notes, render
-    from eval.report.runs import find_runs
+    from eval.report.compare import compare, render
+    from eval.report.notes import notes
+    from eval.report.runs import find_runs, grouped
+    from eval.report.tables import terminal_width
+    from trainers.config.values import DEFAULTS
 
     out, margin = arguments.out, arguments.margin
+    absent = [x for x in arguments.runs if not x.exists()]
+    if absent:
+        raise Refusal(f"RUN = {absent[0]}: there is no such folder")
     empty = [x for x in arguments.runs if not find_runs([x])]
-    runs = find_runs(arguments.runs)
+    runs = find_runs(arguments.runs, DEFAULTS)
     if empty:
         raise Refusal(f"RUN = {empty[0]}: holds no finished run; name a run's folder")
     if not margin >= 0:
@@ -58,8 +64,8 @@ def show(arguments: Namespace) -> None:
         rows = page.write(runs, out, margin, scalars)
     else:
         rows = compare(runs, margin)
-    print(f"{render(rows)}\n")
-    print("\n".join(notes(rows, margin)))
+    print(f"{render(rows, width=terminal_width())}\n")
+    print("\n".join(notes(rows, grouped(runs), margin)))
     if out:
         print(f"\nPictures and all of this on one page: {out / 'compare.html'}")
 

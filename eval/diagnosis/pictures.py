@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from eval.report import plots
@@ -21,6 +22,9 @@ from surgery.interference import (
     shells,
 )
 from surgery.objectives import pass_at_k_weight
+
+FEWEST = 20  # prompts with a gradient; the proxy is not drawn for fewer
+SYMLOG = "symlog axis: linear near 0, logarithmic beyond"
 
 COLOURS = {"easy": BLUE, "hard": VERMILLION}
 KERNEL_PROMPTS = {"easy": 120, "hard": 80}  # as in figure 2 of arXiv 2602.21189
@@ -41,7 +45,7 @@ def pictures(
     made = {
         "agreement": ("Agreement, weight and their product", agreement(x, measure, k)),
         "weights": ("Weight against agreement", weight_against_agreement(x, measure, k)),
-        "thresholds": ("Agreement for all thresholds", thresholds(result["groups"], measure, k)),
+        "thresholds": ("The product for all thresholds", thresholds(result["groups"], measure, k)),
         "kernel": ("Cosines between the prompts' gradients", kernel(features)),
         "cosines": (
             "Cosines between all k",
@@ -49,7 +53,8 @@ def pictures(
         ),
         "against_k": ("Where the sign changes", against_k(result, measure)),
     }
-    if "ghost" in measures:
+    compared = figures["proxy"][0]["count"] if figures["proxy"] else 0
+    if compared >= FEWEST:
         made["proxy"] = ("The last layer as a proxy", proxy(features, measures["ghost"], figures))
     for caption, figure in made.values():
         plots.titled(figure, caption)
@@ -77,7 +82,7 @@ def agreement(x: Measured, measure: str, k: int) -> Figure:
     before, after = float(a.mean()), float(shifted.mean())
     _over_rate(left, a, groups, rate)
     left.axvline(before, color="0.1", linewidth=1.6, label=f"mean {before:+.2g}")
-    left.set_xlabel(f"agreement $a_i$ with $\\nabla J_1$ ({_named(measure)})")
+    left.set_xlabel(f"agreement $a_i$ with $\\nabla J_1$ ({_named(measure)})\n{SYMLOG}")
     for name, part in groups.items():
         middle.scatter(rate[part], w[part], s=26, alpha=0.7, **_marks(name), label=name)
     grid = torch.linspace(0, 1, 400, dtype=torch.float64)
@@ -91,7 +96,7 @@ def agreement(x: Measured, measure: str, k: int) -> Figure:
         before, color="0.1", linewidth=1.2, linestyle=":", label=f"mean of $a$ {before:+.2g}"
     )
     right.axvline(after, color="0.1", linewidth=1.6, label=f"weighted mean {after:+.2g}")
-    right.set_xlabel("contribution $w_i\\, a_i\\, /\\, E[w]$")
+    right.set_xlabel(f"contribution $w_i\\, a_i\\, /\\, E[w]$\n{SYMLOG}")
     for axes in (left, middle, right):
         plots.plain(axes)
         plots.legend_above(axes)
@@ -126,8 +131,8 @@ def weight_against_agreement(x: Measured, measure: str, k: int) -> Figure:
     axes.set_yscale("symlog", linthresh=1e-2)
     axes.set_ylim(-2e-3, None)
     _symmetric(axes, "x", a)
-    axes.set_xlabel(f"agreement $a_i$ with $\\nabla J_1$ ({_named(measure)})")
-    axes.set_ylabel(f"pass@{k} weight")
+    axes.set_xlabel(f"agreement $a_i$ with $\\nabla J_1$ ({_named(measure)})\n{SYMLOG}")
+    axes.set_ylabel(f"pass@{k} weight (symlog axis, too)")
     plots.plain(axes)
     plots.legend_above(axes)
     return figure
@@ -156,6 +161,8 @@ def thresholds(rows: Sequence[Mapping[str, Any]], measure: str, k: int) -> Figur
                 axes.plot(row["naive"], y, "x", color="0.2", markersize=6, label=once)
     axes.set_yticks(range(len(rows)), [_filter_name(row) for row in reversed(rows)], fontsize=8)
     axes.set_xlabel(f"$\\langle\\nabla J_{{{k}}}, \\nabla J_1\\rangle$ ({_named(measure)})")
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.ticklabel_format(axis="x", scilimits=(-2, 3))
     axes.set_ylabel("prompts by success rate, with their number")
     plots.plain(axes)
     plots.legend_above(axes)
@@ -209,7 +216,8 @@ def cosine_map(cosines: Mapping[str, Any], measure: str) -> Figure:
             axes.text(j, i, text, ha="center", va="center", fontsize=9, color=colour)
     axes.set_xticks(range(len(ks)), [str(k) for k in ks])
     axes.set_yticks(range(len(ks)), [str(k) for k in ks])
-    axes.set(xlabel="m", ylabel="k")
+    unknown = "\nwhite, –: unknown, as the estimate of a squared length is not above 0"
+    axes.set(xlabel="m" + (unknown if values.isnan().any() else ""), ylabel="k")
     label = f"$\\cos(\\nabla J_k, \\nabla J_m)$ ({_named(measure)})"
     figure.colorbar(image, label=label, shrink=0.85)
     return figure
@@ -264,7 +272,8 @@ def proxy(features: FeatureSums, ghost: Measured, figures: Mapping[str, Any]) ->
     overall = figures["proxy"][0] if figures["proxy"] else {"spearman": None}
     if overall["spearman"] is not None:
         axes.plot([], [], " ", label=f"Spearman {overall['spearman']:.2f} over all prompts")
-    axes.set(xlabel="agreement by the last layer", ylabel="agreement over all parameters (ghost)")
+    axes.set_xlabel(f"agreement by the last layer\n{SYMLOG}")
+    axes.set_ylabel(f"agreement over all parameters (ghost)\n{SYMLOG}")
     plots.plain(axes)
     plots.legend_above(axes)
     return figure

@@ -8,21 +8,56 @@ from eval.report.tables import NONE
 Config = Mapping[str, Any]  # {"train.lr": 3e-4, ...}
 
 # keys that may differ within a group; train.top_p could only be 1 and is no longer a key
-NOT_COMPARED = ("seed", "run.", "logging.", "diagnose.", "eval.every", "train.top_p")
+NOT_COMPARED = (
+    *("seed", "run.", "logging.", "diagnose.", "eval.every", "train.top_p"),
+    *("model.gradient_checkpointing", "task.verify_workers"),
+    *("rollout.urls", "rollout.sync_dir", "rollout.timeout"),
+)
 
-SYMBOLS = {"surgery.mix": "λ", "objective.k": "k"}
+MEASURED = ("model.", "task.", "eval.")  # sections that say which base is measured, and how
+TRAINED = (  # keys of these sections that change the training alone, or the noise
+    *(
+        "eval.samples",
+        "model.lora_",
+        "task.split",
+        "task.stories",
+        "task.levels",
+        "task.rates",
+        "task.easy_above",
+    ),
+    *("task.hard_below", "task.decontaminate", "task.held_out"),
+)
+
+SYMBOLS = {"surgery.mix": "λ", "objective.k": "k", "task.name": "task"}
+
+
+def is_measured(key: str) -> bool:
+    """Return whether values of runs that differ in this key are no values of the same thing."""
+    return key.startswith(MEASURED) and not key.startswith((*TRAINED, *NOT_COMPARED))
+
+
+def measured_keys(configs: Sequence[Config]) -> list[str]:
+    """Return the keys `is_measured` whose values differ, with task and model first."""
+    keys = [key for key in differing(configs) if is_measured(key)]
+    return sorted(keys, key=lambda key: (key != "task.name", key != "model.path"))
 
 
 def labels(configs: Sequence[Config]) -> list[str]:
-    """Return the name of each run's rule, with the settings that distinguish runs of one rule."""
+    """Return the name of each run's rule, with the settings that distinguish runs of one rule.
+
+    Models, tasks and evaluations that differ are named on every run, whatever its rule.
+    """
     names = [rule(config) for config in configs]
-    made = list(names)
+    measured = measured_keys(configs)
+    parts = distinctions(configs, measured)
     for name in dict.fromkeys(names):
         places = [i for i, other in enumerate(names) if other == name]
         same = [configs[i] for i in places]
-        for i, parts in zip(places, distinctions(same, differing(same)), strict=True):
-            made[i] = ", ".join([name, *parts])
-    return made
+        own = [key for key in differing(same) if key not in measured]
+        longer = distinctions(same, own, [parts[i] for i in places])
+        for i, part in zip(places, longer, strict=True):
+            parts[i] = part
+    return [", ".join([name, *part]) for name, part in zip(names, parts, strict=True)]
 
 
 def rule(config: Config) -> str:
@@ -45,12 +80,14 @@ def differing(configs: Sequence[Config]) -> list[str]:
     ]
 
 
-def distinctions(configs: Sequence[Config], keys: Sequence[str]) -> list[tuple[str, ...]]:
+def distinctions(
+    configs: Sequence[Config], keys: Sequence[str], known: Sequence[tuple[str, ...]] = ()
+) -> list[tuple[str, ...]]:
     """Return settings such as "lr = 0.001" of each run, with as few keys as distinguish the runs.
 
-    A setting without a value is left out.
+    They follow those that are `known`. A setting without a value is left out.
     """
-    parts: list[tuple[str, ...]] = [()] * len(configs)
+    parts = list(known) or [()] * len(configs)
     for key in keys:
         longer = [
             part

@@ -9,9 +9,11 @@ from matplotlib.figure import Figure
 
 from eval.files import replace_text, write_json
 from eval.report import html, pictures
-from eval.report.compare import Row, as_csv, cells, compare, header, notes, render
+from eval.report.bases import MOST
+from eval.report.compare import Row, as_csv, cells, compare, drawn_alike, header, render
 from eval.report.curve import curves
 from eval.report.labels import NOT_COMPARED, differing, shown
+from eval.report.notes import notes
 from eval.report.pictures import Groups
 from eval.report.plots import png
 from eval.report.runs import BadRuns, Run, grouped
@@ -26,16 +28,17 @@ def write(runs: Sequence[Run], out: Path, margin: float, scalars: Sequence[str] 
     rows = compare(runs, margin)
     _check(scalars, runs)
     out.mkdir(parents=True, exist_ok=True)
-    replace_text(
-        out / "compare.md", "\n".join([render(rows, markdown=True), "", *notes(rows, margin)])
-    )
     replace_text(out / "compare.csv", as_csv(rows))
     write_json(out / "compare.json", rows)
     groups = grouped(runs)
+    sentences = notes(rows, groups, margin)
+    lines = [render(rows, markdown=True), *sentences]
+    replace_text(out / "compare.md", "\n\n".join(lines) + "\n")
     parts = [html.grid(header(k), [cells(r) for r in rows if r["k"] == k]) for k in _ks(rows)]
-    parts += [html.paragraph(note) for note in notes(rows, margin)]
+    parts += [html.paragraph(sentence) for sentence in sentences]
     parts += _settings(groups)
-    for picture in [*_pictures(rows, groups), *_curves(scalars, groups, rows[0]["exact"])]:
+    drawn = drawn_alike(rows, groups)
+    for picture in [*_pictures(drawn, groups), *_curves(scalars, groups, drawn[0]["exact"])]:
         image = png(picture.figure, dpi=130)
         (out / f"{picture.name}.png").write_bytes(image)
         parts += [html.heading(picture.title), html.picture(image, picture.caption)]
@@ -103,10 +106,10 @@ def _pictures_of(rows: Sequence[Row], groups: Groups, k: int) -> Iterator[Pictur
     if k > 1:
         figure = pictures.pareto(rows, groups, mixed, k)
         yield Picture("pareto", f"pass@{k} against pass@1", PLANE, figure)
-    caption = "Means over seeds, with the range of the seeds; dotted: the base."
+    caption = f"Means over seeds; bands: the range of the seeds; dotted: the base. {FEW}"
     yield Picture("steps", "Over training", caption, pictures.over_steps(rows, groups, look, k))
-    caption = "Before and after training; means over seeds."
-    yield Picture("passk", "pass@k against k", caption, pictures.against_k(rows, groups, look))
+    caption = f"Before and after training; means over seeds. {FEW}"
+    yield Picture("passk", "pass@k against k", caption, pictures.against_k(rows, groups, look, k))
     caption = (
         "Problems by success rate before (left) and after (right): easy above 0.80, hard below"
         " 0.15; by true rates where they are known, else by sampled ones, which move a little"
@@ -115,10 +118,15 @@ def _pictures_of(rows: Sequence[Row], groups: Groups, k: int) -> Iterator[Pictur
     yield Picture("flows", "Where problems went", caption, pictures.flows(groups))
 
 
+FEW = (
+    "All values are exact if all runs know them and some have several seeds; else all are sampled."
+    f" No base is shown if there are more than {MOST}."
+)
 PLANE = (
-    "Marks: the runs' ends, means over seeds with 95 % Student-t intervals. Thin lines: the mean"
-    f" path over seeds, if there are at most {pictures.MOST_PATHS} runs beside the mixtures."
-    " Thick line: the ends of the fixed mixtures, over lambda."
+    "Marks: the runs' ends, means over seeds with 95 % Student-t intervals (one seed: over problems"
+    " if the values are sampled, else none). Thin lines: the mean path over seeds, if there are at"
+    f" most {pictures.MOST_PATHS} runs beside the mixtures. Thick line: the ends of the fixed"
+    f" mixtures, over lambda. Star: the base. {FEW}"
 )
 
 

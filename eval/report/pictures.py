@@ -9,12 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from eval.report import plots
+from eval.report.bases import Base, bases
 from eval.report.compare import Row
 from eval.report.curve import Curve, curve_labels, mixture, on_curve
+from eval.report.labels import measured_keys
 from eval.report.places import Label, label_ends, label_points
 from eval.report.plots import FRONTIER, MIXTURES, OF_LEVEL, START, Look
 from eval.report.runs import Run
-from eval.scores.difficulty import LEVELS, moves
+from eval.scores.difficulty import EASY, HARD, LEVELS, moves
 from eval.scores.intervals import Interval
 from eval.tasks.registry import build_task
 
@@ -56,13 +58,12 @@ def pareto(rows: Sequence[Row], groups: Groups, curves: Sequence[Curve], k: int)
             _mean_path(axes, groups[row["run"]], row, k, look[row["run"]])
         labels.append(_end(axes, row, k, look[row["run"]]))
     labels += _mixtures(axes, curves)
-    labels += _base(axes, rows, k)
-    reachable = frontier(next(iter(groups.values()))[0], k)
+    labels += _starts(axes, bases(rows, groups, k), k)
+    reachable = frontier(groups, k)
     if reachable:
         axes.plot(*zip(*reachable, strict=True), **FRONTIER)
         labels.append(Label("best reachable", reachable[10::10], FRONTIER["color"]))
-    kind = "true" if rows[0]["exact"] else "sampled"
-    axes.set(xlabel=f"pass@1 ({kind})", ylabel=f"pass@{k} ({kind})")
+    axes.set(xlabel=f"pass@1 ({_kind(rows)})", ylabel=f"pass@{k} ({_kind(rows)})")
     axes.set_title(f"pass@{k} against pass@1{_on(groups)}", fontsize=plots.TITLE)
     label_points(axes, labels)
     return figure
@@ -72,6 +73,10 @@ def _on(groups: Groups) -> str:
     """Return the task's name, if all runs have the same, as the end of a title."""
     tasks = {runs[0].config["task.name"].rpartition(":")[2] for runs in groups.values()}
     return f" on {tasks.pop()}" if len(tasks) == 1 else ""
+
+
+def _kind(rows: Sequence[Row]) -> str:
+    return "exact" if rows[0]["exact"] else "sampled"
 
 
 def _mean_path(axes: Axes, runs: Sequence[Run], row: Row, k: int, look: Look) -> None:
@@ -95,7 +100,10 @@ def _end(axes: Axes, row: Row, k: int, look: Look) -> Label:
 
 
 def _mixtures(axes: Axes, curves: Sequence[Curve]) -> list[Label]:
-    """Draw each curve of fixed mixtures, with a dot for each lambda; 0 is a run of its own."""
+    """Draw each curve of fixed mixtures, with a dot for each lambda; 0 is a run of its own.
+
+    A curve of one mixture has no name beside that of its dot.
+    """
     labels = []
     for curve, name in zip(curves, curve_labels(curves), strict=True):
         points = curve.points
@@ -104,15 +112,19 @@ def _mixtures(axes: Axes, curves: Sequence[Curve]) -> list[Label]:
             if mix > 0:
                 axes.plot(*point, "o", color="0.25", markersize=4)
                 labels.append(Label(f"λ = {mix:g}", [point], "0.25"))
-        middles = [((a + c) / 2, (b + d) / 2) for (a, b), (c, d) in pairwise(points)]
-        labels.append(Label(name, middles, MIXTURES["color"]))
+        if sum(mix > 0 for mix in curve.lambdas) > 1:
+            middles = [((a + c) / 2, (b + d) / 2) for (a, b), (c, d) in pairwise(points)]
+            labels.append(Label(name, middles, MIXTURES["color"]))
     return labels
 
 
-def _base(axes: Axes, rows: Sequence[Row], k: int) -> list[Label]:
-    bases = {(row["pass@1"]["before"], row[f"pass@{k}"]["before"]) for row in rows}
-    axes.plot(*zip(*bases, strict=True), **START, linestyle="none", zorder=5)
-    return [Label("base", [base], START["color"]) for base in bases]
+def _starts(axes: Axes, starts: Sequence[Base], k: int) -> list[Label]:
+    labels = []
+    for base in starts:
+        place = base.scores["pass@1"], base.scores[f"pass@{k}"]
+        axes.plot(*place, **START, linestyle="none", zorder=5)
+        labels.append(Label(base.label, [place], START["color"], START["markersize"] / 3))
+    return labels
 
 
 def _bars(x: Interval) -> list[list[float]] | None:
@@ -121,31 +133,36 @@ def _bars(x: Interval) -> list[list[float]] | None:
     return [[x["value"] - max(x["low"], 0.0)], [min(x["high"], 1.0) - x["value"]]]
 
 
-def frontier(run: Run, k: int) -> list[tuple[float, float]] | None:
-    """Return the best reachable (pass@1, pass@k) of the run's task, or None if unknown."""
-    if ":" in run.config["task.name"]:
+def frontier(groups: Groups, k: int) -> list[tuple[float, float]] | None:
+    """Return the best reachable (pass@1, pass@k) of the runs' task, or None if unknown."""
+    configs = [runs[0].config for runs in groups.values()]
+    if any(key.startswith("task.") for key in measured_keys(configs)):
+        return None  # several tasks
+    if ":" in configs[0]["task.name"]:
         return None  # the user's file may be gone
-    options = {key.removeprefix("task."): x for key, x in run.config.items() if key[:5] == "task."}
+    options = {key.removeprefix("task."): x for key, x in configs[0].items() if key[:5] == "task."}
     return build_task(options).frontier(k)
 
 
-def against_k(rows: Sequence[Row], groups: Groups, look: Mapping[str, Look]) -> Figure:
-    """Draw pass@k against k, before and after."""
+def against_k(rows: Sequence[Row], groups: Groups, look: Mapping[str, Look], k: int) -> Figure:
+    """Draw pass@m against m, before and after; k is the one of the runs."""
     figure = plots.figure(8.5, 5)
     axes = figure.subplots()
     plots.plain(axes)
-    names = [name for name in rows[0] if name.startswith("pass@")]
-    ks = [int(name.removeprefix("pass@")) for name in names]
-    before = [rows[0][name]["before"] for name in names]
-    axes.plot(ks, before, color=START["color"], marker="*", markersize=9, linewidth=2.5)
-    labels = [Label("base", [(ks[-1], before[-1])], START["color"])]
+    labels, ticks = [], set[int]()
+    start: Look = {"color": START["color"], "marker": "*", "markersize": 9, "linewidth": 2.5}
+    lines = [(base.label, base.scores, start) for base in bases(rows, groups, k)]
     for row in rows:
-        values = [row[name]["after"]["value"] for name in names]
-        axes.plot(ks, values, **look[row["run"]], markersize=5)
-        labels.append(Label(row["run"], [(ks[-1], values[-1])], look[row["run"]]["color"]))
+        scores = {x: row[x]["after"]["value"] for x in row if x.startswith("pass@")}
+        lines.append((row["run"], scores, {"marker": "o", "markersize": 5} | look[row["run"]]))
+    for name, scores, mark in lines:
+        ks, values = [int(x.removeprefix("pass@")) for x in scores], [*scores.values()]
+        axes.plot(ks, values, **mark)
+        labels.append(Label(name, [(ks[-1], values[-1])], mark["color"]))
+        ticks |= {*ks}
     axes.set_xscale("log", base=2)
-    axes.set_xticks(ks, [str(k) for k in ks])
-    axes.set(xlabel="k", ylabel="pass@k")
+    axes.set_xticks(sorted(ticks), [str(x) for x in sorted(ticks)])
+    axes.set(xlabel="k", ylabel=f"pass@k ({_kind(rows)})")
     axes.set_title(f"pass@k of the base and after training{_on(groups)}", fontsize=plots.TITLE)
     label_ends(axes, labels)
     return figure
@@ -154,7 +171,10 @@ def against_k(rows: Sequence[Row], groups: Groups, look: Mapping[str, Look]) -> 
 def over_steps(rows: Sequence[Row], groups: Groups, look: Mapping[str, Look], k: int) -> Figure:
     """Draw pass@1 and pass@k over training: mean over seeds, with the range of the seeds."""
     figure = plots.figure(13, 5)
-    plots.titled(figure, f"Over training{_on(groups)}")
+    band = ", band: range" if any(row["seeds"] > 1 for row in rows) else ""
+    text = f"Over training{_on(groups)}: {_kind(rows)} values (line: mean{band} over seeds)"
+    plots.titled(figure, text if band else text.partition(" (")[0])
+    starts = bases(rows, groups, k)
     panels = figure.subplots(1, 2, sharex=True)
     for axes, metric in zip(panels, ("pass@1", f"pass@{k}"), strict=True):
         labels = []
@@ -162,12 +182,14 @@ def over_steps(rows: Sequence[Row], groups: Groups, look: Mapping[str, Look], k:
             paths = [dict(run.path(metric, row["exact"])) for run in groups[row["run"]]]
             end = _over_seeds(axes, look[row["run"]], paths)
             labels.append(Label(row["run"], [end], look[row["run"]]["color"]))
-        base = rows[0][metric]["before"]
-        axes.axhline(base, color=START["color"], linewidth=1, linestyle=(0, (2, 2)))
+        for base in starts:
+            height = base.scores[metric]
+            axes.axhline(height, color=START["color"], linewidth=1, linestyle=(0, (2, 2)))
+            labels.append(Label(base.label, [(end[0], height)], START["color"]))
         axes.set_title(metric, fontsize=plots.TITLE)
         plots.over_steps(axes)
         plots.plain(axes)
-        label_ends(axes, [*labels, Label("base", [(end[0], base)], START["color"])])
+        label_ends(axes, labels)
     return figure
 
 
@@ -215,13 +237,18 @@ def of_scalars(names: Sequence[str], groups: Groups, look: Mapping[str, Look]) -
 
 def flows(groups: Groups) -> Figure:
     """Draw moves between easy, medium and hard, as shares of the problems of all seeds."""
-    figure, panels = plots.panels(len(groups), 4, (3.4, 3.1), 0.4)
+    figure, panels = plots.panels(len(groups), 4, (FLOW, 3.3), 0.8)
     for axes, (name, runs) in zip(panels, groups.items(), strict=True):
         tables = [moves(run.records("before"), run.records("after")) for run in runs]
         _alluvial(axes, [[sum(t[i][j] for t in tables) for j in range(3)] for i in range(3)])
-        axes.set_title(name, fontsize=plots.TITLE)
-    plots.titled(figure, f"Problems{_on(groups)} by success rate, before and after training")
+        axes.set_title(plots.wrapped(name, FLOW, plots.TITLE), fontsize=plots.TITLE)
+    levels = f"easy above {EASY:.2f}, hard below {HARD:.2f}, medium between"
+    text = f"Problems{_on(groups)} by success rate, before and after training: {levels}"
+    plots.titled(figure, text)
     return figure
+
+
+FLOW = 3.4  # width of a panel in inches
 
 
 GAP, WIDTH = 0.03, 0.06  # between two bars, and of a bar

@@ -18,6 +18,7 @@ class Label(NamedTuple):
     text: str
     points: Sequence[tuple[float, float]]  # one of these is to be labelled
     colour: str
+    room: float = 0.0  # more distance to the point, in points, as for a large mark
 
 
 # where a label may stand beside its point: how far in points, and in which direction
@@ -41,7 +42,7 @@ def label_points(axes: Axes, labels: Iterable[Label]) -> None:
         ways = [
             (_box(axes.transData.transform(point).tolist(), size, place, scale), place, point)
             for point in label.points
-            for place in PLACES
+            for place in ((far + label.room, x, y) for far, x, y in PLACES)
         ]
         costs = [_cost(axes.bbox, box, drawn, taken) + 0.5 * place[0] for box, place, _ in ways]
         box, place, point = ways[costs.index(min(costs))]
@@ -67,7 +68,7 @@ def _size(axes: Axes, text: str) -> tuple[float, float]:
 
 
 def _box(
-    point: Sequence[float], size: tuple[float, float], place: tuple[int, int, int], scale: float
+    point: Sequence[float], size: tuple[float, float], place: tuple[float, int, int], scale: float
 ) -> Bbox:
     """Return the box of a text of a size that stands at a place beside a point, in pixels."""
     far, *ways = place

@@ -2,6 +2,7 @@
 
 import io
 import math
+import textwrap
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -67,8 +68,14 @@ def plain(axes: Axes) -> None:
 
 
 def titled(figure: Figure, text: str) -> None:
-    """Write the title of a figure with several panels."""
-    figure.suptitle(text, fontsize=TITLE + 2)
+    """Write the title of a figure with several panels, in lines that it has room for."""
+    size = TITLE + 2
+    figure.suptitle(wrapped(text, figure.get_figwidth(), size), fontsize=size)
+
+
+def wrapped(text: str, inches: float, size: float) -> str:
+    """Return a text in lines that fit a width, in letters of a size in points."""
+    return "\n".join(textwrap.wrap(text, int(72 * inches / (0.55 * size)), break_on_hyphens=False))
 
 
 def over_steps(axes: Axes) -> None:

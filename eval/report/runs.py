@@ -1,8 +1,8 @@
 """Finished runs on disk, and their values step by step."""
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,13 @@ def read_summary(path: Path, remedy: str = OTHERS) -> dict[str, Any]:
 class Run:
     folder: Path
     summary: dict[str, Any]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The configuration as {"train.lr": 3e-4, ...}."""
-        return dict(leaves(OmegaConf.to_container(OmegaConf.load(self.folder / "config.yaml"))))  # type: ignore[arg-type]
+        """The configuration as {"train.lr": 3e-4, ...}; keys that it lacks have their defaults."""
+        saved = OmegaConf.to_container(OmegaConf.load(self.folder / "config.yaml"))
+        return {**self.defaults, **dict(leaves(saved))}  # type: ignore[arg-type]
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:
@@ -89,11 +91,14 @@ class Run:
         ]
 
 
-def find_runs(folders: Iterable[Path]) -> list[Run]:
-    """Return every finished run in the folders or below them."""
+def find_runs(folders: Iterable[Path], defaults: Mapping[str, Any] | None = None) -> list[Run]:
+    """Return every finished run in the folders or below them.
+
+    The `defaults` are those of keys that are newer than a run.
+    """
     paths = sorted({path.resolve() for x in folders for path in x.rglob("summary.json")})
     paths = [path for path in paths if (path.parent / "config.yaml").exists()]
-    return [Run(path.parent, read_summary(path)) for path in paths]
+    return [Run(path.parent, read_summary(path), defaults or {}) for path in paths]
 
 
 class BadRuns(Refusal):

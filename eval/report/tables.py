@@ -1,5 +1,6 @@
 """Tables for the terminal and as markdown, and the texts of a run and of scores."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,19 @@ def markdown_table(
         for row in [header, rule, *rows]
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in padded)
+
+
+def without(
+    names: Sequence[str], header: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of a table without the columns of these names."""
+    kept = [i for i, name in enumerate(header) if name not in names]
+    return [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+def terminal_width() -> int | None:
+    """Return the width of the terminal; None if the output goes elsewhere."""
+    return shutil.get_terminal_size((0, 0)).columns or None
 
 
 def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
@@ -84,7 +98,7 @@ def run_table(summary: Mapping[str, Any]) -> str:
     lines = [
         table(header, rows),
         "",
-        f"{summary['run']}, seed {summary['seed']}: {verdict(summary['change'])}.",
+        f"{summary['run']}, seed {summary['seed']}: {outcome(summary)}.",
     ]
     if summary.get("difficulty"):
         parts, rows = difficulty_cells([summary])
@@ -96,6 +110,14 @@ def run_table(summary: Mapping[str, Any]) -> str:
             + ("– (a value fell)." if share is None else f"{share:.2f}.")
         )
     return _explained("\n".join(lines))
+
+
+def outcome(summary: Mapping[str, Any]) -> str:
+    """Return which values rose or fell, their exact changes, and where the words come from."""
+    exact, difficulty = summary.get("exact"), summary.get("difficulty")
+    known = exact and {x: exact["after"][x] - exact["before"][x] for x in summary["change"]}
+    problems = f" to {difficulty[0]['problems']} problems" if difficulty else ""  # of all levels
+    return f"{verdict(summary['change'], known)}, from the sampled answers{problems}"
 
 
 def score_report(summary: Mapping[str, Any]) -> str:

@@ -151,11 +151,12 @@ def moved(change: Interval, margin: float = 0.0) -> str:
     return "fell" if change["high"] < -margin else CANNOT_TELL
 
 
-def verdict(change: Mapping[str, Interval]) -> str:
-    """Return one plain sentence, such as "pass@8 rose, pass@1: cannot tell"."""
+def verdict(change: Mapping[str, Interval], exact: Mapping[str, float] | None = None) -> str:
+    """Return words such as "pass@8 rose, pass@1: cannot tell", each with its exact change."""
     names = sorted(change, key=lambda name: int(name.removeprefix("pass@")), reverse=True)
     words = {name: moved(change[name]) for name in dict.fromkeys((names[0], names[-1]))}
     return ", ".join(
-        f"{name}: {word}" if word == CANNOT_TELL else f"{name} {word}"
+        (f"{name}: {word}" if word == CANNOT_TELL else f"{name} {word}")
+        + (f" (exact: {exact[name]:+.3f})" if exact else "")
         for name, word in words.items()
     )

@@ -20,16 +20,20 @@ from eval.report.plots import (
     PURPLE,
     START,
     YELLOW,
+    Look,
     marker,
     style,
 )
-from eval.toy.study import Study, agreements
+from eval.toy.study import Study, agreements, named
 from surgery.toy import Bandit, cosine_kernel, objective, population, slope, success
 
 COLOURS = OF_LEVEL | {"population": "0.2"}
 MARKERS = LEVEL_MARKERS | {"population": "s"}
 ON_1, ON_K = BLUE, PURPLE  # pass@1 and pass@k
 SHADE = YELLOW
+
+# one colour for each path
+PATHS = (*plots.COLOURS, "#7F3C1D", "#8C8C8C", "#5B2A86", "#8FBF3F", "#B0003A")
 
 
 def _j(k: int) -> str:
@@ -60,6 +64,12 @@ def kernel(study: Study) -> Figure:
     axes.set_yticks(*ticks, rotation=90, va="center")
     axes.tick_params(length=0)
     axes.tick_params(axis="y", pad=18)
+    for name in ("easy", "hard"):
+        axes.plot(
+            [], [], marker=MARKERS[name], markersize=9, color=COLOURS[name], linestyle="none",
+            markeredgecolor="0.2", label=f"{name} prompts",
+        )  # fmt: skip
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.05), ncols=2, fontsize=8, frameon=False)
     plots.titled(figure, "Cosines of the prompts' gradients")
     return figure
 
@@ -155,10 +165,10 @@ def agreement(study: Study) -> Figure:
     return figure
 
 
-def training(study: Study, steps: int = 120) -> Figure:
+def training(study: Study) -> Figure:
     """Draw figure 5: pass@k and pass@1 under pass@k, of all, easy and hard prompts."""
     toy, k = study.toy, study.setting.k
-    p = success(study.paths["none"][: steps + 1], toy)
+    p = success(study.paths["none"], toy)
     figure = plots.figure(11.5, 4.4)
     everyone = torch.ones_like(toy.hard)
     groups = {"population": everyone, "easy": ~toy.hard, "hard": toy.hard}
@@ -167,7 +177,7 @@ def training(study: Study, steps: int = 120) -> Figure:
         for name, group in groups.items():
             value = (1 - (1 - p[:, group]) ** m).mean(1)
             axes.plot(
-                value, color=COLOURS[name], marker=MARKERS[name], markevery=15, markersize=6,
+                value, color=COLOURS[name], marker=MARKERS[name], markevery=30, markersize=6,
                 markeredgecolor="white", linewidth=2.2 if name == "population" else 1.5, label=name,
             )  # fmt: skip
         axes.set(ylabel=f"pass@{m}", ylim=(0, 1.03))
@@ -181,18 +191,20 @@ def training(study: Study, steps: int = 120) -> Figure:
 def paths(study: Study) -> Figure:
     """Draw every rule's path in the plane of theta, and of (J_1, J_k) with the frontier."""
     k = study.setting.k
-    figure = plots.figure(13, 5.6)
+    figure = plots.figure(13, 6.4)
     left, right = figure.subplots(1, 2)
     _conflict(left, study)
     right.plot(*study.plane(study.frontier), **FRONTIER)
     left.plot(*study.frontier.T, **FRONTIER)
     for i, (name, path) in enumerate(study.paths.items()):
+        label = named(name, k)
         for axes, (xs, ys) in ((left, path.T.tolist()), (right, study.planes[name])):
-            axes.plot(xs, ys, **style(i), linewidth=1.3, alpha=0.8)
+            axes.plot(xs, ys, **_style(i), linewidth=1.3, alpha=0.8)
             axes.plot(
-                xs[-1], ys[-1], **style(i), marker=marker(i), markeredgecolor="white",
+                xs[-1], ys[-1], **_style(i), marker=marker(i), markeredgecolor="white",
                 markersize=13 - 0.45 * i, zorder=4,
             )  # fmt: skip
+        left.plot([], [], **_style(i), marker=marker(i), markersize=7, label=label)
     start = study.setting.theta
     left.plot(*start, **START, zorder=5)
     right.plot(*study.plane(start[None]), **START, zorder=5, linestyle="none")
@@ -201,9 +213,18 @@ def paths(study: Study) -> Figure:
     left.set_title(f"shaded: ∇J₁ and ∇{_j(k)} conflict", fontsize=10)
     right.set(xlabel="pass@1", ylabel=f"pass@{k}")
     plots.plain(right)
-    plots.titled(figure, "Each rule's path from the start")
+    plots.titled(figure, f"Each rule's path from the start, {study.setting.steps} steps")
+    figure.legend(
+        *left.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False,
+        fontsize=plots.TEXT, handlelength=3,
+    )  # fmt: skip
     label_points(right, _labels(study))
     return figure
+
+
+def _style(i: int) -> Look:
+    """Return colour and line of a path; no two have the same."""
+    return style(i) | {"color": PATHS[i % len(PATHS)]}
 
 
 def _labels(study: Study, near: float = 0.006) -> list[Label]:
@@ -213,8 +234,8 @@ def _labels(study: Study, near: float = 0.006) -> list[Label]:
     for i, (name, (xs, ys)) in enumerate(study.planes.items()):
         end = (xs[-1], ys[-1])
         place = next((x for x in together if math.dist(x, end) < near), end)
-        together.setdefault(place, []).append(f"pass@{study.setting.k}" if name == "none" else name)
-        colours.setdefault(place, style(i)["color"])
+        together.setdefault(place, []).append(named(name, study.setting.k))
+        colours.setdefault(place, _style(i)["color"])
     start, (xs, ys) = study.plane(study.setting.theta[None]), study.plane(study.frontier)
     return [
         Label("start", [(start[0][0], start[1][0])], START["color"]),

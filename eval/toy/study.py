@@ -84,6 +84,11 @@ def study(setting: Setting, progress: Progress = iter) -> Study:
     return Study(setting, toy, paths, planes, frontier(toy, setting.k))
 
 
+def named(name: str, k: int) -> str:
+    """Return the name of a path; the rule `none` is pass@k alone."""
+    return f"none (pass@{k})" if name == "none" else name
+
+
 def ends(study: Study) -> list[dict[str, Any]]:
     """Return each rule's end, its lowest J_1 on the way, and its distance below the frontier."""
     best = torch.tensor(study.plane(study.frontier), dtype=torch.float64).T
@@ -188,7 +193,8 @@ def report(content: dict[str, Any]) -> str:
     numbers = [[name, *(number(x[name], ".3g") for x in (pair, all_prompts))] for name in names]
     pass_k = f"pass@{all_prompts['k']}"
     keys = ["pass@1", pass_k, "lowest_pass@1", "below_frontier"]
-    rules = [[x["rule"], *(_places(x[key]) for key in keys)] for x in content["rules"]]
+    k = all_prompts["k"]
+    rules = [[named(x["rule"], k), *(_places(x[key]) for key in keys)] for x in content["rules"]]
     steps = content["parameters"]["population"]["steps"]
     parts = [
         table(["two prompts", "paper", "ours", "match"], printed),

@@ -92,6 +92,8 @@ def test_mistakes_are_refused_before_anything_runs(tmp_path):
     assert done.returncode == 2 and "surgery.mix = -1" in done.stderr
     done = run(COMPARE, str(tmp_path), cwd=tmp_path)
     assert done.returncode == 2 and "holds no finished run" in done.stderr
+    done = run(COMPARE, str(tmp_path / "nope"), cwd=tmp_path)
+    assert done.returncode == 2 and "nope: there is no such folder" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -82,6 +82,9 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+DEFAULTS = flatten(Config())  # by their dotted names
+
+
 def holds_pass_1(config: Config) -> bool:
     """Return whether the rule compares pass@1 of the training batches with that of the base."""
     rule = config.surgery.rule

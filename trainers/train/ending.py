@@ -9,8 +9,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from eval.errors import Refusal
 from eval.files import read_lines
+from eval.report.labels import MEASURED, NOT_COMPARED
 from eval.scores.passk import moved
+from trainers.config.load import differences
 from trainers.config.schema import Config
 from trainers.config.values import holds_pass_1
 
@@ -83,25 +86,31 @@ def next_command(config: Config, summary: Mapping[str, Any], words: Sequence[str
     """Return the comparison with a run like this one, or the command that makes such a run."""
     folder = Path(str(config.run.dir))
     group = folder.parent if folder.name.startswith("seed") else folder
-    other = _like(group, summary)
+    other = _like(config, group, summary)
     if other or config.objective.k == 1:
         return shlex.join(["python", "launch/compare.py", *map(str, filter(None, [group, other]))])
     rule = "pcgrad" if config.surgery.rule == "none" else "none"
-    again = [x for x in words if not x.startswith("--local_rank")]
     changes = [f"surgery.rule={rule}", f"run.dir={group},rule={rule}/seed{config.seed}"]
+    gone = ("--local_rank", *(f"{x.partition('=')[0]}=" for x in changes))
+    again = [x for x in words if not x.startswith(gone)]
     start = "deepspeed" if summary["world_size"] > 1 else "python"
     return f"{shlex.join([start, *again, *changes])}  # to compare with"
 
 
-def _like(group: Path, summary: Mapping[str, Any]) -> Path | None:
-    """Return the folder of the newest run beside this one with the same task, k and steps."""
+def _like(config: Config, group: Path, summary: Mapping[str, Any]) -> Path | None:
+    """Return the folder of the newest run beside this one with the same work.
+
+    Both have the same k and steps, and the same settings of model, task and evaluation.
+    """
 
     def is_like(path: Path) -> bool:
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, Refusal):
             other = json.loads(path.read_text())
             about = {x: summary[x] for x in ("task", "k", "steps")}
-            like = isinstance(other, dict) and other.items() >= about.items()
-            return like and path.parent.parent != group
+            if path.parent.parent != group and isinstance(other, dict):
+                differs = differences(config, path.with_name("config.yaml"), MEASURED)
+                same = all(x.startswith(NOT_COMPARED) for x in differs)
+                return same and other.items() >= about.items()
         return False
 
     others = [x for x in group.parent.glob("*/seed*/summary.json") if is_like(x)]

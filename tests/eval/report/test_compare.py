@@ -9,9 +9,11 @@ import pytest
 
 from eval.files import write_lines
 from eval.report import page, pictures
-from eval.report.compare import as_csv, cells, compare, header, notes, render
+from eval.report.bases import bases
+from eval.report.compare import as_csv, cells, compare, drawn_alike, header, render
 from eval.report.curve import above, curves
 from eval.report.html import grid
+from eval.report.notes import not_alike, notes
 from eval.report.runs import BadRuns, find_runs, grouped
 from eval.scores.intervals import bca
 from eval.scores.passk import changes, moved, problem_scores, verdict
@@ -73,17 +75,155 @@ def test_one_seed_is_judged_as_the_run_judges_itself(tmp_path):
         assert alone[name]["verdict"] == moved(own[name])
     assert moved(own["pass@1"]) == "fell" and verdict(own).endswith("pass@1 fell")
     assert compare([run], margin=0.5)[0]["pass@1"]["verdict"] == "cannot tell"
-    assert " one seed " in render([alone])
-    assert "BCa" in " ".join(notes([alone], 0.0)) and "Student" not in " ".join(notes([alone], 0.0))
-    for seed in (0, 1):
-        make(tmp_path / "x" / f"seed{seed}", (0.4 + 0.001 * seed, 0.9), seed)
-    rows = {row["run"]: row for row in compare(find_runs([tmp_path]))}
-    assert not rows["passk (x)"]["exact"] and rows["passk (x)"]["pass@1"]["verdict"] == "worse"
-    assert rows["passk (y)"]["pass@1"]["verdict"] == "fell"
-    both = " ".join(notes([*rows.values()], 0.0))
-    assert "Student" in both and "One seed" in both
+    said = " ".join(notes([alone], grouped([run]), 0.0))
+    assert " one seed, sampled " in render([alone]) and "0.300 sampled" in render([alone])
+    assert "BCa" in said and "Student" not in said
+    assert "does not contain 0, as the run itself says" in said and "±" not in said
+    assert "beyond ±0.5. " in " ".join(notes([alone], grouped([run]), 0.5))
     page = grid(header(8), [cells(alone)])
     assert '<td class="worse">fell</td>' in page
+
+
+def two_seeds(folder, after, **settings):
+    for seed in (0, 1):
+        make(folder / f"seed{seed}", (after[0] + 0.001 * seed, after[1]), seed, **settings)
+
+
+def test_one_seed_more_changes_no_other_row(tmp_path):
+    """Several seeds keep their exact values, their p and their verdict."""
+    two_seeds(tmp_path / "x", (0.4, 0.9))
+    two_seeds(tmp_path / "mix", (0.6, 0.9), **{"surgery.rule": "mix"})
+    before = {row["run"]: row for row in compare(find_runs([tmp_path]))}
+    make(tmp_path / "y" / "seed0", (0.4, 0.8), **{"surgery.rule": "pcgrad"})
+    runs = find_runs([tmp_path])
+    after = {row["run"]: row for row in compare(runs)}
+    one = after.pop("pcgrad")
+    assert after == before and all(row["exact"] for row in after.values())
+    assert not one["exact"] and one["pass@1"]["verdict"] == "fell"
+    assert one["pass@1"]["p_holm"] is None and before["passk"]["pass@1"]["p_holm"] < 0.05
+    said = notes([*after.values(), one], grouped(runs), 0.0)
+    assert sum("exact values" in x or "One seed: sampled" in x for x in said) == 2
+    assert " 0.300 exact " in render([after["passk"]]) and "0.300 sampled" in render([one])
+
+
+def test_a_distance_has_values_of_one_kind(tmp_path):
+    """Of one seed they are sampled, on both sides; the row beside it keeps the exact ones."""
+    two_seeds(tmp_path / "x", (0.4, 0.9))
+    two_seeds(tmp_path / "mix", (0.6, 0.85), **{"surgery.rule": "mix"})
+    for seed, pass_8 in enumerate((0.9, 0.901)):
+        make(tmp_path / "mine" / f"seed{seed}", (0.5, pass_8), seed, **{"surgery.rule": "pcgrad"})
+    make(tmp_path / "one" / "seed0", (0.5, 0.9), **{"surgery.rule": "floor"})
+    runs = find_runs([tmp_path])
+    rows = {row["run"]: row for row in compare(runs)}
+    assert rows["pcgrad"]["above_mix"]["value"] == pytest.approx(0.9 - 0.875, abs=1e-3)
+    groups = grouped(runs)
+    sampled = above(groups["floor"], curves([*groups.values()], False), False)
+    assert rows["floor"]["above_mix"] == sampled
+    assert rows["pcgrad"]["above_mix_exact"] and not rows["floor"]["above_mix_exact"]
+
+
+def test_pictures_have_values_of_one_kind(tmp_path):
+    """Exact ones, where the table has some and all runs know theirs; else sampled ones."""
+    make(tmp_path / "y" / "seed0", (0.4, 0.8), **{"surgery.rule": "pcgrad"})
+    runs = find_runs([tmp_path])
+    assert not any(x["exact"] for x in drawn_alike(compare(runs), grouped(runs)))
+    two_seeds(tmp_path / "x", (0.4, 0.9))
+    runs = find_runs([tmp_path])
+    rows = drawn_alike(compare(runs), grouped(runs))
+    assert all(x["exact"] for x in rows)
+    assert {x["run"]: x["pass@1"]["after"]["low"] for x in rows}["pcgrad"] is None
+    make(tmp_path / "z" / "seed0", (0.4, 0.8), exact=False, **{"surgery.rule": "floor"})
+    runs = find_runs([tmp_path])
+    assert not any(x["exact"] for x in drawn_alike(compare(runs), grouped(runs)))
+
+
+def test_what_makes_rows_no_match_is_said(tmp_path):
+    """Keys of the measurement, then those of the training, but none of the rule."""
+    make(tmp_path / "x" / "seed0", (0.6, 0.9))
+    make(
+        tmp_path / "y" / "seed0", (0.4, 0.9),
+        **{"surgery.rule": "pcgrad", "train.lr": 3e-3, "train.steps": 20, "model.path": "m"},
+    )  # fmt: skip
+    assert said_of(find_runs([tmp_path])) == [
+        "Not comparable: model.path differs between the rows.",
+        "Beside the rules' own settings, the rows differ in train.steps and train.lr.",
+    ]
+    page.write(find_runs([tmp_path]), tmp_path / "out", 0.0)
+    for name in ("compare.md", "compare.html"):
+        assert "Not comparable: model.path differs" in (tmp_path / "out" / name).read_text()
+
+
+def said_of(runs):
+    return [*not_alike(compare(runs), grouped(runs))]
+
+
+def test_other_problems_are_not_comparable(tmp_path):
+    for name in ("x", "y"):
+        make(tmp_path / name / "seed0", (0.6, 0.9))
+    assert said_of(find_runs([tmp_path])) == []
+    records = tmp_path / "y" / "seed0" / "eval"
+    for path in records.iterdir():
+        path.write_text(path.read_text().replace('"id": "0"', '"id": "another"'))
+    said = "Not comparable: the problems of the evaluation differ between the rows."
+    assert said_of(find_runs([tmp_path])) == [said]
+
+
+def test_exact_values_are_comparable_whatever_the_evaluation(tmp_path):
+    two_seeds(tmp_path / "x", (0.4, 0.9), **{"eval.problems": 20})
+    two_seeds(tmp_path / "y", (0.4, 0.9), **{"eval.problems": 40})
+    assert said_of(find_runs([tmp_path])) == []
+    make(tmp_path / "z" / "seed0", (0.4, 0.9), **{"eval.problems": 20, "surgery.rule": "floor"})
+    said = "Not comparable: eval.problems differs between the rows."
+    assert said_of(find_runs([tmp_path])) == [said]
+
+
+def test_a_key_that_a_run_does_not_record_has_its_default(tmp_path):
+    make(tmp_path / "old" / "seed0", (0.6, 0.9))
+    make(tmp_path / "new" / "seed0", (0.6, 0.9), **{"train.sampler": "uniform"})
+    make(tmp_path / "other" / "seed0", (0.6, 0.9), **{"train.sampler": "history"})
+    runs = find_runs([tmp_path / "old", tmp_path / "new"], {"train.sampler": "uniform"})
+    assert said_of(runs) == []
+    runs = find_runs([tmp_path / "old", tmp_path / "other"], {"train.sampler": "uniform"})
+    assert list(grouped(runs)) == ["passk, sampler = history", "passk, sampler = uniform"][::-1]
+
+
+def test_each_base_has_its_mark(tmp_path):
+    """Two bases have two labels, three none; tasks whose base is in one place share it."""
+    start = {"pass@1": {"value": 0.2}, "pass@8": {"value": 0.4}}
+
+    def make_from(name, **scores):
+        before = {x: {"value": y, "low": None, "high": None} for x, y in scores.items()}
+        make(
+            tmp_path / name / "seed0", (0.6, 0.9), exact=False, summary={"before": before},
+            **{"model.path": name},
+        )  # fmt: skip
+
+    def found():
+        runs = find_runs([tmp_path])
+        return bases(compare(runs), grouped(runs), 8)
+
+    make_from("a", **{"pass@1": 0.5, "pass@8": 0.8})
+    make_from("b", **{"pass@1": 0.5, "pass@8": 0.8})
+    assert [x.label for x in found()] == ["base"]
+    make_from("c", **{"pass@1": 0.2, "pass@8": 0.4})
+    assert [x.label for x in found()] == ["base, path = a", "base, path = c"]
+    assert found()[1].scores == {x: y["value"] for x, y in start.items()}
+    runs = find_runs([tmp_path])
+    rows, groups = compare(runs), grouped(runs)
+    plane = pictures.pareto(rows, groups, [], 8).axes[0]
+    assert {"base, path = a", "base, path = c"} <= {x.get_text() for x in plane.texts}
+    make_from("d", **{"pass@1": 0.1, "pass@8": 0.3})
+    assert found() == []
+
+
+def test_a_narrow_terminal_has_no_seconds_and_no_empty_columns(tmp_path):
+    two_seeds(tmp_path / "x", (0.4, 0.9))
+    (row,) = compare(find_runs([tmp_path]))
+    wide, narrow = (render([row], width=width).splitlines()[0] for width in (500, 60))
+    assert wide.endswith("  seconds") and "seconds" not in narrow
+    assert "above mix" not in wide and "frontier share" in narrow
+    full = render([row], markdown=True)
+    assert all(f"| {name} " in full for name in header(8))
 
 
 def test_groups_are_folders(tmp_path):

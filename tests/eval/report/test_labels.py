@@ -2,7 +2,7 @@
 
 import pytest
 
-from eval.report.labels import differing, labels, rule
+from eval.report.labels import differing, is_measured, labels, rule
 
 BASE = {
     "seed": 0,
@@ -76,3 +76,43 @@ def test_keys_of_two_sections_keep_the_section():
 def test_seed_and_folder_make_no_difference():
     runs = [config(), config(seed=3, run__dir="runs/y")]
     assert differing(runs) == [] and labels(runs) == ["passk", "passk"]
+
+
+def test_other_models_and_tasks_are_named_on_every_run():
+    """A run alone of its rule has the key that its neighbours have, and no key of the training."""
+    runs = [
+        config(model__path="base"),
+        config(model__path="x"),
+        config(model__path="base", surgery__rule="pcgrad", train__lr=1e-3),
+    ]
+    assert labels(runs) == [
+        "passk, path = base",
+        "passk, path = x",
+        "pcgrad, path = base",
+    ]
+
+
+def test_a_task_is_called_task():
+    runs = [config(), config(task__name="data", surgery__rule="pcgrad")]
+    assert labels(runs) == ["passk, task = twin", "pcgrad, task = data"]
+
+
+@pytest.mark.parametrize(
+    ("key", "measured"),
+    [
+        ("model.path", True),
+        ("task.delta", True),
+        ("eval.problems", True),
+        ("eval.samples", False),
+        ("model.lora_rank", False),
+        ("task.split", False),
+        ("objective.k_schedule", False),
+        ("train.prompts", False),
+    ],
+)
+def test_keys_of_the_measurement_and_of_the_training(key, measured):
+    assert is_measured(key) is measured
+
+
+def test_parts_that_change_only_the_speed_make_no_difference():
+    assert differing([config(task__verify_workers=2), config(task__verify_workers=8)]) == []

@@ -4,6 +4,7 @@ import random
 import pytest
 import torch
 
+from eval.report.tables import outcome
 from eval.scores.passk import (
     changes,
     ladder,
@@ -113,3 +114,28 @@ def test_pairing_removes_the_spread_between_problems():
     assert verdict({"pass@1": change}) == "pass@1 rose"
     with pytest.raises(ValueError, match="same problems"):
         changes(records(before), records(after[:-1]), [1])
+
+
+def test_a_verdict_has_the_exact_change_beside_it():
+    change = {
+        "pass@1": {"value": 0.01, "low": -0.01, "high": 0.03},
+        "pass@8": {"value": 0.1, "low": 0.08, "high": 0.12},
+    }
+    assert verdict(change) == "pass@8 rose, pass@1: cannot tell"
+    exact = {"pass@1": 0.011, "pass@8": 0.107}
+    assert verdict(change, exact) == (
+        "pass@8 rose (exact: +0.107), pass@1: cannot tell (exact: +0.011)"
+    )
+
+
+def test_the_outcome_of_a_run_says_what_it_is_about():
+    ends = {"value": 0.01, "low": -0.01, "high": 0.03}
+    summary = {"change": {"pass@1": ends}}
+    assert outcome(summary) == "pass@1: cannot tell, from the sampled answers"
+    more = {
+        "difficulty": [{"difficulty": "all", "problems": 500}],
+        "exact": {"before": {"pass@1": 0.6}, "after": {"pass@1": 0.611}},
+    }
+    assert outcome(summary | more) == (
+        "pass@1: cannot tell (exact: +0.011), from the sampled answers to 500 problems"
+    )

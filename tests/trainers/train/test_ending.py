@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.commands import ROOT
-from trainers.config.load import load_config
+from trainers.config.load import load_config, save_config
 from trainers.train.ending import duration, ending, next_command, time_spent, too_short
 
 SUMMARY = {
@@ -19,9 +19,10 @@ def config(*overrides, name="passk"):
     return load_config(ROOT / "configs" / f"{name}.yaml", overrides)
 
 
-def finish(folder, **changes):
+def finish(folder, *overrides, **changes):
     folder.mkdir(parents=True)
     (folder / "summary.json").write_text(json.dumps(SUMMARY | changes))
+    save_config(config(*overrides), folder / "config.yaml")
 
 
 def test_where_the_time_went():
@@ -62,6 +63,27 @@ def test_the_next_command_compares_with_the_newest_run_like_it(tmp_path, monkeyp
     finish(tmp_path / "runs" / "pcgrad" / "seed0")
     said = "python launch/compare.py runs/passk runs/pcgrad"
     assert next_command(config(), SUMMARY, WORDS) == said
+
+
+@pytest.mark.parametrize(
+    "other", ["task.verifier=boxed", "task.delta=1", "model.path=x", "eval.problems=100"]
+)
+def test_the_next_command_compares_with_no_other_work(tmp_path, monkeypatch, other):
+    monkeypatch.chdir(tmp_path)
+    finish(tmp_path / "runs" / "other" / "seed0", other)
+    assert "compare.py" not in next_command(config(), SUMMARY, WORDS)
+    finish(tmp_path / "runs" / "like" / "seed0", "task.verify_workers=8", "eval.every=5")
+    said = "python launch/compare.py runs/passk runs/like"
+    assert next_command(config(), SUMMARY, WORDS) == said
+
+
+def test_the_next_command_has_each_key_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [*WORDS, "run.dir=runs/a", "surgery.rule=none", "surgery.every=2"]
+    assert next_command(config("run.dir=runs/a"), SUMMARY, words) == (
+        "python launch/train.py --config passk train.lr=1e-3 surgery.every=2 surgery.rule=pcgrad "
+        "run.dir=runs/a,rule=pcgrad/seed0  # to compare with"
+    )
 
 
 def test_pass_1_has_no_rule_to_compare_with(tmp_path, monkeypatch):
