@@ -3,4 +3,4 @@
 The package imports torch only.
 """
 
-__version__ = "0.1.0"  # of all packages; pyproject.toml reads it here
+__version__ = "0.2.0.dev0"  # of all packages; pyproject.toml reads it here
