@@ -52,6 +52,17 @@ def test_a_model_that_cannot_be_loaded_leaves_the_folder_free(tmp_path, base_pat
     assert done.returncode == 0, done.stderr
 
 
+def test_a_base_without_a_right_answer_is_told_and_trained(tmp_path, base_path):
+    (tmp_path / "no.py").write_text("def judge(answer, gold):\n    return False\n")
+    options = ["task.verifier=no.py:judge", "train.steps=1", "run.dir=a", *SMALL[1:]]
+    done = run(TRAIN, "--config", config("passk"), *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (line,) = [x for x in done.stderr.splitlines() if "no answer" in x]
+    said = "warning: no answer of 160 was right, so there is no gradient; look at the answers in "
+    assert line == f"{said}a/eval/before.jsonl, at the prompt, the verifier and the model"
+    assert (tmp_path / "a" / "eval" / "before.jsonl").is_file()
+
+
 ODD = """
 import sys
 from launch import train

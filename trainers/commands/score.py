@@ -29,7 +29,7 @@ from eval.scores.responses import (
     read_responses,
     score_responses,
 )
-from eval.scores.summary import summarise
+from eval.scores.summary import summarise, warn_if_one_sided
 from eval.tasks.task import digest
 from eval.verify.verifier import Verifier
 from surgery.user_code import load_function
@@ -95,6 +95,7 @@ def score(arguments: Arguments) -> list[dict[str, Any]]:
         ]
         for scoring, folder in zip(scorings, folders, strict=True):
             records = run(scoring, folder)
+            warn_if_one_sided(records, _answers(arguments.responses, folder))
             n = min(r["n"] for r in records)
             if arguments.responses:
                 _check_k(arguments.k, n)
@@ -105,6 +106,12 @@ def score(arguments: Arguments) -> list[dict[str, Any]]:
             if folder:
                 folder.finish(summaries[-1])
     return summaries
+
+
+def _answers(responses: Path | None, folder: ScoreFolder | None) -> str:
+    """Return where the answers of an evaluation are, in words."""
+    place = folder.path / "problems.jsonl" if folder else responses
+    return f"in {place}" if place else "(--out DIR keeps them)"
 
 
 def _check_mode(arguments: Arguments) -> None:

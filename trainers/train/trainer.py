@@ -17,6 +17,7 @@ from eval.records import Record
 from eval.rollout.budget import rollout_tokens
 from eval.rollout.sample import SAMPLERS
 from eval.scores.passk import problem_scores
+from eval.scores.summary import warn_if_one_sided
 from eval.tasks.task import digest
 from trainers.config.schema import Config
 from trainers.config.values import holds_pass_1
@@ -131,6 +132,9 @@ class Trainer:
         began = time.monotonic()
         known = share(self.folder and self.folder.base_records)
         records, scalars = self._evaluate("before", known)
+        if self.folder:
+            place = self.folder.path / "eval" / "before.jsonl"
+            warn_if_one_sided(records, f"in {place}")
         reference = self._evaluate_reference()
         if reference is not None:
             records = reference
