@@ -32,7 +32,7 @@ from eval.scores.responses import (
 from eval.scores.summary import summarise, warn_if_one_sided
 from eval.tasks.task import digest
 from eval.verify.verifier import Verifier
-from surgery.user_code import load_function
+from surgery.user_code import Unloadable, load_function
 from trainers.config.load import load_config
 from trainers.config.schema import Config
 from trainers.config.values import ConfigError
@@ -141,8 +141,8 @@ def _of_file(arguments: Arguments, path: Path) -> list[Scoring]:
     if ":" in mode:
         try:
             load_function(mode)
-        except Exception as error:  # the user's file may raise anything
-            raise ConfigError(f"--verifier = {mode}: cannot be loaded ({error})") from None
+        except Unloadable as error:
+            raise ConfigError(f"--verifier = {mode}: {error}") from None
     elif mode not in ("exact", "math", "boxed"):
         raise ConfigError(f"--verifier = {mode}: must be exact, math, boxed or file.py:function")
     try:

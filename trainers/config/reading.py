@@ -1,5 +1,6 @@
 """Read a configuration: YAML with `extends:`, and key=value overrides."""
 
+import difflib
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainers.config.aliases import answer
+from trainers.config.arguments import CONFIGS
 from trainers.config.values import KEYS, OPTIONS, ConfigError, first_line, kind, shown
 
 # keys of earlier versions: the only value that they may still have, and the reason
@@ -34,7 +36,7 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         content: Any = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError:
         raise ConfigError(
-            f"--config = {path}: no such file; give one, or a name that --list prints"
+            f"--config = {path}: no such file; give one, or a name that --list prints{_meant(path)}"
         ) from None
     except Exception as error:  # YAML, encoding: the fault lies in the file
         raise ConfigError(
@@ -50,6 +52,14 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
             f"extends = {shown(parent)}: must be the name of one file, relative to {path}"
         )
     return _merged(read(path.parent / parent, (*seen, path)), content)
+
+
+def _meant(path: Path) -> str:
+    """Return a hint at the configuration of the project whose name is nearest to the file's."""
+    names = [str(x.relative_to(CONFIGS).with_suffix("")) for x in sorted(CONFIGS.rglob("*.yaml"))]
+    given = [f"{path.parent.name}/{path.stem}", path.stem]
+    near = [x for name in given for x in difflib.get_close_matches(name, names, 1, 0.75)]
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
