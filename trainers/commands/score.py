@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, cuda
 
-from eval.policy.policy import Policy, interpolate, load_policy
+from eval.policy.policy import Policy, check_template, interpolate, load_policy
 from eval.policy.streams import derive_seed
 from eval.records import Record
 from eval.scores.evaluate import Draws, evaluate
@@ -198,6 +198,7 @@ class _Models:
         self.verifier = self.job.verifier()
         self.verifier.try_out(self.problems[0].gold)
         self.path = self.job.base_path()
+        check_template(self.path, [x.prompt for x in self.problems])
         self.toward = arguments.toward and self.job.path_of(arguments.toward)
         self.sync = sync_of(self.config)
         self.loaded: dict[str, Policy] = {}

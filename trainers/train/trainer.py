@@ -11,7 +11,7 @@ from tqdm import tqdm
 from eval.errors import Failure
 from eval.files import write_json, write_lines
 from eval.policy.logprobs import check_chunks
-from eval.policy.policy import Policy, load_policy
+from eval.policy.policy import Policy, check_template, load_policy
 from eval.progress import progress
 from eval.records import Record
 from eval.rollout.budget import rollout_tokens
@@ -64,6 +64,7 @@ class Trainer:
         check_inputs(config, self.data)
         self.verifier.try_out(first[0].gold)
         self.base_path = base_path(self.job)
+        check_template(self.base_path, [x.prompt for x in problems])
         base = self._load_base()
         check_weights(config, base)
         SAMPLERS[config.train.rollouts].check(base)
