@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from eval.files import leaves
 from trainers.config.aliases import answer
 from trainers.config.arguments import CONFIGS
 from trainers.config.values import KEYS, OPTIONS, ConfigError, first_line, kind, shown
@@ -25,6 +26,22 @@ RETIRED = {
 
 def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Return the file's mapping, laid over the mapping of the file that it extends."""
+    parent, content = _apart(path, seen)
+    if parent is None:
+        return content
+    return _merged(read(parent, (*seen, path.resolve())), content)
+
+
+def own_keys(path: Path) -> set[str]:
+    """Return the keys that a readable file sets, or one that it extends outside the project."""
+    if path.resolve().is_relative_to(CONFIGS):
+        return set()
+    parent, content = _apart(path)
+    return {key for key, _ in leaves(content)} | (own_keys(parent) if parent else set())
+
+
+def _apart(path: Path, seen: tuple[Path, ...] = ()) -> tuple[Path | None, dict[str, Any]]:
+    """Return the file that a file extends, if it extends one, and its other lines."""
     path = path.resolve()
     if path in seen:
         raise ConfigError(
@@ -46,12 +63,12 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"--config = {path}: holds {shown(content)}; write `key: value` lines")
     parent = content.pop("extends", None)
     if parent is None:
-        return content
+        return None, content
     if not isinstance(parent, str):
         raise ConfigError(
             f"extends = {shown(parent)}: must be the name of one file, relative to {path}"
         )
-    return _merged(read(path.parent / parent, (*seen, path)), content)
+    return path.parent / parent, content
 
 
 def _meant(path: Path) -> str:

@@ -352,3 +352,15 @@ def test_the_real_command(tmp_path, base_path, options, begins):
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith(begins)
     assert not (tmp_path / "runs").exists() or not list(tmp_path.rglob("metrics.jsonl"))
+
+
+def test_a_refused_run_takes_only_its_own_empty_folder_away(tmp_path):
+    for name, file in (("new", None), ("begun", "metrics.jsonl"), ("old", None)):
+        place = tmp_path / name
+        if name == "old":
+            place.mkdir()
+        folder = RunFolder(load_config(PASSK, [f"run.dir={place}"]))
+        if file:
+            (place / file).write_text("")
+        folder.withdraw()
+        assert place.exists() is (name != "new")
