@@ -71,9 +71,8 @@ def diagnose(config: "Config", folder: "Folder | None", thresholds: bool) -> Non
         diagnosis = Diagnosis(config, folder)
         measures, records = diagnosis.run(), diagnosis.records()
         if folder:
-            out = folder.path
-            text = write(out, measures, records, diagnosis.k, folder.settings, thresholds)
-            print(f"{text}\n\nPictures and all thresholds: {out}")
+            settings = folder.settings
+            print(write(folder.path, measures, records, diagnosis.k, settings, thresholds))
     except Unsupported as error:
         remedy = "set diagnose.measure=last_layer"
         raise Refusal(f"diagnose.measure = ghost: {error}; {remedy}") from None

@@ -36,22 +36,26 @@ def main() -> int:
     from trainers.train.run_folder import RunFolder
 
     try:
-        config = load_config(arguments.config, arguments.overrides)
+        path = Path(arguments.config)
+        config = load_config(path, arguments.overrides)
         if planning(arguments.plan, arguments.device):
             show(config, arguments.plan_ranks, arguments.plan_prompt, device=arguments.device)
             return 0
         check_ranks(config, int(os.environ.get("WORLD_SIZE", "1")))
         folder = RunFolder(config) if int(os.environ.get("RANK", "0")) == 0 else None
-        for line in unused_settings(config, arguments.overrides) if folder else []:
+        for line in unused_settings(config, path, arguments.overrides) if folder else []:
             print(f"warning: {line}", file=sys.stderr)
     except Refusal as error:
         return refuse(error)
-    return attempt(
+    code = attempt(
         lambda: train(config, folder),
         Path(str(config.run.dir)),
         f"{config.run.dir}: interrupted; the same command goes on",
         folder.outlook if folder else lambda: "goes on",
     )
+    if folder and code == Refusal.code:
+        folder.withdraw()
+    return code
 
 
 def train(config: "Config", folder: "RunFolder | None") -> None:

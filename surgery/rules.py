@@ -44,6 +44,7 @@ class Rule:
         and the trainer skips the step.
         """
         chosen = own_settings(self.function, settings)
+        remedy = ", or ".join(["correct the function", *_given(chosen, settings)])
         missing = without_value(self.function, settings) if self.own else []
         if missing:
             why = f"names a setting {missing[0]} that the section surgery does not have"
@@ -58,7 +59,7 @@ class Rule:
                 if not self.own:
                     raise
                 why = fault(error, self.own, self.function)
-                raise self._refusal(f"{why}; correct the function") from None
+                raise self._refusal(f"{why}; {remedy}") from None
             wrong = _shape_error(decision, len(weights), samples)
             if wrong is None and self.own:
                 wrong = _not_finite(decision) or _not_storable(state)
@@ -70,6 +71,12 @@ class Rule:
 
     def _refusal(self, why: str) -> UserCodeError:
         return UserCodeError(f"surgery.rule = {self.own or self.function.__name__}: {why}")
+
+
+def _given(chosen: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """Return the settings of the rule that the user gave under names of their own."""
+    own = settings.get("options", {})
+    return [f"surgery.options.{x} = {own[x]!r:.40}" for x in chosen if x in own]
 
 
 def _shape_error(decision: Any, prompts: int, samples: int | None) -> str | None:

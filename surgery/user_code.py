@@ -5,6 +5,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from importlib import util
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 
@@ -12,15 +13,50 @@ class UserCodeError(Exception):
     """The user's code does not meet its contract; the message is one line."""
 
 
+class Unloadable(UserCodeError):
+    """The file.py:function cannot be loaded; the message says why, with a remedy."""
+
+
 def load_function(name: str) -> Callable[..., Any]:
-    """Return the function that `name`, a `file.py:function`, points to."""
+    """Return the function or class that `name`, a `file.py:function`, points to."""
     path, _, function = name.partition(":")
     spec = util.spec_from_file_location(Path(path).stem, path)
     if spec is None or spec.loader is None or not Path(path).is_file():
-        raise FileNotFoundError(f"there is no Python file {path}")
+        why = f"cannot be loaded (there is no Python file {path})"
+        raise Unloadable(f"{why}; give it as file.py:function")
     module = util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's file may raise anything
+        raise Unloadable(_unloaded(error, name)) from None
+    if not hasattr(module, function):
+        raise Unloadable(f"cannot be loaded ({path} has no {function}); {_choices(module)}")
     return getattr(module, function)
+
+
+def _unloaded(error: Exception, name: str) -> str:
+    """Return why a file fails while it is loaded, with the line to correct."""
+    path = name.partition(":")[0]
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(": ")
+    place, line = path, _line(error, path)
+    if isinstance(error, SyntaxError) and error.filename:  # of this file, or of one that it imports
+        same = Path(error.filename).resolve() == Path(path).resolve()
+        place, line = path if same else error.filename, error.lineno
+        text = f"{type(error).__name__}: {error.msg}"
+    return f"cannot be loaded ({text}); correct {place}{f', line {line}' if line else ''}"
+
+
+def _choices(module: ModuleType) -> str:
+    """Return the functions and classes that a file itself defines, in words."""
+    names = [x for x, y in vars(module).items() if getattr(y, "__module__", "") == module.__name__]
+    return f"it has {', '.join(names)}" if names else "it has no function or class; write one"
+
+
+def _line(error: BaseException, path: str) -> int | None:
+    """Return the last line of the file that the error passed."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [x.lineno for x in frames if Path(x.filename).resolve() == Path(path).resolve()]
+    return lines[-1] if lines else None
 
 
 def own_settings(function: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,9 +79,7 @@ def fault(error: BaseException, name: str, function: object = None) -> str:
     A call with wrong arguments reaches no line of the file; the line is then that of `function`.
     """
     path = name.rpartition(":")[0]
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [x.lineno for x in frames if Path(x.filename).resolve() == Path(path).resolve()]
     code = getattr(function, "__code__", None)
-    line = lines[-1] if lines else code and code.co_firstlineno
+    line = _line(error, path) or (code and code.co_firstlineno)
     text = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(": ")
     return f"{text} ({path}, line {line})" if line else f"{text} ({path})"

@@ -39,6 +39,8 @@ from surgery.interference import (
 from surgery.objectives import pass_at_k_weight, prompt_weight
 from surgery.theory import critical_k
 
+FEW = 5  # fewer prompts with a gradient give no interval that can be relied on
+NEGLIGIBLE = 1e-6  # a product with a smaller share of the largest possible one is not listed
 PAIRS = [(delta_1, delta_2) for delta_1 in EASY for delta_2 in HARD]
 
 
@@ -58,7 +60,7 @@ def analyse(measures: Mapping[str, Measured], records: Sequence[Record], k: int)
         "pass@1": float(rate.mean()),
         "easy": int((kind > MIDDLE).sum()),
         "hard": int((kind < MIDDLE).sum()),
-        "no_gradient": int(((rate == 0) | (rate == 1)).sum()),
+        "no_gradient": len(records) - int(_mixed(features).sum()),
         "measures": {name: _measure(x, k) for name, x in measures.items()},
         "proxy": proxy(features, measures["ghost"]) if "ghost" in measures else None,
         "pairs": worst_pairs(features, records, k) if measurable(features, WIDEST) else [],
@@ -74,6 +76,16 @@ def _measure(x: Measured, k: int) -> dict[str, Any]:
     return result
 
 
+def _mixed(x: Measured) -> Tensor:
+    """Return [N] bool: whether a prompt has right and wrong answers, without which it has no g."""
+    return (x.counts > 0) & (x.counts < x.n)
+
+
+def too_few(x: Measured, group: Group) -> bool:
+    """Return whether the group has too few prompts with a gradient for an interval."""
+    return int((_mixed(x) & members(x, group)).sum()) < FEW
+
+
 def _row(x: Measured, group: Group, k: int, pair: tuple[float, float] | None) -> dict[str, Any]:
     """Return one filter's row: <J_k, J_1> by both estimators, and the theory's quantities."""
     kind = shells(x.counts, x.n)[members(x, group)]
@@ -84,6 +96,7 @@ def _row(x: Measured, group: Group, k: int, pair: tuple[float, float] | None) ->
         "hard": int((kind < MIDDLE).sum()),
         "prompts": len(kind),
         "measured": measurable(x, group),
+        "too_few": too_few(x, group),
     }
     if not row["measured"]:
         return row
@@ -107,10 +120,11 @@ def _theory(
     share = torch.full_like(agreement, 1 / len(agreement))
     easy = kind > MIDDLE
     outside = agreement.where(easy, -agreement) < 0  # easy and negative, or hard and positive
+    size = float(agreement.abs().sum())
     return {
         "positive_mass": positive,
         "negative_mass": negative,
-        "outside_share": float(agreement.abs() @ outside.double() / agreement.abs().sum()),
+        "outside_share": float(agreement.abs() @ outside.double()) / size if size else None,
         "k_star": float(critical_k(agreement, share, *agreement.new_tensor(pair))),
         "sign_change": sign_change(*curve(x, group, k)),
     }
@@ -182,15 +196,22 @@ def curve(x: Measured, group: Group, k: int) -> tuple[list[float], list[float]]:
 
 
 def against_k(x: Measured, k: int) -> dict[str, Any]:
-    """Return <J_m, J_1> over the widest filter, by the plug-in as a curve, by both at some m."""
+    """Return <J_m, J_1> over the widest filter, by the plug-in as a curve, by both at some m.
+
+    The change of sign is not known if all intervals contain 0, or if the estimate of <J_1, J_1>,
+    which cannot be negative, is negative.
+    """
     ks = ladder(k)
     grid, values = curve(x, WIDEST, k)
     plugin = [interval(influence(x, ("plugin", m), PASS_1, WIDEST)) for m in ks]
-    change = {"value": sign_change(grid, values)}
-    for name in ("low", "high"):
+    known = values[0] >= 0 and not too_few(x, WIDEST) and any(map(_excludes_0, plugin))
+    change: dict[str, Any] = {"known": known, "value": None, "low": None, "high": None}
+    if known:
+        change["value"] = sign_change(grid, values)
+    for name in ("low", "high") if known else ():
         ends = [p[name] for p in plugin]  # type: ignore[literal-required]
-        known = [(float(m), end) for m, end in zip(ks, ends, strict=True) if end is not None]
-        change[name] = sign_change(*map(list, zip(*known, strict=True))) if known else None
+        pairs = [(float(m), end) for m, end in zip(ks, ends, strict=True) if end is not None]
+        change[name] = sign_change(*map(list, zip(*pairs, strict=True)))
     return {
         "k": ks,
         "plugin": plugin,
@@ -200,6 +221,11 @@ def against_k(x: Measured, k: int) -> dict[str, Any]:
         "curve": values,
         "sign_change": change,
     }
+
+
+def _excludes_0(x: Interval) -> bool:
+    low, high = x["low"], x["high"]
+    return low is not None and high is not None and (low > 0 or high < 0)
 
 
 def sign_change(ks: Sequence[float], values: Sequence[float]) -> float | None:
@@ -246,17 +272,21 @@ def worst_pairs(
 ) -> list[dict[str, Any]]:
     """Return the most negative <g_k,i, g_1,j>: the pass@k of i costs pass@1 of j (last layer).
 
-    The worst pair comes first. A later pair must not repeat a text in the same role.
+    The worst pair comes first. A later pair must not repeat a text in the same role. Products near
+    rounding are left out.
     """
     chosen = members(features, WIDEST).nonzero().squeeze(1)
     g_k, g_1 = (features.gradients(x)[chosen] for x in (("plugin", k), PASS_1))
     total = float((g_k.sum(0) @ g_1.sum(0)) - (g_k * g_1).sum())
+    sizes = [float(x.norm(dim=1).max()) for x in (g_k, g_1)]
+    least = NEGLIGIBLE * max(sizes) * sizes[1]
     pairs = list[dict[str, Any]]()
     met: tuple[set[Any], set[Any]] = (set(), set())
     for i, j, value in most_negative(g_k, g_1, 5 * count):
         texts = [_who(records[int(chosen[x])]) for x in (i, j)]
         names = [(x["prompt"], x["gold"]) for x in texts]
-        if len(pairs) == count or any(x in y for x, y in zip(names, met, strict=True)):
+        repeated = any(x in y for x, y in zip(names, met, strict=True))
+        if len(pairs) == count or -value < least or repeated:
             continue
         for name, seen in zip(names, met, strict=True):
             seen.add(name)

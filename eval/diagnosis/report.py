@@ -1,5 +1,6 @@
 """A diagnosis as markdown, for the file and for the terminal."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,13 @@ from typing import Any
 from eval.diagnosis.analysis import analyse, per_prompt
 from eval.files import replace_text, write_json, write_lines
 from eval.records import Record
-from eval.report.tables import NONE, markdown_table, number, spread
+from eval.report.tables import NONE, STAR, markdown_table, number, spread
+from eval.scores.summary import one_sided
 from surgery.interference import Measured
 
 Row = Mapping[str, Any]  # an item of a list in diagnosis.json
 
+FEW = f"{STAR} Too few: fewer than five prompts have right and wrong answers, and so a gradient."
 NAMES = {"ghost": "all parameters (ghost)", "last_layer": "last layer"}
 
 
@@ -25,7 +28,8 @@ def write(
 ) -> str:
     """Write diagnosis.md and .json, prompts.jsonl, pictures, TensorBoard; return a short text.
 
-    `thresholds` asks for every pair of thresholds in that text.
+    `thresholds` asks for every pair of thresholds in that text. Its last line says what the folder
+    holds.
     """
     from torch.utils.tensorboard import SummaryWriter
 
@@ -44,24 +48,38 @@ def write(
     write_lines(out / "prompts.jsonl", per_prompt(measures, records, k))
     replace_text(out / "diagnosis.md", text)
     write_json(out / "diagnosis.json", figures)
-    return "\n".join([verdict(figures), "", *_body(figures, thresholds)])
+    lines = [verdict(figures, str(out / "prompts.jsonl")), "", *_body(figures, thresholds), ""]
+    held = "Pictures and all thresholds" if made else "All answers"
+    return "\n".join([*lines, f"{held}: {out}"])
 
 
 def markdown(figures: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     """Return all of a diagnosis, with its verdict first."""
     title = f"# Interference of pass@{figures['k']} with pass@1"
-    lines = [title, "", verdict(figures), "", *_body(figures, thresholds=True)]
+    lines = [title, "", verdict(figures, "prompts.jsonl"), "", *_body(figures, thresholds=True)]
     for name, caption in pictures.items():
         lines += ["", f"## {caption}", "", f"![{caption}]({name}.png)"]
     return "\n".join(lines) + "\n"
 
 
-def verdict(figures: Mapping[str, Any]) -> str:
-    """Return whether ascending pass@k lowers pass@1, by the unbiased product over all prompts."""
+def verdict(figures: Mapping[str, Any], place: str) -> str:
+    """Return whether ascending pass@k lowers pass@1, by the unbiased product over all prompts.
+
+    `place` names the file that holds the answers.
+    """
     k, (name, result) = figures["k"], [*figures["measures"].items()][-1]
-    row = result["groups"][0]
-    if not row["measured"]:
-        return f"k = {k}: cannot tell. Too few prompts have a gradient; raise diagnose.prompts."
+    row, prompts = result["groups"][0], figures["prompts"]
+    if _without_gradient(figures):
+        answers = prompts * figures["n"]
+        why = one_sided(round(figures["pass@1"] * answers), answers, f"in {place}")
+        why = why or (
+            "no prompt has both right and wrong answers, so there is no gradient; raise "
+            "diagnose.samples or diagnose.temperature"
+        )
+        return f"k = {k}: cannot tell, as {why}."
+    if not row["measured"] or row["too_few"]:
+        some = f"{prompts - figures['no_gradient']} of {prompts}"
+        return f"k = {k}: cannot tell. Only {some} prompts have a gradient; raise diagnose.prompts."
     low, high = row["loo"]["low"], row["loo"]["high"]
     product = f"⟨J_{k},J_1⟩ = {spread(row['loo'], form='.3g')}, by {NAMES[name]}"
     if low is None or high is None or low <= 0 <= high:
@@ -69,6 +87,10 @@ def verdict(figures: Mapping[str, Any]) -> str:
     if high < 0:
         return f"k = {k}: conflict. A small step that raises pass@{k} lowers pass@1: {product}."
     return f"k = {k}: none. A small step that raises pass@{k} raises pass@1 as well: {product}."
+
+
+def _without_gradient(figures: Mapping[str, Any]) -> bool:
+    return figures["no_gradient"] == figures["prompts"]
 
 
 def _body(figures: Mapping[str, Any], thresholds: bool) -> list[str]:
@@ -82,18 +104,23 @@ def _body(figures: Mapping[str, Any], thresholds: bool) -> list[str]:
         f" hard ones (< 0.15), {figures['no_gradient']} always or never solved, which have no"
         " gradient.",
     ]
+    if _without_gradient(figures):  # all products are 0
+        return lines
+    starred = False
     for name, result in reversed(figures["measures"].items()):
         only = settings["surgery.modules"] if name == "ghost" else None
         title = f"parameters that match {only} (ghost)" if only else NAMES[name]
         rows = [x for x in result["groups"] if thresholds or _thresholds(x) in (None, WIDE)]
         lines += ["", f"## {title}", "", _filter_table(rows, k)]
+        starred |= any(x["measured"] and x["too_few"] for x in rows)
         if "cosines" in result:
-            lines += ["", _cosine_table(result["cosines"]), "", _sign_change(result)]
+            few = _widest(result)["too_few"]
+            lines += ["", _cosine_table(result["cosines"], few), "", _sign_change(result)]
     if figures["proxy"]:
         lines += ["", "## The last layer as a proxy", "", _proxy_table(figures["proxy"])]
     if figures["pairs"]:
         lines += ["", "## Which prompts interfere", "", _pair_table(figures["pairs"], k)]
-    return lines
+    return [*lines, "", FEW] if starred else lines
 
 
 WIDE = (0.80, 0.15)  # the thresholds of the widest filter
@@ -102,6 +129,10 @@ WIDE = (0.80, 0.15)  # the thresholds of the widest filter
 def _thresholds(row: Row) -> tuple[float, float] | None:
     """Return the thresholds of easy and hard prompts; None for all prompts."""
     return None if row["delta_1"] is None else (row["delta_1"], row["delta_2"])
+
+
+def _widest(result: Mapping[str, Any]) -> Row:
+    return next(x for x in result["groups"] if _thresholds(x) == WIDE)
 
 
 def _filter_table(rows: Sequence[Row], k: int) -> str:
@@ -118,16 +149,17 @@ def _filter_table(rows: Sequence[Row], k: int) -> str:
         if not row["measured"]:
             cells.append([*line, *[NONE] * (len(header) - 2)])
             continue
-        line += [spread(row[x], form=".3g") for x in ("plugin", "loo")]
-        cosine = row["cosine"]
-        line.append(NONE if cosine["value"] is None else spread(cosine, form=".2f"))
-        line.append(spread(row["norm_1"], form=".3g"))
+        few, cosine = row["too_few"], row["cosine"]
+        line += [spread(row[x], too_few=few, form=".3g") for x in ("plugin", "loo")]
+        known = cosine["value"] is not None
+        line.append(spread(cosine, too_few=few, form=".2f") if known else NONE)
+        line.append(spread(row["norm_1"], too_few=few, form=".3g"))
         cells.append([*line, f"{row['naive']:.3g}"] if naive else line)
     return markdown_table(header, cells)
 
 
-def _cosine_table(cosines: Mapping[str, Any]) -> str:
-    header = ["cos(J_k,J_m)", *(f"m = {k:g}" for k in cosines["k"])]
+def _cosine_table(cosines: Mapping[str, Any], few: bool) -> str:
+    header = [f"cos(J_k,J_m){STAR if few else ''}", *(f"m = {k:g}" for k in cosines["k"])]
     rows = [
         [f"k = {k:g}", *(number(c, ".2f") for c in row)]
         for k, row in zip(cosines["k"], cosines["value"], strict=True)
@@ -136,14 +168,21 @@ def _cosine_table(cosines: Mapping[str, Any]) -> str:
 
 
 def _sign_change(result: Mapping[str, Any]) -> str:
-    change = result["against_k"]["sign_change"]
-    widest = next(r for r in result["groups"] if _thresholds(r) == WIDE)
-    measured = (
-        f"⟨J_k,J_1⟩ of the widest filter is negative from k = {change['value']:.2f} on"
-        f" (95 %: {_end(change['low'])} to {_end(change['high'])})"
-        if change["value"] is not None
-        else "⟨J_k,J_1⟩ of the widest filter is negative for no k"
-    )
+    """Return where the sign changes, as far as that is known, and the k* of the theory."""
+    series, widest = result["against_k"], _widest(result)
+    change, product = series["sign_change"], "the plug-in ⟨J_k,J_1⟩ of the widest filter"
+    ends = f"(95 %: {_end(change['low'])} to {_end(change['high'])})"
+    if not change["known"]:
+        measured = f"The k from which on {product} is negative cannot be told from these prompts"
+    elif change["value"] is None:
+        measured = f"T{product[1:]} is negative for no k up to {series['k'][-1]}"
+        measured += f" {ends}" if change["low"] is not None else ""
+    else:
+        measured = f"T{product[1:]} is negative from k = {change['value']:.2f} on {ends}"
+    if widest["outside_share"] is None or widest["k_star"] <= 1:  # <J_1, J_1> would not be above 0
+        return f"{measured}."
+    if math.isinf(widest["k_star"]):
+        return f"{measured}. The theory predicts no change, as no agreement is negative."
     return (
         f"{measured}; the theory predicts: at the latest from k* = {widest['k_star']:.2f} on, if"
         " easy prompts agree and hard ones do not, which holds for"

@@ -1,6 +1,6 @@
 """The policy: a causal language model with its tokenizer, its loading, and its cache."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -102,6 +102,13 @@ def load_tokenizer(path: str, option: str = "model.path") -> Any:
     with _loading(path, option):
         # explicit, because by default transformers asks on the terminal whether to run remote code
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+
+
+def check_template(path: str, prompts: Iterable[str]) -> None:
+    """Refuse a tokenizer that cannot put these prompts into a chat template; load no model."""
+    first = next((x for x in prompts if isinstance(x, Chat)), None)
+    if first is not None:
+        Policy(None, load_tokenizer(path)).encode([first])
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The summary of an evaluation: scores, and the figures that show how reliable they are."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,27 @@ from eval.records import SLICES, Record
 from eval.scores.difficulty import LEVELS, difficulty
 from eval.scores.passk import ladder, majority_scores, scores, standard_error, which_too_few
 from surgery.objectives import pass_at_k
+
+
+def one_sided(right: int, answers: int, where: str) -> str | None:
+    """Return a line on answers that are all wrong, or all right; None for any others.
+
+    `where` says where the answers are, such as "in a/problems.jsonl".
+    """
+    if right == 0:
+        why = f"no answer of {answers:,} was right, so there is no gradient"
+        return f"{why}; look at the answers {where}, at the prompt, the verifier and the model"
+    if right == answers:
+        why = f"every answer of {answers:,} was right, so there is no gradient"
+        return f"{why}; look at the answers {where} and at the verifier, or take harder problems"
+    return None
+
+
+def warn_if_one_sided(records: Sequence[Record], where: str) -> None:
+    """Print the line of `one_sided` as a warning."""
+    line = one_sided(sum(r["c"] for r in records), sum(r["n"] for r in records), where)
+    if line:
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def summarise(

@@ -1,11 +1,12 @@
 """A user's task, whose mistakes end a command in one line."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from eval.tasks.task import Population, Problem, Task, TaskError
-from surgery.user_code import fault, load_function
+from surgery.user_code import Unloadable, fault, load_function
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -51,8 +52,12 @@ class OwnTask(Task):
                 return filled(factory, options)
         except TaskError:
             raise
+        except Unloadable as error:
+            raise self._refusal(str(error)) from None
         except Exception as error:  # the user's file may raise anything
-            raise self._refusal(f"{fault(error, self._name)}; correct the class") from None
+            given = [f"task.options.{x}" for x in options.get("options", ())]
+            why = f"{fault(error, self._name)}; correct the class"
+            raise self._refusal(", or ".join([why, *given])) from None
         raise self._refusal("is no dataclass; write a class with @dataclass above it")
 
     def _written(self, name: str) -> Callable[..., Any] | None:
@@ -65,7 +70,13 @@ class OwnTask(Task):
         return self._problems("training", seed, step, count)
 
     def evaluation(self, count: int) -> list[Problem]:
-        return self._problems("evaluation", count)
+        problems = self._problems("evaluation", count)
+        ids = Counter(x.id for x in problems)
+        name, times = ids.most_common(1)[0]
+        if times > 1:
+            why = f"evaluation({count}) returned {times} problems with the id {name!r:.80}"
+            raise self._refusal(f"{why}; give each problem an id of its own")
+        return problems
 
     def reference(self, count: int) -> list[Problem] | None:
         return self._problems("reference", count) if self._written("reference") else None

@@ -112,7 +112,8 @@ class Verifier:
             raise UserCodeError(f"{self.key} = {self.mode}: {why}; make it quicker or correct it")
         if verdict is not True and os.environ.get("RANK", "0") == "0":
             why = f"judges the gold {gold!r:.80} against itself as {verdict}, not True"
-            print(f"{self.key} = {self.mode}: {why}; is that meant?", file=sys.stderr)
+            remedy = "correct the function, unless that is meant"
+            print(f"warning: {self.key} = {self.mode}: {why}; {remedy}", file=sys.stderr)
 
     def __call__(self, answers: Sequence[str], golds: Sequence[str]) -> list[bool | None]:
         """Return one verdict for each pair, in order."""

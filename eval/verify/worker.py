@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from functools import lru_cache, wraps
 from itertools import chain
-from numbers import Real
 from typing import Any
 
 from eval.verify import answers as reading
@@ -60,8 +59,8 @@ def serve(mode: str, limit: float) -> None:
 def understood(result: Any, answer: str) -> Judged:
     """Return the verdict of a judge, and the answer: the judge's reading if it returns one."""
     verdict, read = result if isinstance(result, tuple) and len(result) == 2 else (result, answer)
-    truth = isinstance(verdict, Real) or type(verdict).__name__ in ("bool", "bool_")  # numpy's
-    if isinstance(read, str) and (verdict is None or (truth and verdict in (0, 1))):
+    truth = type(verdict).__name__ in ("bool", "bool_")  # Python's and numpy's
+    if isinstance(read, str) and (verdict is None or truth):
         return None if verdict is None else bool(verdict), read
     raise TypeError(f"returned {result!r:.80} instead of True, False, None or (verdict, text)")
 

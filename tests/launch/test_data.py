@@ -165,3 +165,29 @@ def test_training_is_refused_likewise(command, monkeypatch):
     options = ["--config", "floor.yaml", "task.split=dev", "run.dir=refused"]
     code, _, errors = command("train", *options)
     assert code == 2 and errors.startswith("task.path = gsm8k: no split dev")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("train", ["--plan"]),
+        ("diagnose", ["--plan"]),
+        ("train", []),
+        ("diagnose", []),
+        ("score", []),
+    ],
+)
+def test_a_tokenizer_without_a_chat_template(
+    command, monkeypatch, tmp_path, base_path, name, options
+):
+    """It is refused before a model is loaded, and by --plan."""
+    for module in ("train.trainer", "commands.diagnose", "commands.score"):
+        monkeypatch.setattr(f"trainers.{module}.load_policy", None)
+    given = ["--config", "floor.yaml", *SMALL, f"model.path={base_path}", *options]
+    places = {"train": [f"run.dir={tmp_path}/a"], "diagnose": ["--out", f"{tmp_path}/a"]}
+    code, _, errors = command(name, *given, *places.get(name, []))
+    said = "task.template = chat: the model's tokenizer has no chat template; set task.template="
+    assert code == 2 and errors.splitlines()[-1] == f"{said}plain"
+    assert name != "train" or not (tmp_path / "a").exists()  # a refused run leaves no folder
+    if options:
+        assert command(name, *given, "task.template=plain")[0] == 0

@@ -93,7 +93,12 @@ def test_what_the_command_leaves(command, tmp_path, base_path, monkeypatch):
     # given again, nothing is measured: the model is not even loaded
     monkeypatch.setattr(diagnosis, "load_policy", None)
     monkeypatch.setattr(diagnosis_pictures, "pictures", lambda *_: {})
-    assert command(*SMALL, "--out", "a")[:2] == (0, out)
+    code, again, _ = command(*SMALL, "--out", "a")
+    assert code == 0 and again.splitlines()[:-1] == out.splitlines()[:-1]
+    assert [x.splitlines()[-1] for x in (out, again)] == [
+        "Pictures and all thresholds: a",
+        "All answers: a",
+    ]
     assert answers(tmp_path / "a") == (found, prompts)
     code, longer, _ = command(*SMALL, "--thresholds", "--out", "a")
     assert code == 0 and longer.count("\n| > 0.") == 18
@@ -189,9 +194,23 @@ def test_a_layer_that_ghost_cannot_measure(command, tmp_path, base_path, monkeyp
 
 def test_too_few_to_compare(command, tmp_path, base_path):
     """Four prompts: no filter has enough, and the report says what it can."""
-    code, out, err = command("diagnose.prompts=4", "diagnose.samples=4", "--out", "a")
+    few = ["diagnose.prompts=4", "diagnose.samples=4", "diagnose.temperature=1.5"]
+    code, out, err = command(*few, "diagnose.top_p=1", "--out", "a")
     assert code == 0, err
-    assert "| –" in out and out.startswith("k = 4: ")
+    assert "| –" in out and out.startswith("k = 4: cannot tell. Only ")
+
+
+def test_no_right_answer(command, tmp_path, base_path):
+    """The report names the file of the answers, and no picture that is not there."""
+    (tmp_path / "no.py").write_text("def judge(answer, gold):\n    return False\n")
+    few = ["diagnose.prompts=4", "diagnose.samples=4", "task.verifier=no.py:judge"]
+    code, out, err = command(*few, "--out", "a")
+    assert code == 0, err
+    first, last = out.splitlines()[0], out.splitlines()[-1]
+    said = "look at the answers in a/prompts.jsonl, at the prompt, the verifier and the model."
+    assert first.startswith("k = 4: cannot tell, as no answer of 16 was right") and said in first
+    assert last == "All answers: a" and not list((tmp_path / "a").glob("*.png"))
+    assert json.loads((tmp_path / "a" / "prompts.jsonl").read_text().splitlines()[0])["responses"]
 
 
 @pytest.mark.slow

@@ -341,6 +341,23 @@ def test_a_verifier_of_the_users_own_that_cannot_judge(tmp_path, refusal, monkey
         assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [("False", "no answer of 2 was right"), ("True", "every answer of 2 was right")],
+)
+def test_answers_of_one_verdict_are_told(tmp_path, refusal, verdict, said):
+    """With the file that holds them."""
+    write(tmp_path / "r.jsonl", [{"id": i, "gold": "1", "responses": ["1"]} for i in range(2)])
+    (tmp_path / "mine.py").write_text(f"def judge(answer, gold):\n    return {verdict}\n")
+    ask = "--responses", "r.jsonl", "--verifier", "mine.py:judge"
+    for place, options in (("r.jsonl", []), ("a/problems.jsonl", ["--out", "a"])):
+        line = refusal(*ask, *options, code=0).splitlines()[-1]
+        assert line.startswith(f"warning: {said}, so there is no gradient; look at the answers in ")
+        assert f"answers in {place}" in line
+    write(tmp_path / "r.jsonl", [{"id": i, "gold": "1", "responses": [f"{i}"]} for i in range(2)])
+    assert "warning" not in refusal("--responses", "r.jsonl", "--verifier", "exact", code=0)
+
+
 def test_a_verifier_that_fails_on_all_responses_gives_no_score(tmp_path, refusal):
     write(tmp_path / "r.jsonl", [{"id": 1, "gold": "1", "responses": ["one", "uno"]}])
     (tmp_path / "mine.py").write_text("def judge(answer, gold):\n    return int(answer) == 1\n")

@@ -52,6 +52,17 @@ def test_a_model_that_cannot_be_loaded_leaves_the_folder_free(tmp_path, base_pat
     assert done.returncode == 0, done.stderr
 
 
+def test_a_base_without_a_right_answer_is_told_and_trained(tmp_path, base_path):
+    (tmp_path / "no.py").write_text("def judge(answer, gold):\n    return False\n")
+    options = ["task.verifier=no.py:judge", "train.steps=1", "run.dir=a", *SMALL[1:]]
+    done = run(TRAIN, "--config", config("passk"), *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (line,) = [x for x in done.stderr.splitlines() if "no answer" in x]
+    said = "warning: no answer of 160 was right, so there is no gradient; look at the answers in "
+    assert line == f"{said}a/eval/before.jsonl, at the prompt, the verifier and the model"
+    assert (tmp_path / "a" / "eval" / "before.jsonl").is_file()
+
+
 ODD = """
 import sys
 from launch import train
@@ -74,7 +85,7 @@ def test_a_layer_that_ghost_cannot_measure(tmp_path, base_path):
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"surgery.measure = ghost: model.odd (Odd): {remedy} layers out by ")
     assert last.endswith("surgery.modules and a lower surgery.min_coverage")
-    assert not list((tmp_path / "a" / "eval").iterdir())  # before anything is sampled
+    assert not (tmp_path / "a").exists()  # before anything is sampled; no folder is left
     assert "Traceback" not in done.stderr
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eval.policy.logprobs import Likelihood, check_chunks
-from eval.policy.policy import Policy, load_policy
+from eval.policy.policy import Policy, check_template, load_policy
 from eval.policy.streams import derive_seed
 from eval.progress import progress
 from eval.records import Record
@@ -134,6 +134,7 @@ class Diagnosis:
         verifier = self.job.verifier()
         if missing:
             verifier.try_out(self.problems[0].gold)
+            check_template(base_path(self.job), [x.prompt for x in self.problems])
         counts = [r["c"] for i in self.parts if i not in missing for r in self._records(i)]
         policy = self._drawn_from() if missing else None  # also on a rank that has no prompts
         with verifier, self._progress(len(self.problems), len(counts), "sampling") as bar:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, cuda
 
-from eval.policy.policy import Policy, interpolate, load_policy
+from eval.policy.policy import Policy, check_template, interpolate, load_policy
 from eval.policy.streams import derive_seed
 from eval.records import Record
 from eval.scores.evaluate import Draws, evaluate
@@ -29,10 +29,10 @@ from eval.scores.responses import (
     read_responses,
     score_responses,
 )
-from eval.scores.summary import summarise
+from eval.scores.summary import summarise, warn_if_one_sided
 from eval.tasks.task import digest
 from eval.verify.verifier import Verifier
-from surgery.user_code import load_function
+from surgery.user_code import Unloadable, load_function
 from trainers.config.load import load_config
 from trainers.config.schema import Config
 from trainers.config.values import ConfigError
@@ -95,6 +95,7 @@ def score(arguments: Arguments) -> list[dict[str, Any]]:
         ]
         for scoring, folder in zip(scorings, folders, strict=True):
             records = run(scoring, folder)
+            warn_if_one_sided(records, _answers(arguments.responses, folder))
             n = min(r["n"] for r in records)
             if arguments.responses:
                 _check_k(arguments.k, n)
@@ -105,6 +106,12 @@ def score(arguments: Arguments) -> list[dict[str, Any]]:
             if folder:
                 folder.finish(summaries[-1])
     return summaries
+
+
+def _answers(responses: Path | None, folder: ScoreFolder | None) -> str:
+    """Return where the answers of an evaluation are, in words."""
+    place = folder.path / "problems.jsonl" if folder else responses
+    return f"in {place}" if place else "(--out DIR keeps them)"
 
 
 def _check_mode(arguments: Arguments) -> None:
@@ -134,8 +141,8 @@ def _of_file(arguments: Arguments, path: Path) -> list[Scoring]:
     if ":" in mode:
         try:
             load_function(mode)
-        except Exception as error:  # the user's file may raise anything
-            raise ConfigError(f"--verifier = {mode}: cannot be loaded ({error})") from None
+        except Unloadable as error:
+            raise ConfigError(f"--verifier = {mode}: {error}") from None
     elif mode not in ("exact", "math", "boxed"):
         raise ConfigError(f"--verifier = {mode}: must be exact, math, boxed or file.py:function")
     try:
@@ -191,6 +198,7 @@ class _Models:
         self.verifier = self.job.verifier()
         self.verifier.try_out(self.problems[0].gold)
         self.path = self.job.base_path()
+        check_template(self.path, [x.prompt for x in self.problems])
         self.toward = arguments.toward and self.job.path_of(arguments.toward)
         self.sync = sync_of(self.config)
         self.loaded: dict[str, Policy] = {}

@@ -63,8 +63,18 @@ ELSEWHERE = {
 ALIASES = {name: key for key, names in ELSEWHERE.items() for name in names if name}
 
 
+SECTIONS = {x.partition(".")[0] for x in KEYS if "." in x}
+
+
+def inside_a_section(key: str) -> bool:
+    return "." in key and key.partition(".")[0] in SECTIONS
+
+
 def nearest(key: str) -> list[str]:
-    """Return our keys for an unknown one: by a name elsewhere, by its last part, or by spelling."""
+    """Return our keys for an unknown one: by a name elsewhere, by its last part, or by spelling.
+
+    A key whose last part is right may stand in a wrong section.
+    """
     known = {x: x for x in KEYS if x not in OPTIONS}
     names = known | ALIASES
     ends = [x for x in names if f".{key}".endswith(f".{x}")]
@@ -73,6 +83,10 @@ def nearest(key: str) -> list[str]:
     begun = dict.fromkeys(ours for x, ours in names.items() if x.endswith(f".{key}"))
     if begun:
         return list(begun)
+    last = key.rpartition(".")[2]
+    elsewhere = [x for x in known if x.endswith(f".{last}")] if inside_a_section(key) else []
+    if elsewhere:
+        return elsewhere
     last_parts = {x.rpartition(".")[2]: x for x in reversed(known)}
     near = difflib.get_close_matches(key, last_parts | names, 1, 0.75)
     return [(last_parts | names)[x] for x in near]

@@ -32,12 +32,12 @@ from surgery.geometry import (
 )
 from surgery.objectives import prompt_weight
 from surgery.rules import AGREEMENT, RULES, find_rule
-from surgery.user_code import UserCodeError, load_function, own_settings
+from surgery.user_code import Unloadable, UserCodeError, load_function, own_settings
 from trainers.config.schema import Config
 from trainers.config.values import (
-    first_line,
     flatten,
     holds_pass_1,
+    must_be_one_of,
     parse_constraint,
     parse_schedule,
     shown,
@@ -66,7 +66,7 @@ def _of_objective(config: Config) -> Mistakes:
     if min(scheduled, default=1) < 1:
         yield "objective.k_schedule", "write k@step, such as 4@50,1@100"
     if estimator not in ESTIMATORS:
-        yield "objective.estimator", f"must be one of {', '.join(ESTIMATORS)}"
+        yield "objective.estimator", must_be_one_of(estimator, ESTIMATORS)
     elif n >= 2 and max([k, *scheduled]) > largest_k(estimator, n):
         most = f"{estimator} serves k <= {largest_k(estimator, n)} from train.samples = {n}"
         yield "objective.k", f"{most}; lower it or raise train.samples"
@@ -159,7 +159,7 @@ def _of_task(config: Config) -> Mistakes:
     if ":" in task.name:
         yield from _not_a_function("task.name", task.name)
     elif task.name not in TASKS:
-        yield "task.name", f"must be one of {', '.join(TASKS)}, or file.py:Class"
+        yield "task.name", must_be_one_of(task.name, TASKS, ", or file.py:Class")
     elif task.name in OF_DATA:
         yield from _of_data(config)
     else:
@@ -200,7 +200,7 @@ def _of_surgery(config: Config) -> Mistakes:
     if ":" in surgery.rule:
         yield from _not_a_function("surgery.rule", surgery.rule)
     elif surgery.rule not in RULES:
-        yield "surgery.rule", f"must be one of {', '.join(RULES)}, or file.py:function"
+        yield "surgery.rule", must_be_one_of(surgery.rule, RULES, ", or file.py:function")
     elif surgery.measure == "none" and RULES[surgery.rule].needs:
         remedy = f"rule {surgery.rule} decides by measurement; set surgery.measure=last_layer"
         yield "surgery.measure", remedy
@@ -252,10 +252,9 @@ def _of_results(config: Config) -> Mistakes:
 def _not_a_function(key: str, name: str) -> Mistakes:
     try:
         if not callable(load_function(name)):
-            raise TypeError("not a function or class")
-    except Exception as error:  # the user's file may raise anything
-        why = f"{type(error).__name__}: {first_line(error)}"
-        yield key, f"cannot be loaded ({why}); give it as file.py:function"
+            yield key, "is not a function or class; name one of the file"
+    except Unloadable as error:
+        yield key, str(error)
 
 
 def mistakes_of_own_rule(config: Config) -> Iterator[str]:

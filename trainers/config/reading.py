@@ -1,5 +1,6 @@
 """Read a configuration: YAML with `extends:`, and key=value overrides."""
 
+import difflib
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from eval.files import leaves
 from trainers.config.aliases import answer
+from trainers.config.arguments import CONFIGS
 from trainers.config.values import KEYS, OPTIONS, ConfigError, first_line, kind, shown
 
 # keys of earlier versions: the only value that they may still have, and the reason
@@ -23,6 +26,22 @@ RETIRED = {
 
 def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Return the file's mapping, laid over the mapping of the file that it extends."""
+    parent, content = _apart(path, seen)
+    if parent is None:
+        return content
+    return _merged(read(parent, (*seen, path.resolve())), content)
+
+
+def own_keys(path: Path) -> set[str]:
+    """Return the keys that a readable file sets, or one that it extends outside the project."""
+    if path.resolve().is_relative_to(CONFIGS):
+        return set()
+    parent, content = _apart(path)
+    return {key for key, _ in leaves(content)} | (own_keys(parent) if parent else set())
+
+
+def _apart(path: Path, seen: tuple[Path, ...] = ()) -> tuple[Path | None, dict[str, Any]]:
+    """Return the file that a file extends, if it extends one, and its other lines."""
     path = path.resolve()
     if path in seen:
         raise ConfigError(
@@ -34,7 +53,7 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         content: Any = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError:
         raise ConfigError(
-            f"--config = {path}: no such file; give one, or a name that --list prints"
+            f"--config = {path}: no such file; give one, or a name that --list prints{_meant(path)}"
         ) from None
     except Exception as error:  # YAML, encoding: the fault lies in the file
         raise ConfigError(
@@ -44,12 +63,20 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"--config = {path}: holds {shown(content)}; write `key: value` lines")
     parent = content.pop("extends", None)
     if parent is None:
-        return content
+        return None, content
     if not isinstance(parent, str):
         raise ConfigError(
             f"extends = {shown(parent)}: must be the name of one file, relative to {path}"
         )
-    return _merged(read(path.parent / parent, (*seen, path)), content)
+    return path.parent / parent, content
+
+
+def _meant(path: Path) -> str:
+    """Return a hint at the configuration of the project whose name is nearest to the file's."""
+    names = [str(x.relative_to(CONFIGS).with_suffix("")) for x in sorted(CONFIGS.rglob("*.yaml"))]
+    given = [f"{path.parent.name}/{path.stem}", path.stem]
+    near = [x for name in given for x in difflib.get_close_matches(name, names, 1, 0.75)]
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 
 from eval.tasks.registry import TASKS
 from surgery.estimators import ESTIMATORS
 from surgery.rules import RULES, find_rule
 from surgery.user_code import load_function, own_settings
-from trainers.config.reading import overridden
+from trainers.config.reading import overridden, own_keys
 from trainers.config.schema import Config
 from trainers.config.values import flatten, shown
 
@@ -57,15 +58,16 @@ def _fields(task: object) -> set[str]:
     return {x.name for x in fields(task) if x.init} if is_dataclass(task) else set()
 
 
-def unused_settings(config: Config, overrides: Sequence[str]) -> list[str]:
-    """Return a line for each given setting that the configuration's choices do not read.
+def unused_settings(config: Config, path: Path, overrides: Sequence[str]) -> list[str]:
+    """Return a line for each setting that the user gave and the choices do not read.
 
-    A value of a file that equals the default stays without a line.
+    A value of a file that equals the default stays without a line, and so do the values that only
+    the project's own configurations set.
     """
     flat, defaults = flatten(config), flatten(Config())
-    typed = {key for key, _ in overridden(overrides)}
+    typed, written = {key for key, _ in overridden(overrides)}, own_keys(path)
     return [
         f"{key} = {shown(flat[key])}: {why}"
         for key, why in unused(config).items()
-        if key in typed or flat[key] != defaults.get(key)
+        if key in typed or (key in written and flat[key] != defaults.get(key))
     ]

@@ -2,7 +2,7 @@
 
 import difflib
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import Field, fields, is_dataclass
 from typing import Any
 
@@ -38,15 +38,21 @@ def kind(key: str) -> str:
     return " or ".join(KINDS[x] for x in options or [KEYS[key].type])
 
 
+def must_be_one_of(value: str, names: Iterable[str], more: str = "") -> str:
+    """Return the message for a value that is none of the names, with the nearest name."""
+    names = list(names)
+    near = difflib.get_close_matches(value, names, 1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return f"must be one of {', '.join(names)}{more}{hint}"
+
+
 def misfit(key: str, value: Any) -> str | None:
     """Return a message if the value lies outside the range of its key."""
     known = KEYS[key].metadata
     if value is None:
         return None
     if "one of" in known and value not in known["one of"]:
-        near = difflib.get_close_matches(value, known["one of"], 1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        return f"must be one of {', '.join(known['one of'])}{hint}"
+        return must_be_one_of(value, known["one of"])
     for name, holds in BOUNDS.items():
         if name in known and not holds(value, known[name]):
             return f"must be {name} {known[name]}"

@@ -9,11 +9,14 @@ length. Saving takes fp32 parameters, moments and the model in the host's memory
 import math
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from eval.policy.policy import Chat, check_template
 from eval.report.tables import table
+from eval.tasks.data import Data
 from trainers.commands.diagnose import PART
 from trainers.config.schema import Config
 from trainers.config.values import ConfigError
@@ -127,6 +130,14 @@ def _base(job: Job) -> "PretrainedConfig | str":
     return job.base_path() if shape is None else shape
 
 
+def _check_template(job: Job) -> None:
+    """Refuse a chat template that a model's folder lacks, if the folder has a tokenizer."""
+    task, model = job.task, job.config.model.path
+    has_tokenizer = (Path(model) / "tokenizer_config.json").is_file()
+    if isinstance(task, Data) and task.template == "chat" and has_tokenizer:
+        check_template(model, [Chat("1+1=")])
+
+
 def _sum(*parts: Held) -> Held:
     names = dict.fromkeys(name for part in parts for name in part)
     return {name: sum(part.get(name, 0) for part in parts) for name in names}
@@ -169,6 +180,7 @@ def plan(
     """Return the complete text of --plan."""
     model, train, job = config.model, config.train, Job(config)
     sheet = DEVICES[device] if device else None
+    _check_template(job)
     rehearsal = Rehearsal(config, _base(job))
     memory = sheet.memory if sheet else _memory()
     moments_of = diagnosis if diagnosing else training

@@ -1,6 +1,7 @@
 """The run folder: its lock, whether a run begins, resumes or is done, and its results."""
 
 import fcntl
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ class RunFolder:
         assert config.run.dir is not None
         self.path = path = Path(config.run.dir)
         saved = path / "config.yaml"
+        self._is_new = not path.exists()
         if path.exists() and not path.is_dir():
             raise self._refusal("is a file; name a folder")
         if saved.exists():
@@ -44,6 +46,19 @@ class RunFolder:
             ) from None
         except OSError as error:
             raise self._refusal(f"cannot be written ({error.strerror}); choose another") from None
+
+    def withdraw(self) -> None:
+        """Remove the folder of a refused run if this run made it and it has no results yet."""
+        self._lock.close()
+        files, folders = (".lock", "config.yaml"), ("eval", "checkpoints")
+        others = {str(x.relative_to(self.path)) for x in self.path.rglob("*")}
+        if self._is_new and others <= {*files, *folders}:
+            with suppress(OSError):  # somebody else may have moved it
+                for name in files:
+                    (self.path / name).unlink()
+                for name in folders:
+                    (self.path / name).rmdir()
+                self.path.rmdir()
 
     def _begun(self) -> bool:
         """Return whether the folder holds logs or checkpoints; a failed start leaves neither."""

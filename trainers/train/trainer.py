@@ -11,12 +11,13 @@ from tqdm import tqdm
 from eval.errors import Failure
 from eval.files import write_json, write_lines
 from eval.policy.logprobs import check_chunks
-from eval.policy.policy import Policy, load_policy
+from eval.policy.policy import Policy, check_template, load_policy
 from eval.progress import progress
 from eval.records import Record
 from eval.rollout.budget import rollout_tokens
 from eval.rollout.sample import SAMPLERS
 from eval.scores.passk import problem_scores
+from eval.scores.summary import warn_if_one_sided
 from eval.tasks.task import digest
 from trainers.config.schema import Config
 from trainers.config.values import holds_pass_1
@@ -63,6 +64,7 @@ class Trainer:
         check_inputs(config, self.data)
         self.verifier.try_out(first[0].gold)
         self.base_path = base_path(self.job)
+        check_template(self.base_path, [x.prompt for x in problems])
         base = self._load_base()
         check_weights(config, base)
         SAMPLERS[config.train.rollouts].check(base)
@@ -131,6 +133,9 @@ class Trainer:
         began = time.monotonic()
         known = share(self.folder and self.folder.base_records)
         records, scalars = self._evaluate("before", known)
+        if self.folder:
+            place = self.folder.path / "eval" / "before.jsonl"
+            warn_if_one_sided(records, f"in {place}")
         reference = self._evaluate_reference()
         if reference is not None:
             records = reference

@@ -139,6 +139,21 @@ def test_problems_that_are_none(path, returned, said):
     assert told.startswith(f"training(0, 1, 4) {said.replace('FILE', str(path))}"), told
 
 
+def test_ids_of_an_evaluation_differ(path):
+    same = "    def evaluation(self, count):\n        return [Problem('x', '1', '2')] * count"
+    said = "evaluation(3) returned 3 problems with the id 'x'; give each problem an id of its own"
+    assert refusal(path, lambda task: task.evaluation(3), evaluation=same) == said
+    assert len(build(path).evaluation(3)) == 3
+
+
+def test_options_may_be_the_fault(path):
+    post = "    def __post_init__(self):\n        self.size < 'a'"
+    write(path, base_model=post)
+    with pytest.raises(TaskError) as error:
+        build_task({"name": f"{path}:Mine", "size": 5, "options": {"size": 5}})
+    assert str(error.value).endswith("; correct the class, or task.options.size")
+
+
 def test_what_is_no_class_of_data(path):
     for code, said in (
         ("def Mine(): pass", "is no dataclass; write a class with @dataclass above it"),

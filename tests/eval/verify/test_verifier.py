@@ -160,7 +160,7 @@ def test_a_function_that_cannot_judge_is_refused(tmp_path, code, said, line):
 
 @pytest.mark.parametrize(
     ("value", "verdict"),
-    [("True", True), ("1", True), ("np.bool_(1)", True), ("np.int64(0)", False), ("None", None)],
+    [("True", True), ("np.bool_(1)", True), ("np.bool_(0)", False), ("None", None)],
 )
 def test_truth_of_several_kinds(tmp_path, capsys, value, verdict):
     code = f"import numpy as np\ndef judge(answer, gold):\n    return {value}, answer[:1]\n"
@@ -169,7 +169,17 @@ def test_truth_of_several_kinds(tmp_path, capsys, value, verdict):
         assert verifier.judge(["13", "8"], ["8", "8"]) == [(verdict, "1"), (verdict, "8")]
         verifier.try_out("8")
     said = capsys.readouterr().err
-    assert ("judges the gold '8' against itself as" in said) is (verdict is not True)
+    told = f"judges the gold '8' against itself as {verdict}, not True; correct the function, "
+    assert (told in said) is said.startswith("warning: ") is (verdict is not True)
+
+
+@pytest.mark.parametrize("value", ["1", "0", "1.0", "np.int64(1)"])
+def test_a_number_is_no_verdict(tmp_path, value):
+    """It is refused before any work depends on it."""
+    code = f"import numpy as np\ndef judge(answer, gold):\n    return {value}\n"
+    (tmp_path / "mine.py").write_text(code)
+    with pytest.raises(UserCodeError, match="instead of True, False, None or"):
+        Verifier(f"{tmp_path}/mine.py:judge", workers=1).try_out("8")
 
 
 def test_a_function_that_fails_now_and_then_is_told_once(tmp_path, capsys):

@@ -95,6 +95,9 @@ def test_keys_of_a_section(said):
         ("tempereture", ["train.temperature"]),
         ("nonsense", []),
         ("evil.thing", []),
+        ("task.k", ["objective.k", "eval.k", "diagnose.k"]),
+        ("surgery.samples", ["train.samples", "eval.samples", "diagnose.samples"]),
+        ("train.thing", []),
     ],
 )
 def test_the_nearest_keys(name, keys):

@@ -102,6 +102,34 @@ def test_every_key_alone(key):
             assert sum(x.startswith(f"{made[0]} = ") for x in lines) == 1, lines
 
 
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("surgery.rule=pcgard", "pcgrad"),
+        ("objective.estimator=grop", "grpo"),
+        ("task.name=chian", "chain"),
+        ("train.rollouts=cashed", "cached"),
+    ],
+)
+def test_a_misspelt_name_gets_the_nearest(override, meant):
+    (line,) = refusal(override)
+    assert ": must be one of " in line and line.endswith(f" (did you mean {meant}?)")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("pcgrd", " (did you mean pcgrad?)"),
+        ("configs/pcgrd.yaml", " (did you mean pcgrad?)"),
+        ("chain/pcgrd", " (did you mean chain/pcgrad?)"),
+        ("xyz", "--list prints"),
+    ],
+)
+def test_a_misspelt_configuration_gets_the_nearest(name, hint):
+    (line,) = refusal(path=name)
+    assert "no such file; give one, or a name that --list prints" in line and line.endswith(hint)
+
+
 def test_tags_of_yaml_are_refused_and_run_nothing(tmp_path):
     canary = tmp_path / "canary"
     for tag in ("object/apply:os.system", "object/new:os.system", "name:os.system", "module:os"):
@@ -182,7 +210,22 @@ def test_refusals_of_the_command_leave_nothing(ask, tmp_path):
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("f = 3", "cannot be loaded (TypeError: not a function or class)"),
+        ("f = 3", "is not a function or class; name one of the file"),
+        (
+            "import os\nimport torhc",
+            "cannot be loaded (ModuleNotFoundError: No module named 'torhc'); correct own/mine.py, "
+            "line 2",
+        ),
+        (
+            "def f(w, g, s):\nreturn w, w",
+            "cannot be loaded (IndentationError: expected an indented block after function "
+            "definition on line 1); correct own/mine.py, line 2",
+        ),
+        (
+            "import os\ndef g(w):\n    pass\nclass H:\n    pass",
+            "cannot be loaded (own/mine.py has no f); it has g, H",
+        ),
+        ("import os", "cannot be loaded (own/mine.py has no f); it has no function or class; "),
         ("def f(weights):\n    return weights", "TypeError: f() takes 1 positional argument but 3"),
         ("def f(w, g, s):\n    return w, g.nope", "AttributeError: 'Geometry' object has no attr"),
         ("def f(w, g, s):\n    return w", "returned a tensor of shape [12]; return two tensors"),
@@ -199,6 +242,15 @@ def test_a_rule_of_the_users_own_is_tried_out(ask, tmp_path, monkeypatch, code, 
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     (line,) = ask("surgery.rule=own/mine.py:f", "train.prompts=12", "train.samples=8")
     assert line.startswith(f"surgery.rule = own/mine.py:f: {said}"), line
+
+
+def test_a_value_of_a_rules_own_setting_may_be_the_fault(ask, tmp_path, monkeypatch):
+    place = tmp_path / "own"
+    place.mkdir()
+    (place / "mine.py").write_text("def f(w, g, s, *, gamma=1.0):\n    return w, w * (gamma < 1.5)")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (line,) = ask("surgery.rule=own/mine.py:f", "surgery.options.gamma=abc")
+    assert line.endswith("line 2); correct the function, or surgery.options.gamma = 'abc'")
 
 
 @pytest.mark.parametrize("measure", ["none", "last_layer", "ghost"])
@@ -300,3 +352,15 @@ def test_the_real_command(tmp_path, base_path, options, begins):
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith(begins)
     assert not (tmp_path / "runs").exists() or not list(tmp_path.rglob("metrics.jsonl"))
+
+
+def test_a_refused_run_takes_only_its_own_empty_folder_away(tmp_path):
+    for name, file in (("new", None), ("begun", "metrics.jsonl"), ("old", None)):
+        place = tmp_path / name
+        if name == "old":
+            place.mkdir()
+        folder = RunFolder(load_config(PASSK, [f"run.dir={place}"]))
+        if file:
+            (place / file).write_text("")
+        folder.withdraw()
+        assert place.exists() is (name != "new")

@@ -4,7 +4,9 @@ import pytest
 
 from tests.commands import ROOT
 from trainers.config.load import load_config
-from trainers.config.unused import unused_settings
+from trainers.config.schema import Config
+from trainers.config.unused import unused, unused_settings
+from trainers.config.values import flatten
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 MINE = """
@@ -21,14 +23,32 @@ class Sums:
 
 
 def lines(*overrides, config="pcgrad"):
-    return unused_settings(
-        load_config(ROOT / "configs" / f"{config}.yaml", overrides), list(overrides)
-    )
+    path = ROOT / "configs" / f"{config}.yaml"
+    return unused_settings(load_config(path, overrides), path, list(overrides))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda x: f"{x.parent.name}/{x.stem}")
 def test_no_configuration_of_the_project_holds_any(path):
-    assert unused_settings(load_config(path), []) == []
+    config = load_config(path)
+    flat, defaults = flatten(config), flatten(Config())
+    assert [key for key in unused(config) if flat[key] != defaults.get(key)] == []
+
+
+def test_only_what_the_user_set_is_told(tmp_path):
+    """By a file of one's own, or a file that it extends, but not by the project's."""
+    (tmp_path / "mine.yaml").write_text(f"extends: {ROOT}/configs/chain.yaml\n")
+    (tmp_path / "more.yaml").write_text("extends: mine.yaml\nobjective: {beta: 2}\n")
+    (tmp_path / "most.yaml").write_text("extends: more.yaml\n")
+
+    def told(name, *overrides):
+        path = tmp_path / name
+        return unused_settings(load_config(path, overrides), path, overrides)
+
+    twin = ["task.name=twin", "task.size=small"]
+    assert told("mine.yaml") == [] and told("mine.yaml", *twin)[0].startswith("task.size = small")
+    for name in ("more.yaml", "most.yaml"):
+        assert told(name) == ["objective.beta = 2.0: estimator loo does not use it"]
+    assert lines("surgery.rule=none", config="floor") == []  # floor.yaml sets surgery.tolerance
 
 
 @pytest.mark.parametrize(
