@@ -61,17 +61,21 @@ class Surgeon:
         # `last_layer` asks an engine for the rows of all ranks, and for nothing else
         self.probe = Probe(config, Gathered(), rule.needs)  # type: ignore[arg-type]
         self.rule_state: State = {}
+        self.fastest = 0.0  # the highest learning rate so far
 
     def __call__(
-        self, step: int, correct: Tensor, features: Callable[[], Tensor], pace: float = 1.0
+        self, step: int, correct: Tensor, features: Callable[[], Tensor], rate: float = 1.0
     ) -> tuple[Tensor, dict[str, float]]:
         """Return the advantages [N, n] of a step's verdicts [N, n], and its scalars.
 
         Steps count from 1. `features` returns features [N n, width] and is called if the step
-        measures. `pace` is the learning rate over its peak, 1 in the warm-up. The update is the sum
-        of advantage * grad log pi over all completions, divided by N. A measurement that is not
-        finite gives advantages of 0: this batch then trains nothing.
+        measures. `rate` is the learning rate of the step; the pace of rules is its share of the
+        highest so far, so 1 in a warm-up, whoever made the schedule. The update is the sum of
+        advantage * grad log pi over all completions, divided by N. A measurement that is not finite
+        gives advantages of 0: this batch then trains nothing.
         """
+        self.fastest = max(self.fastest, rate)
+        pace = rate / self.fastest if self.fastest > 0 else 1.0
         batch = self._estimated(step, correct.double().cpu(), pace)
         self.probe.begin(batch.weight_k)
         if self.probe.due(step):
@@ -98,10 +102,11 @@ class Surgeon:
 
     def state(self) -> dict[str, Any]:
         """Return the numbers that a checkpoint must carry."""
-        return {"rule_state": self.rule_state, "probe": self.probe.state()[0]}
+        numbers = {"rule_state": self.rule_state, "fastest": self.fastest}
+        return numbers | {"probe": self.probe.state()[0]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.rule_state = dict(state["rule_state"])
+        self.rule_state, self.fastest = dict(state["rule_state"]), state["fastest"]
         self.probe.restore(state["probe"], {})
 
 

@@ -79,7 +79,8 @@ class GRPOTrainer(trl.GRPOTrainer):
         if training:
             step = self.state.global_step + 1
             features = partial(self._features, output)
-            advantages, more = self.surgeon(step, correct, features, self._pace())
+            rate = float(self.lr_scheduler.get_last_lr()[0])
+            advantages, more = self.surgeon(step, correct, features, rate)
             self._logs["advantages"].extend(advantages.flatten().tolist())  # the table of log()
             scale = SCALES[self.loss_type](self.args, float(output["num_items_in_batch"]))
             first = self.accelerator.process_index * len(inputs)
@@ -89,12 +90,6 @@ class GRPOTrainer(trl.GRPOTrainer):
         for name, value in scalars.items():
             metrics[name].append(value)
         return output
-
-    def _pace(self) -> float:
-        """Return the learning rate over its peak, 1 in the warm-up."""
-        if self.state.global_step < self.args.get_warmup_steps(self.state.max_steps):
-            return 1.0
-        return self.lr_scheduler.get_last_lr()[0] / self.args.learning_rate
 
     def _features(self, output: dict[str, Any]) -> Tensor:
         """Return d log pi / d last hidden states of all processes' completions, summed over tokens.
@@ -152,4 +147,4 @@ class GRPOTrainer(trl.GRPOTrainer):
         if not path.is_file():
             why = "no surgery.json in it; resume from a checkpoint of this trainer"
             raise Refusal(f"resume_from_checkpoint = {checkpoint}: {why}")
-        self.surgeon.restore(read_json(path, {"rule_state": dict, "probe": dict}))
+        self.surgeon.restore(read_json(path, {"rule_state": dict, "fastest": float, "probe": dict}))

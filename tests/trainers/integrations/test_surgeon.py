@@ -103,6 +103,27 @@ def test_a_restored_surgeon_goes_on_as_the_first(rule):
     assert not torch.allclose(fresh, expected)  # negative control: the state matters
 
 
+def test_the_pace_is_the_share_of_the_highest_rate_so_far():
+    """Of whatever schedule, at whatever scale, and after a restart."""
+
+    def paces(*rates: float, restart: bool = False) -> list[float]:
+        surgeon, seen = made(rule="floor"), []
+        for step, rate in enumerate(rates, 1):
+            surgeon.rule = lambda weights, geometry, state: (
+                seen.append(geometry.pace) or (torch.ones_like(weights),) * 2
+            )
+            surgeon(*taken(step), rate)
+            if restart:
+                again = made(rule="floor")
+                again.restore(json.loads(json.dumps(surgeon.state())))
+                surgeon = again
+        return seen
+
+    expected = pytest.approx([1, 1, 1, 0.5, 0.25])
+    assert paces(0, 1e-4, 6e-4, 3e-4, 1.5e-4) == expected
+    assert paces(0, 1, 6, 3, 1.5, restart=True) == expected
+
+
 def test_a_measurement_that_is_not_finite_trains_nothing():
     correct, features = batch()
     surgeon = made(rule="pcgrad")
