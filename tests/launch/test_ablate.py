@@ -127,6 +127,7 @@ def wait_for_step(metrics, step):
     raise AssertionError(f"no step {step}")
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_told_and_resumes(tmp_path, base_path):
     """One run's rank is killed in the middle: the other runs; the same command then resumes it."""
     process = subprocess.Popen(

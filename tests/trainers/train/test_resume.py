@@ -107,6 +107,7 @@ def test_a_second_writer_is_refused(whole):
     assert done.returncode == 2 and "another process" in done.stderr
 
 
+@pytest.mark.slow
 def test_curverl_goes_on_with_the_batches_that_it_has_seen(tmp_path, base_path):
     """Its weights are those of the last two batches, before and after a stop."""
     options = ["train.steps=4", "train.save_every=3", "objective.estimator=curverl"]

@@ -105,7 +105,7 @@ def train(cwd, *options, **how):
     return run(TRAIN, "--config", PASSK, *SMALL, *options, cwd=cwd, **how)
 
 
-@pytest.mark.parametrize("rule", ["pcgrad", "floor"])
+@pytest.mark.parametrize("rule", ["pcgrad", pytest.param("floor", marks=pytest.mark.slow)])
 def test_decisions_do_not_know_the_exact_values(tmp_path, base_path, rule):
     """But that of the base, by which the force towards it is."""
     (tmp_path / "blind.py").write_text(BLIND)
