@@ -114,8 +114,9 @@ def test_names_elsewhere_stand_beside_keys():
 # -- commands -------------------------------------------------------------------------------------
 
 # each writes its name and its arguments into $GIVEN, and does nothing else
+# bash writes at each end of a line, and commands of a page may run side by side: one write each
 SHIM = """#!/bin/bash
-printf '%s\\0' "${0##*/}" "$@" $'\\n' >> "$GIVEN"
+printf '%s\\0' "${0##*/}" "$@" $'\\x1e' >> "$GIVEN"
 """
 PROGRAMS = ["python", "deepspeed", "torchrun", "pip", "git", "ruff", "mypy", "tensorboard"]
 
@@ -139,7 +140,7 @@ def given(page: Path, folder: Path) -> list[list[str]]:
         shell = ["/bin/bash", "-euc", f"{code}\nwait"]
         done = subprocess.run(shell, cwd=folder, env=environ, capture_output=True, text=True)
         assert done.returncode == 0 and not done.stderr, f"{code}{done.stderr}"
-    return [x.split("\0") for x in log.read_text().split("\0\n\0")[:-1]]
+    return [x.split("\0") for x in log.read_text().split("\0\x1e\0")[:-1]]
 
 
 class Parsed(Exception):
