@@ -35,6 +35,7 @@ from surgery.rules import AGREEMENT, RULES, find_rule
 from surgery.user_code import Unloadable, UserCodeError, load_function, own_settings
 from trainers.config.schema import Config
 from trainers.config.values import (
+    DEFAULTS,
     flatten,
     holds_pass_1,
     must_be_one_of,
@@ -163,10 +164,10 @@ def _of_task(config: Config) -> Mistakes:
     elif task.name in OF_DATA:
         yield from _of_data(config)
     else:
-        flat, defaults = flatten(config), flatten(Config())
+        flat = flatten(config)
         of_data = {f"task.{x.name}" for x in fields(Data) if x.init}
         for key in (x for x in flat if x.startswith("task.fields.") or x in of_data):
-            if flat[key] != defaults.get(key):
+            if flat[key] != DEFAULTS.get(key):
                 remedy = f"belongs to data, but the task is {task.name}; set task.name=data"
                 yield key, f"{remedy} (or {', '.join(x for x in OF_DATA if x != 'data')})"
     if task.verifier is not None and ":" in task.verifier:

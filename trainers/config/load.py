@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from eval.files import leaves, replace_text
 from trainers.config.reading import RETIRED, overridden, read, set_key
 from trainers.config.schema import Config
-from trainers.config.values import KEYS, OPTIONS, ConfigError, flatten, misfit, shown
+from trainers.config.values import DEFAULTS, KEYS, OPTIONS, ConfigError, flatten, misfit, shown
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -89,7 +89,7 @@ def differences(config: Config, path: Path, among: Sequence[str] = ("",)) -> lis
 
     A key that is newer than the folder has its default there.
     """
-    saved = flatten(Config()) | dict(leaves(read(path)))
+    saved = DEFAULTS | dict(leaves(read(path)))
     now = flatten(config)
     return [
         f"{key} = {shown(now.get(key))} (was {shown(saved.get(key))})"

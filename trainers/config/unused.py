@@ -10,7 +10,7 @@ from surgery.rules import RULES, find_rule
 from surgery.user_code import load_function, own_settings
 from trainers.config.reading import overridden, own_keys
 from trainers.config.schema import Config
-from trainers.config.values import flatten, shown
+from trainers.config.values import DEFAULTS, flatten, shown
 
 
 def unused(config: Config) -> dict[str, str]:
@@ -64,10 +64,10 @@ def unused_settings(config: Config, path: Path, overrides: Sequence[str]) -> lis
     A value of a file that equals the default stays without a line, and so do the values that only
     the project's own configurations set.
     """
-    flat, defaults = flatten(config), flatten(Config())
+    flat = flatten(config)
     typed, written = {key for key, _ in overridden(overrides)}, own_keys(path)
     return [
         f"{key} = {shown(flat[key])}: {why}"
         for key, why in unused(config).items()
-        if key in typed or (key in written and flat[key] != defaults.get(key))
+        if key in typed or (key in written and flat[key] != DEFAULTS.get(key))
     ]

@@ -17,9 +17,8 @@ from trainers.config.load import differences
 from trainers.config.schema import Config
 from trainers.config.values import holds_pass_1
 
-STILL_PAYING = (
-    0.5  # weight of pass@1 beside pass@k; a complete run of the built-in task ends at 0.2
-)
+# weight of pass@1 beside pass@k; a complete run of the built-in task ends at 0.2
+STILL_PAYING = 0.5
 
 
 def ending(config: Config, summary: Mapping[str, Any], words: Sequence[str]) -> str:
