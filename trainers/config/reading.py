@@ -42,7 +42,7 @@ def own_keys(path: Path) -> set[str]:
 
 def _apart(path: Path, seen: tuple[Path, ...] = ()) -> tuple[Path | None, dict[str, Any]]:
     """Return the file that a file extends, if it extends one, and its other lines."""
-    path = path.resolve()
+    given, path = path, path.resolve()
     if path in seen:
         raise ConfigError(
             f"extends = {path}: the files extend each other in a circle; remove one `extends:`"
@@ -52,9 +52,8 @@ def _apart(path: Path, seen: tuple[Path, ...] = ()) -> tuple[Path | None, dict[s
     try:
         content: Any = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError:
-        raise ConfigError(
-            f"--config = {path}: no such file; give one, or a name that --list prints{_meant(path)}"
-        ) from None
+        hint = f"give one, or a name that --list prints{_meant(given)}"
+        raise ConfigError(f"--config = {path}: no such file; {hint}") from None
     except Exception as error:  # YAML, encoding: the fault lies in the file
         raise ConfigError(
             f"--config = {path}: not readable as YAML: {first_line(error)}; correct the file"
@@ -74,7 +73,7 @@ def _apart(path: Path, seen: tuple[Path, ...] = ()) -> tuple[Path | None, dict[s
 def _meant(path: Path) -> str:
     """Return a hint at the configuration of the project whose name is nearest to the file's."""
     names = [str(x.relative_to(CONFIGS).with_suffix("")) for x in sorted(CONFIGS.rglob("*.yaml"))]
-    given = [f"{path.parent.name}/{path.stem}", path.stem]
+    given = str(path.with_suffix("")).removeprefix("configs/"), path.stem
     near = [x for name in given for x in difflib.get_close_matches(name, names, 1, 0.75)]
     return f" (did you mean {near[0]}?)" if near else ""
 

@@ -125,7 +125,11 @@ def test_a_misspelt_name_gets_the_nearest(override, meant):
         ("xyz", "--list prints"),
     ],
 )
-def test_a_misspelt_configuration_gets_the_nearest(name, hint):
+@pytest.mark.parametrize("folder", ["here", "main", "chain"])
+def test_a_misspelt_configuration_gets_the_nearest(tmp_path, monkeypatch, folder, name, hint):
+    """Whatever the folder is called in which the user stands."""
+    (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / folder)
     (line,) = refusal(path=name)
     assert "no such file; give one, or a name that --list prints" in line and line.endswith(hint)
 
