@@ -21,7 +21,7 @@ def configs(*names):
 
 def test_a_sweep_over_all_files_leaves_out_the_roots(tmp_path):
     everything = sorted(str(x) for x in (ROOT / "configs").glob("*.yaml"))
-    done = run(ABLATE, "--configs", *everything, "--dry-run", cwd=tmp_path)
+    done = in_process(ABLATE, "--configs", *everything, "--dry-run", cwd=tmp_path)
     names = {line.split()[1] for line in done.stdout.splitlines() if "seed 0" in line}
     assert {"passk", "pcgrad", "mix"} <= names, done.stderr
     assert not names & {"base", "gsm8k_qwen2.5_0.5b", "math_r1_distill_qwen_7b"}
@@ -29,7 +29,7 @@ def test_a_sweep_over_all_files_leaves_out_the_roots(tmp_path):
     assert line.startswith("Left out, as other files extend them: ") and "base.yaml, " in line
     assert "chain.yaml (variants: " in line and f"{ROOT}/configs/chain/*.yaml)" in line
     variants = sorted(str(x) for x in (ROOT / "configs" / "gsm8k_qwen2.5_0.5b").glob("*.yaml"))
-    done = run(ABLATE, "--configs", *variants, "--dry-run", cwd=tmp_path)
+    done = in_process(ABLATE, "--configs", *variants, "--dry-run", cwd=tmp_path)
     assert done.stdout.count("seed 0: new") == 3
 
 
@@ -66,11 +66,11 @@ def test_runs_sweeps_skips_and_compares(tmp_path, base_path):
     own = [x for x in runs if x.config["run.base"] is None]  # the base is evaluated once
     assert len(own) == 1
     assert len({(x.folder / "eval" / "before.jsonl").read_bytes() for x in runs}) == 1
-    again = run(*command, cwd=tmp_path)
+    again = in_process(*command, cwd=tmp_path)
     assert again.stdout.count("was finished") == 4
-    plan = run(*command, "--dry-run", cwd=tmp_path)
+    plan = in_process(*command, "--dry-run", cwd=tmp_path)
     assert plan.stdout.count("finished") == 4 and "about 0 minutes" in plan.stdout
-    done = run(COMPARE, str(tmp_path / "out"), "--out", "table", cwd=tmp_path)
+    done = in_process(COMPARE, str(tmp_path / "out"), "--out", "table", cwd=tmp_path)
     assert done.returncode == 0 and "lowest pass@1" in done.stdout
     rows = json.loads((tmp_path / "table" / "compare.json").read_text())
     assert [row["seeds"] for row in rows] == [2, 2]
@@ -88,11 +88,11 @@ def test_a_failing_run_does_not_stop_the_others(tmp_path, base_path):
 
 
 def test_mistakes_are_refused_before_anything_runs(tmp_path):
-    done = run(ABLATE, "--configs", *configs("mix"), "surgery.mix=0.1,-1", cwd=tmp_path)
+    done = in_process(ABLATE, "--configs", *configs("mix"), "surgery.mix=0.1,-1", cwd=tmp_path)
     assert done.returncode == 2 and "surgery.mix = -1" in done.stderr
-    done = run(COMPARE, str(tmp_path), cwd=tmp_path)
+    done = in_process(COMPARE, str(tmp_path), cwd=tmp_path)
     assert done.returncode == 2 and "holds no finished run" in done.stderr
-    done = run(COMPARE, str(tmp_path / "nope"), cwd=tmp_path)
+    done = in_process(COMPARE, str(tmp_path / "nope"), cwd=tmp_path)
     assert done.returncode == 2 and "nope: there is no such folder" in done.stderr
     assert list(tmp_path.iterdir()) == []
 

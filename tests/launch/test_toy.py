@@ -5,8 +5,9 @@ import time
 
 import pytest
 
-from tests.commands import ROOT, run
+from tests.commands import ROOT, in_process, run
 
+TOY = str(ROOT / "launch" / "toy.py")
 SMALL = ("--prompts", "600")
 PICTURES = {f"{name}.png" for name in ("agreement", "kernel", "paths", "plane", "training")}
 
@@ -14,7 +15,7 @@ PICTURES = {f"{name}.png" for name in ("agreement", "kernel", "paths", "plane", 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     out = tmp_path_factory.mktemp("toy") / "new"
-    done = run("launch/toy.py", "--out", str(out), *SMALL, cwd=ROOT)
+    done = run(TOY, "--out", str(out), *SMALL, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return out, done.stdout
 
@@ -44,23 +45,23 @@ def test_what_it_leaves(made):
 def test_another_toy_in_the_same_folder_is_refused(made, tmp_path):
     out, _ = made
     before = (out / "toy.json").read_text()
-    done = run("launch/toy.py", "--out", str(out), *SMALL, "--k", "7", cwd=ROOT)
+    done = in_process(TOY, "--out", str(out), *SMALL, "--k", "7", cwd=ROOT)
     assert done.returncode == 2 and "name a new folder" in done.stderr
     assert (out / "toy.json").read_text() == before
     (tmp_path / "toy.json").write_text("[]")
-    assert run("launch/toy.py", "--out", str(tmp_path), *SMALL, cwd=ROOT).returncode == 2
+    assert in_process(TOY, "--out", str(tmp_path), *SMALL, cwd=ROOT).returncode == 2
 
 
 @pytest.mark.parametrize(
     "wrong", [("--delta", "-1"), ("--delta", "nan"), ("--hard", "0"), ("--k", "1")]
 )
 def test_refusals(wrong, tmp_path):
-    done = run("launch/toy.py", *wrong, "--out", str(tmp_path), cwd=ROOT)
+    done = in_process(TOY, *wrong, "--out", str(tmp_path), cwd=ROOT)
     assert done.returncode == 2 and done.stderr.startswith(f"{wrong[0]} = ")
 
 
 @pytest.mark.slow
 def test_the_whole_toy_takes_less_than_30_seconds(tmp_path):
     start = time.monotonic()
-    assert run("launch/toy.py", "--out", str(tmp_path), cwd=ROOT).returncode == 0
+    assert run(TOY, "--out", str(tmp_path), cwd=ROOT).returncode == 0
     assert time.monotonic() - start < 30
