@@ -42,7 +42,7 @@ def ablate(arguments: Namespace) -> int:
     """Run all combinations, then compare the finished runs; return 1 if a run has failed."""
     from eval.report import page
     from eval.report.compare import render
-    from eval.report.notes import not_alike
+    from eval.report.notes import notes
     from eval.report.runs import find_runs, grouped
     from eval.report.tables import terminal_width
     from trainers.commands.ablate import (
@@ -72,8 +72,7 @@ def ablate(arguments: Namespace) -> int:
         scalars = [x for x in arguments.curves.split(",") if x]
         rows = page.write(finished, out, arguments.margin, scalars)
         print(f"\n{render(rows, width=terminal_width())}")
-        for line in not_alike(rows, grouped(finished)):
-            print(f"\n{line}")
+        print("\n" + "\n".join(notes(rows, grouped(finished), arguments.margin)))
         print(f"\nPictures and more: {out / 'compare.html'}")
     return 1 if failed else 0
 

@@ -250,6 +250,8 @@ SETTINGS = {
     "surgery.rule": "none",
     "surgery.mix": 0.5,
     "train.steps": 10,
+    "train.prompts": 4,
+    "train.samples": 8,
     "train.lr": 1e-3,
 }
 

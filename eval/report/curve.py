@@ -24,11 +24,11 @@ from eval.scores.passk import problem_scores
 Point = tuple[float, float]  # (pass@1, pass@k)
 
 
-# the keys that two comparable runs share: the work, but not its tuning
+# the keys that two comparable runs share beside the completions of a step: the work, not its tuning
 PROTOCOL = (
     *("model.", "task.", "objective.k", "eval.k", "eval.problems", "eval.samples"),
     *("eval.temperature", "eval.top_p", "eval.seed"),
-    *("train.steps", "train.prompts", "train.samples", "train.temperature"),
+    *("train.steps", "train.temperature"),
 )
 
 
@@ -199,7 +199,8 @@ def height(points: Tensor, pass_1: Tensor) -> Tensor:
 
 def _protocol(run: Run) -> str:
     """Return the settings common to all runs of the same work, as one text."""
-    return _text(run, [k for k in run.config if k.startswith(PROTOCOL)])
+    completions = run.config["train.prompts"] * run.config["train.samples"]
+    return f"{completions} {_text(run, [k for k in run.config if k.startswith(PROTOCOL)])}"
 
 
 def _setting(run: Run) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from eval.report.compare import Row, render
+from eval.report.curve import mixture
 from eval.report.labels import differing, is_measured
 from eval.report.runs import Run
 from eval.report.tables import STAR, TOO_FEW
@@ -13,6 +14,12 @@ OWN = ("surgery.", "objective.")  # settings of the rules themselves
 def notes(rows: Sequence[Row], groups: Mapping[str, Sequence[Run]], margin: float) -> list[str]:
     """Return sentences that say how far the rows can be compared, and that explain the table."""
     lines = [*not_alike(rows, groups), *_of_seeds(rows, margin)]
+    rivals = {mixture(runs[0]) for runs in groups.values()}
+    if None in rivals and len(rivals) > 1 and any(rivals) and not any(x["above_mix"] for x in rows):
+        lines.append(
+            "No distance to the fixed mixtures' curve: it needs two values of λ on common seeds,"
+            " with the model, task, evaluation, steps and completions per step of the other rows."
+        )
     if any(row["above_mix"] for row in rows):
         lines.append(
             "Above mix: pass@k minus that of the fixed mixtures' curve at the same pass@1 (level"
@@ -72,7 +79,7 @@ def _of_seeds(rows: Sequence[Row], margin: float) -> Iterator[str]:
         beyond = f"lies beyond ±{margin:g}" if margin else "differs from 0"
         yield (
             f"Better, worse: the change {beyond} with p < 0.05, Holm-adjusted over all rows of"
-            " several seeds."
+            ' several seeds. So an interval that excludes 0 can stand beside "cannot tell".'
         )
     if len(several) < len(rows):
         beyond = (

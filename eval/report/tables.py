@@ -63,7 +63,14 @@ def _printable(text: str) -> str:
 
 NONE = "–"  # a missing number
 STAR = "*"
-TOO_FEW = "* Too few solved: fewer than five problems have all successes, or all failures."
+TOO_FEW = (
+    "* Too few: fewer than five problems hold all the right answers, or all the wrong ones, so that"
+    " the interval is too narrow."
+)
+HALVES = (
+    "Difficulty: half of the base's answers give the level (easy above 0.8, hard below 0.15), the"
+    " other half the rates, so that the rows need not add up."
+)
 
 
 def number(x: float | None, form: str) -> str:
@@ -102,7 +109,7 @@ def run_table(summary: Mapping[str, Any]) -> str:
     ]
     if summary.get("difficulty"):
         parts, rows = difficulty_cells([summary])
-        lines[1:1] = ["", table(parts[1:], [row[1:] for row in rows])]
+        lines[1:1] = ["", table(parts[1:], [row[1:] for row in rows]), *([] if exact else [HALVES])]
     if exact:
         share = exact["frontier_share"]
         lines.append(

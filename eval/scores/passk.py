@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import conv1d
 
 from eval.records import Record
-from eval.scores.intervals import Estimate, Interval, bca
+from eval.scores.intervals import Estimate, Interval, bca, unknown
 from surgery.objectives import rho
 
 FEW = 5
@@ -32,15 +32,15 @@ def too_few(scores: Tensor) -> bool:
     """Return whether fewer than five problems contain all successes, or all failures.
 
     No method's 95 % interval then has its nominal coverage: with two of 100 problems solvable it
-    covers about 85 %. The effective number of problems is (sum s)^2 / sum s^2, for scores of 0 and
-    1 the number of ones.
+    covers about 85 %.
     """
+    return min(_effective(scores), _effective(1 - scores)) < FEW
 
-    def effective(x: Tensor) -> float:
-        squares = float(x.square().sum())
-        return float(x.sum()) ** 2 / squares if squares > 0 else 0.0
 
-    return min(effective(scores), effective(1 - scores)) < FEW
+def _effective(x: Tensor) -> float:
+    """Return (sum x)^2 / sum x^2, for values of 0 and 1 the number of ones."""
+    squares = float(x.square().sum())
+    return float(x.sum()) ** 2 / squares if squares > 0 else 0.0
 
 
 def which_too_few(records: Sequence[Record], ks: Sequence[int]) -> list[str]:
@@ -75,10 +75,15 @@ def standard_error(records: Sequence[Record]) -> float | None:
 
 
 def change(before: Sequence[Record], after: Sequence[Record], k: int) -> Estimate:
-    """Return after - before, paired: its interval excludes the spread between problems."""
+    """Return after - before, paired: its interval excludes the spread between problems.
+
+    If fewer than five problems make the change, no interval is given: even if all of them changed
+    for the better, a sign test could not exclude chance.
+    """
     if [r["id"] for r in before] != [r["id"] for r in after]:
         raise ValueError("a paired change needs the same problems in the same order")
-    return bca(problem_scores(after, k) - problem_scores(before, k))
+    changes = problem_scores(after, k) - problem_scores(before, k)
+    return bca(changes) if _effective(changes.abs()) >= FEW else unknown(float(changes.mean()))
 
 
 def changes(

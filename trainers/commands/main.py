@@ -1,6 +1,9 @@
 """The frame of every command: a line and an exit code for each error that the user can correct."""
 
 import os
+import select
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +27,9 @@ def attempt(
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the name that older torch reads
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     try:
-        return work() or 0
+        code = work() or 0
+        sys.stdout.flush()
+        return code
     except UserCodeError as error:
         return leave(Refusal.code, error)
     except Refusal as error:
@@ -33,7 +38,19 @@ def attempt(
     except KeyboardInterrupt:
         return leave(130, interrupted)
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 128 + signal.SIGPIPE
         if place is None or not unwritable(error, place):
             raise
         remedy = f"once it can be written, the same command {outlook()}"
         return leave(1, f"{place}: {error}; {remedy}")
+
+
+def _nobody_reads() -> bool:
+    """Return whether the reader of the output has gone, as in `| head`; no more is written then."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    gone = any(event & select.POLLERR for _, event in output.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone

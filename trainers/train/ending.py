@@ -1,9 +1,9 @@
-"""The last lines of a finished run: its model, where the time went, a warning, the next command."""
+"""The last lines of a finished run: its model, where the time went, warnings, the next command."""
 
 import json
 import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
@@ -13,49 +13,73 @@ from eval.errors import Refusal
 from eval.files import read_lines
 from eval.report.labels import MEASURED, NOT_COMPARED
 from eval.scores.passk import moved
-from trainers.config.load import differences
+from trainers.config.arguments import find_config
+from trainers.config.load import differences, run_name
 from trainers.config.schema import Config
 from trainers.config.values import holds_pass_1
 
 # weight of pass@1 beside pass@k; a complete run of the built-in task ends at 0.2
 STILL_PAYING = 0.5
+# shares of the training answers from which on a run says that it can hardly learn from them
+UNDECIDED, TRUNCATED = 0.05, 0.5
 
 
 def ending(config: Config, summary: Mapping[str, Any], words: Sequence[str]) -> str:
     """Return the lines after the table of a run; `words` are the command line that began it."""
     folder = Path(str(config.run.dir))
     history = read_lines(folder / "metrics.jsonl")
-    note = too_short(config, history, summary)
+    about = filter(None, [*unread(config, history), too_short(config, history, summary)])
     return "\n".join(
         [
             f"Model:  {folder / 'model'}",
             f"Time:   {time_spent(history, summary['seconds'])}",
             f"Curves: tensorboard --logdir {folder}, page Custom Scalars",
-            *([f"Note:   {note}"] if note else []),
+            *(f"Note:   {note}" for note in about),
             f"Next:   {next_command(config, summary, words)}",
         ]
     )
 
 
+def unread(config: Config, history: Sequence[Mapping[str, float]]) -> Iterator[str]:
+    """Yield a sentence if many answers of the training got no verdict, or were cut short."""
+
+    def mean(name: str) -> float:
+        return fmean([x[name] for x in history if name in x] or [0.0])
+
+    undecided, truncated = mean("train/undecided_share"), mean("train/truncated_share")
+    if undecided > UNDECIDED:
+        yield (
+            f"{100 * undecided:.0f} % of the training answers got no verdict within "
+            f"task.verify_seconds = {config.task.verify_seconds:g} and counted as wrong; raise it, "
+            "or look at the verifier."
+        )
+    if truncated > TRUNCATED:
+        yield (
+            f"{100 * truncated:.0f} % of the training answers were cut at the longest allowed "
+            "length; raise train.max_new_tokens, or look at the answers in rollouts.jsonl."
+        )
+
+
 def too_short(
     config: Config, history: Sequence[Mapping[str, float]], summary: Mapping[str, Any]
 ) -> str | None:
-    """Return a sentence if pass@k fell while the rule still paid for pass@1 at the end of the run.
+    """Return a sentence if pass@k did not rise while the rule still paid for pass@1 at the end.
 
     A rule that holds pass@1 pays most at the beginning, when the conflict is at its worst: the
-    first steps alone tell nothing about a complete run.
+    first steps alone tell nothing about a complete run. A run that lost pass@1 as well has another
+    fault.
     """
-    name = f"pass@{summary['k']}"
+    name, change = f"pass@{summary['k']}", summary["change"]
     paid = [x["surgery/lambda"] for x in history if "surgery/lambda" in x]
-    if not (paid and holds_pass_1(config) and moved(summary["change"][name]) == "fell"):
+    if not paid or not holds_pass_1(config) or moved(change["pass@1"]) == "fell":
         return None
     at_the_end = fmean(paid[-max(1, len(paid) // 4) :])
-    if at_the_end < STILL_PAYING:
+    if at_the_end < STILL_PAYING or moved(change[name]) == "rose":
         return None
     return (
-        f"{name} fell, and {config.surgery.rule} gave pass@1 the weight {at_the_end:.1f} in the "
-        f"last quarter of the {len(paid)} steps. It gives most at the beginning of a run, so that "
-        "a short run says little: raise train.steps until surgery/lambda sinks."
+        f"{name} did not rise, and {config.surgery.rule} gave pass@1 the weight {at_the_end:.1f} "
+        f"in the last quarter of the {len(paid)} steps. It gives most at the beginning of a run, "
+        "so that a short run says little: raise train.steps until surgery/lambda sinks."
     )
 
 
@@ -89,17 +113,26 @@ def next_command(config: Config, summary: Mapping[str, Any], words: Sequence[str
     if other or config.objective.k == 1:
         return shlex.join(["python", "launch/compare.py", *map(str, filter(None, [group, other]))])
     rule = "pcgrad" if config.surgery.rule == "none" else "none"
-    changes = [f"surgery.rule={rule}", f"run.dir={group},rule={rule}/seed{config.seed}"]
-    gone = ("--local_rank", *(f"{x.partition('=')[0]}=" for x in changes))
-    again = [x for x in words if not x.startswith(gone)]
+    place = [f"run.dir={group},rule={rule}/seed{config.seed}"]
+    again = [x for x in words if not x.startswith(("--local_rank", "surgery.", "run.dir="))]
+    i = again.index("--config") + 1 if "--config" in again else 0
+    beside = str(Path(again[i]).with_stem("passk" if rule == "none" else rule))
+    file = Path(find_config(beside))
+    if i and file.is_file():  # the proper settings of the other rule
+        again[i] = beside
+        taken = Path("runs", run_name(file)).exists() or any("run.dir=" in x for x in words)
+        place = place if taken else []
+    else:
+        again.append(f"surgery.rule={rule}")
     start = "deepspeed" if summary["world_size"] > 1 else "python"
-    return f"{shlex.join([start, *again, *changes])}  # to compare with"
+    return f"{shlex.join([start, *again, *place])}  # to compare with"
 
 
 def _like(config: Config, group: Path, summary: Mapping[str, Any]) -> Path | None:
     """Return the folder of the newest run beside this one with the same work.
 
-    Both have the same k and steps, and the same settings of model, task and evaluation.
+    Both have the same k and steps, and the same settings of model, task and evaluation; another
+    setting differs.
     """
 
     def is_like(path: Path) -> bool:
@@ -107,9 +140,10 @@ def _like(config: Config, group: Path, summary: Mapping[str, Any]) -> Path | Non
             other = json.loads(path.read_text())
             about = {x: summary[x] for x in ("task", "k", "steps")}
             if path.parent.parent != group and isinstance(other, dict):
-                differs = differences(config, path.with_name("config.yaml"), MEASURED)
-                same = all(x.startswith(NOT_COMPARED) for x in differs)
-                return same and other.items() >= about.items()
+                lines = differences(config, path.with_name("config.yaml"))
+                differs = [x for x in lines if not x.startswith(NOT_COMPARED)]
+                same = not any(x.startswith(MEASURED) for x in differs)
+                return bool(differs) and same and other.items() >= about.items()
         return False
 
     others = [x for x in group.parent.glob("*/seed*/summary.json") if is_like(x)]

@@ -271,7 +271,7 @@ def test_distance_to_the_curve(tmp_path):
         )  # fmt: skip
         make(
             tmp_path / "mine" / f"seed{seed}", (0.65 + shift, 0.945 + 0.001 * seed), seed,
-            **{"surgery.rule": "pcgrad", "train.lr": 3e-3},
+            **{"surgery.rule": "pcgrad", "train.lr": 3e-3, "train.prompts": 8, "train.samples": 4},
         )  # fmt: skip
         make(
             tmp_path / "other" / f"seed{seed}", (0.6, 0.99), seed,
@@ -287,10 +287,26 @@ def test_distance_to_the_curve(tmp_path):
     assert rows["pcgrad"] == pytest.approx(
         {"value": 0.0205, "low": 0.0205 - half, "high": 0.0205 + half}
     )
-    assert rows["floor"] is None  # other work: more steps
+    assert rows["floor"] is None  # other work: more steps; pcgrad has as many answers in a step
     assert rows["mix, λ = 1"] is None and rows["passk"] is None  # on the curve
     one = above([grouped(runs)["pcgrad"][1]], [curve], exact=True)
     assert one is not None and one["low"] is None
+
+
+def test_why_a_table_has_no_distance_is_said(tmp_path):
+    def said():
+        runs = find_runs([tmp_path])
+        return "No distance to the fixed mixtures' curve" in " ".join(
+            notes(compare(runs), grouped(runs), 0.0)
+        )
+
+    for name, mix in (("one", 1.0), ("two", 2.0)):
+        make(tmp_path / name / "seed0", (0.7, 0.9), **{"surgery.rule": "mix", "surgery.mix": mix})
+    assert not said()  # mixtures alone
+    make(tmp_path / "mine" / "seed0", (0.7, 0.95), **{"surgery.rule": "floor", "train.samples": 4})
+    assert said()
+    make(tmp_path / "like" / "seed0", (0.7, 0.95), **{"surgery.rule": "pcgrad"})
+    assert not said()
 
 
 def test_distance_of_sampled_values(tmp_path):

@@ -6,10 +6,12 @@ import torch
 
 from eval.report.tables import outcome
 from eval.scores.passk import (
+    change,
     changes,
     ladder,
     majority,
     majority_scores,
+    moved,
     scores,
     standard_error,
     too_few,
@@ -114,6 +116,16 @@ def test_pairing_removes_the_spread_between_problems():
     assert verdict({"pass@1": change}) == "pass@1 rose"
     with pytest.raises(ValueError, match="same problems"):
         changes(records(before), records(after[:-1]), [1])
+
+
+@pytest.mark.parametrize(("changed", "word"), [(4, "cannot tell"), (5, "rose")])
+def test_a_change_of_few_problems_has_no_interval(changed, word):
+    """Four changes for the better have a chance of 1 in 16 where nothing has changed."""
+    before = [{"id": str(i), "n": 8, "c": 0} for i in range(40)]
+    after = [x | {"c": 4 * (i < changed)} for i, x in enumerate(before)]
+    estimate = change(before, after, 1).interval
+    assert estimate["value"] == pytest.approx(changed / 80)
+    assert (estimate["low"] is None) == (changed < 5) and moved(estimate) == word
 
 
 def test_a_verdict_has_the_exact_change_beside_it():

@@ -127,17 +127,25 @@ def test_refusals_name_key_value_and_remedy(override, parts):
 
 
 def test_only_estimators_of_pass_at_k_bound_it():
-    beyond = ["objective.k=64", "objective.k_schedule=99@5"]
+    beyond = ["objective.k=64", "eval.k=8", "objective.k_schedule=99@5"]
     assert "k <= 16" in refusal(*beyond)[0]
     beyond += ["objective.estimator=posterior_passk"]
     given = load_config(ROOT / "configs" / "passk.yaml", beyond)
     assert given.objective.k == 64
 
 
+@pytest.mark.parametrize(("name", "k", "evaluated"), [("pcgrad", 4, 4), ("pass1", 1, 8)])
+def test_the_evaluation_has_the_k_of_the_objective(name, k, evaluated):
+    """But a run of pass@1 shows pass@8 too."""
+    path = ROOT / "configs" / f"{name}.yaml"
+    assert load_config(path, [f"objective.k={k}"]).eval.k == evaluated
+
+
 def test_all_mistakes_are_told_at_once():
     lines = refusal("train.stepz=1", "train.lr=fast", "evil.k=3")
     assert [line.split(" ")[0] for line in lines] == ["train.stepz", "train.lr", "evil.k"]
-    assert len(refusal("train.lr=0", "objective.k=99", "train.top_p=0.5", "x=1")) == 4
+    wrong = refusal("train.lr=0", "objective.k=99", "eval.k=8", "train.top_p=0.5", "x=1")
+    assert len(wrong) == 4
 
 
 def test_every_number_has_a_range():
