@@ -66,7 +66,7 @@ class Source:
         except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
             why = " ".join(str(error.__cause__ or error).split()).rstrip(".")
             remedy = f"correct {self.option}path, {self.option}split or {self.option}subset"
-            raise self.refusal("path", f"no split {self.split} in it ({why}); {remedy}") from None
+            raise self.refusal("path", f"gives no split {self.split} ({why}); {remedy}") from None
         if not len(dataset):
             raise self.refusal("split", f"holds no row of {self.path}; name another")
         return dataset.to_list()

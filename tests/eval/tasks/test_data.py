@@ -103,7 +103,7 @@ def test_a_folder_of_the_hub(tmp_path):
     assert "'main', 'other'" in refusal(path=str(tmp_path))
     assert "'main', 'other'" in refusal(path=str(tmp_path), subset="mian")
     said = refusal(path=str(tmp_path), subset="other")
-    assert said.startswith(f"task.eval_path = {tmp_path}: no split test in it") and "train" in said
+    assert said.startswith(f"task.eval_path = {tmp_path}: gives no split test (") and "train" in said
 
 
 def test_math(tmp_path):
@@ -230,10 +230,10 @@ def test_problems_that_are_set_aside_are_never_trained_on(gsm8k):
     ("options", "parts"),
     [
         ({"path": "gone.jsonl"}, ["task.path = gone.jsonl", "no such file"]),
-        ({"path": "/gone"}, ["task.path = /gone", "no split train", "data file"]),
+        ({"path": "/gone"}, ["task.path = /gone", "gives no split train", "data file"]),
         ({"path": "some/where"}, ["task.path = some/where", "Hub"]),
-        ({"split": "dev"}, ["no split dev", "['train', 'test']"]),
-        ({"eval_split": "dev"}, ["task.eval_path", "no split dev", "task.eval_split"]),
+        ({"split": "dev"}, ["gives no split dev", "['train', 'test']"]),
+        ({"eval_split": "dev"}, ["task.eval_path", "gives no split dev", "task.eval_split"]),
         ({"split": "test"}, ["task.split = test", "has all of these problems too"]),
         ({"split": "train[3:3]"}, ["train[3:3]"]),
         ({"levels": ["4"]}, ["task.levels = ['4']", "the data has no levels"]),
