@@ -61,12 +61,16 @@ def labels(configs: Sequence[Config]) -> list[str]:
 
 
 def rule(config: Config) -> str:
-    """Return the rule or, without one, the estimator; `loo` is pass1 or passk by its k."""
+    """Return the rule or, without one, the estimator; `loo` is named by its k and its filter."""
     name = config["surgery.rule"].rpartition(":")[2]
     if name != "none":
         return name
     if config["objective.estimator"] != "loo":
         return config["objective.estimator"].rpartition(":")[2]
+    if config.get("objective.k_schedule"):
+        return "anneal"
+    if config.get("objective.filter"):
+        return "filter"
     return "pass1" if config["objective.k"] == 1 else "passk"
 
 

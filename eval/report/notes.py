@@ -41,8 +41,8 @@ def not_alike(rows: Sequence[Row], groups: Mapping[str, Sequence[Run]]) -> Itera
     configs = [runs[0].config for runs in groups.values()]
     keys = differing(configs)
     if exact:
-        keys = [key for key in keys if not key.startswith("eval.")]
-    measured = [key for key in keys if is_measured(key) or key == "objective.k"]
+        keys = [key for key in keys if key == "eval.k" or not key.startswith("eval.")]
+    measured = [key for key in keys if is_measured(key)]
     problems = {tuple(x["id"] for x in runs[0].records("after")) for runs in groups.values()}
     if measured:
         yield f"Not comparable: {_listed(measured)} {_verb(measured)} between the rows."

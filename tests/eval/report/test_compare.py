@@ -177,6 +177,13 @@ def test_exact_values_are_comparable_whatever_the_evaluation(tmp_path):
     assert said_of(find_runs([tmp_path])) == [said]
 
 
+def test_another_objective_is_comparable(tmp_path):
+    """Runs of pass@1 and pass@8 are compared all the time, if both report pass@8."""
+    make(tmp_path / "x" / "seed0", (0.4, 0.9))
+    make(tmp_path / "y" / "seed0", (0.7, 0.7), **{"objective.k": 1})
+    assert said_of(find_runs([tmp_path])) == []
+
+
 def test_a_key_that_a_run_does_not_record_has_its_default(tmp_path):
     make(tmp_path / "old" / "seed0", (0.6, 0.9))
     make(tmp_path / "new" / "seed0", (0.6, 0.9), **{"train.sampler": "uniform"})

@@ -34,6 +34,8 @@ def mix(value, **more):
     [
         ({}, "passk"),
         ({"objective__k": 1}, "pass1"),
+        ({"objective__k_schedule": "4@40,1@80"}, "anneal"),
+        ({"objective__filter": True}, "filter"),
         ({"objective__estimator": "pkpo"}, "pkpo"),
         ({"objective__estimator": "mine.py:sharp"}, "sharp"),
         ({"surgery__rule": "pcgrad", "objective__estimator": "pkpo"}, "pcgrad"),
@@ -65,11 +67,10 @@ def test_a_label_has_no_more_settings_than_needed():
 
 
 def test_keys_of_two_sections_keep_the_section():
-    runs = [config(), config(train__samples=64), config(objective__k_schedule="4@40,1@120")]
+    runs = [config(), config(train__samples=64)]
     assert labels(runs) == [
         "passk, train.samples = 16",
         "passk, train.samples = 64",
-        "passk, k_schedule = 4@40,1@120, train.samples = 16",
     ]
 
 

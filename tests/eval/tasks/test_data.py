@@ -103,7 +103,9 @@ def test_a_folder_of_the_hub(tmp_path):
     assert "'main', 'other'" in refusal(path=str(tmp_path))
     assert "'main', 'other'" in refusal(path=str(tmp_path), subset="mian")
     said = refusal(path=str(tmp_path), subset="other")
-    assert said.startswith(f"task.eval_path = {tmp_path}: gives no split test (") and "train" in said
+    assert (
+        said.startswith(f"task.eval_path = {tmp_path}: gives no split test (") and "train" in said
+    )
 
 
 def test_math(tmp_path):
