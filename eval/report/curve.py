@@ -26,7 +26,7 @@ Point = tuple[float, float]  # (pass@1, pass@k)
 
 # the keys that two comparable runs share beside the completions of a step: the work, not its tuning
 PROTOCOL = (
-    *("model.", "task.", "objective.k", "eval.k", "eval.problems", "eval.samples"),
+    *("model.", "task.", "eval.k", "eval.problems", "eval.samples"),
     *("eval.temperature", "eval.top_p", "eval.seed"),
     *("train.steps", "train.temperature"),
 )

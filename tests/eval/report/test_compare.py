@@ -281,6 +281,10 @@ def test_distance_to_the_curve(tmp_path):
             **{"surgery.rule": "pcgrad", "train.lr": 3e-3, "train.prompts": 8, "train.samples": 4},
         )  # fmt: skip
         make(
+            tmp_path / "anneal" / f"seed{seed}", (0.65 + shift, 0.945 + 0.001 * seed), seed,
+            **{"objective.k_schedule": "4@5"},
+        )  # fmt: skip
+        make(
             tmp_path / "other" / f"seed{seed}", (0.6, 0.99), seed,
             **{"surgery.rule": "floor", "train.steps": 20},
         )  # fmt: skip
@@ -294,6 +298,7 @@ def test_distance_to_the_curve(tmp_path):
     assert rows["pcgrad"] == pytest.approx(
         {"value": 0.0205, "low": 0.0205 - half, "high": 0.0205 + half}
     )
+    assert rows["anneal"] == rows["pcgrad"]  # another objective, judged by the same k
     assert rows["floor"] is None  # other work: more steps; pcgrad has as many answers in a step
     assert rows["mix, λ = 1"] is None and rows["passk"] is None  # on the curve
     one = above([grouped(runs)["pcgrad"][1]], [curve], exact=True)
