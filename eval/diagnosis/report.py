@@ -159,7 +159,10 @@ def _filter_table(rows: Sequence[Row], k: int) -> str:
 
 
 def _cosine_table(cosines: Mapping[str, Any], few: bool) -> str:
-    header = [f"cos(J_k,J_m){STAR if few else ''}", *(f"m = {k:g}" for k in cosines["k"])]
+    header = [
+        f"cos(J_k,J_m), widest filter{STAR if few else ''}",
+        *(f"m = {k:g}" for k in cosines["k"]),
+    ]
     rows = [
         [f"k = {k:g}", *(number(c, ".2f") for c in row)]
         for k, row in zip(cosines["k"], cosines["value"], strict=True)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -117,6 +118,8 @@ def _loading(path: str, option: str) -> Iterator[None]:
         yield
     except Exception as error:  # broken or foreign files raise any exception
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if not Path(path).exists():
+            why = f"there is no such folder, and as an id of the hub: {why}"
         remedy = "name a folder in the hub's format with safetensors, or an id that can be reached"
         raise ModelError(f"{option} = {path}: cannot be loaded ({why}); {remedy}") from None
 

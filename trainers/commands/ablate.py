@@ -242,7 +242,8 @@ class Ablation:
         seconds = f"{time.monotonic() - start:.0f} s"
         if process.returncode == 0:
             return f"done in {seconds}"
-        return f"FAILED with exit code {process.returncode}; see {log}"
+        last = next((x for x in reversed(log.read_text().splitlines()) if x.strip()), "")
+        return f"FAILED with exit code {process.returncode}: {last}; see {log}"
 
     def _show(self, run: Run, process: subprocess.Popen) -> None:
         """Show the run's progress on a line of the terminal until the run ends."""

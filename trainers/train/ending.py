@@ -34,9 +34,25 @@ def ending(config: Config, summary: Mapping[str, Any], words: Sequence[str]) -> 
             f"Model:  {folder / 'model'}",
             f"Time:   {time_spent(history, summary['seconds'])}",
             f"Curves: tensorboard --logdir {folder}, page Custom Scalars",
+            *(f"Rule:   {line}" for line in weights_given(config, history)),
             *(f"Note:   {note}" for note in about),
             f"Next:   {next_command(config, summary, words)}",
         ]
+    )
+
+
+def weights_given(config: Config, history: Sequence[Mapping[str, float]]) -> Iterator[str]:
+    """Yield a line on the weights of pass@1 that a rule has chosen, if it chose any."""
+    given = [x["surgery/lambda"] for x in history if "surgery/lambda" in x]
+    if not given or config.surgery.rule == "mix":
+        return
+    zero, cap = (
+        100 * sum(is_at(x) for x in given) / len(given)
+        for is_at in (lambda x: x == 0, lambda x: x >= config.surgery.cap)
+    )
+    yield (
+        f"{config.surgery.rule} gave pass@1 the weight {fmean(given):.2f} on average; 0 in "
+        f"{zero:.0f} % of the steps, the cap of {config.surgery.cap:g} in {cap:.0f} %"
     )
 
 

@@ -98,7 +98,7 @@ def test_products_of_few_prompts_have_a_star():
     directions = torch.tensor([[1.0, 0.1], [1.0, -0.1]]).double().repeat(20, 1)
     few, enough = (text(x, 8, directions[: len(x)]) for x in ([1, 7, 1, 7], [1, 7] * 20))
     assert "[1.00, 1.00]*" in few and "\n* Too few: fewer than five" in few
-    assert "cannot be told" in few and "cos(J_k,J_m)*" in few
+    assert "cannot be told" in few and "cos(J_k,J_m), widest filter*" in few
     assert "]*" not in enough and "Too few" not in enough
 
 

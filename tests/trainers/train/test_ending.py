@@ -6,7 +6,15 @@ import pytest
 
 from tests.commands import ROOT
 from trainers.config.load import load_config, save_config
-from trainers.train.ending import duration, ending, next_command, time_spent, too_short, unread
+from trainers.train.ending import (
+    duration,
+    ending,
+    next_command,
+    time_spent,
+    too_short,
+    unread,
+    weights_given,
+)
 
 SUMMARY = {
     **{"task": "twin", "k": 8, "steps": 150, "world_size": 1, "seconds": 200.0},
@@ -123,6 +131,16 @@ def test_the_lines(tmp_path):
     assert lines[3].startswith("Next:   python launch/train.py --config pcgrad ")
 
 
+def test_what_a_rule_has_given_is_said():
+    def said(name, *given):
+        return [*weights_given(config(name=name), [{"surgery/lambda": x} for x in given])]
+
+    (line,) = said("pcgrad", 0.0, 2.5, 2.5, 0.0, 1.0)
+    assert line.startswith("pcgrad gave pass@1 the weight 1.20 on average; 0 in 40 % of the steps")
+    assert line.endswith(", the cap of 2.5 in 40 %")
+    assert said("pcgrad") == said("mix", 0.5) == []
+
+
 def test_a_run_that_is_too_short_for_its_rule_says_so(tmp_path):
     def history(*paid):
         return [{"step": 0}] + [{"step": i + 1, "surgery/lambda": x} for i, x in enumerate(paid)]
@@ -135,7 +153,7 @@ def test_a_run_that_is_too_short_for_its_rule_says_so(tmp_path):
     assert " of the 8 steps. " in note
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in short))
     lines = ending(config(f"run.dir={tmp_path}", name="pcgrad"), SUMMARY, WORDS).splitlines()
-    assert lines[3] == f"Note:   {note}" and lines[4].startswith("Next:   ")
+    assert lines[4] == f"Note:   {note}" and lines[5].startswith("Next:   ")
     # no word about a rule that has let go, a rise, a policy that lost both, or fixed weights
     assert too_short(rule, history(9, 9, 9, 9, 9, 0.1, 0.1, 0.1), SUMMARY) is None
     up, down = ({"value": x, "low": x, "high": x} for x in (0.1, -0.1))
