@@ -65,7 +65,7 @@ NONE = "–"  # a missing number
 STAR = "*"
 TOO_FEW = (
     "* Too few: fewer than five problems hold all the right answers, or all the wrong ones, so that"
-    " the interval is too narrow."
+    " the interval is unreliable."
 )
 HALVES = (
     "Difficulty: half of the base's answers give the level (easy above 0.8, hard below 0.15), the"
