@@ -143,7 +143,9 @@ def test_the_words_of_a_run(one):
     lines = done.stderr.splitlines()
     assert "warning: surgery.mix = 2.0: rule pcgrad does not use it" in lines
     assert any(re.fullmatch(r"\d\d:\d\d:\d\d one: 0 of 3, .* left", x) for x in lines), lines
-    model, spent, curves, after = done.stdout.splitlines()[-4:]
+    *_, last = done.stdout.split("\n\n")
+    model, spent, curves, rule, *_, after = last.splitlines()
+    assert rule.startswith("Rule:   pcgrad gave pass@1 the weight ")
     assert model == "Model:  one/model" and curves.startswith("Curves: tensorboard --logdir one")
     shares = {name: int(x) for name, x in re.findall(r"(\w+) (\d+) %", spent)}
     assert 95 <= sum(shares.values()) <= 105 and shares["evaluate"] and shares["update"]

@@ -75,7 +75,7 @@ def test_finished_changed_lengthened(whole):
     other = train(whole, "train.lr=1e-4", "objective.k=4", cwd=whole.parent)
     assert other.returncode == 2
     lines = other.stderr.strip().splitlines()
-    assert [line.split(" ")[0] for line in lines] == ["objective.k", "train.lr"]
+    assert [line.split(" ")[0] for line in lines] == ["objective.k", "train.lr", "eval.k"]
     shorter = train(whole, "train.steps=5", cwd=whole.parent)
     assert shorter.returncode == 2 and "has done 12" in shorter.stderr
     before = (whole / "summary.json").read_text()
