@@ -164,7 +164,7 @@ def test_training_is_refused_likewise(command, monkeypatch):
     monkeypatch.setattr("trainers.train.run_folder.RunFolder", lambda config: None)
     options = ["--config", "floor.yaml", "task.split=dev", "run.dir=refused"]
     code, _, errors = command("train", *options)
-    assert code == 2 and errors.startswith("task.path = gsm8k: no split dev")
+    assert code == 2 and errors.startswith("task.path = gsm8k: gives no split dev")
 
 
 @pytest.mark.parametrize(
