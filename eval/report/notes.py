@@ -15,17 +15,17 @@ def notes(rows: Sequence[Row], groups: Mapping[str, Sequence[Run]], margin: floa
     """Return sentences that say how far the rows can be compared, and that explain the table."""
     lines = [*not_alike(rows, groups), *_of_seeds(rows, margin)]
     rivals = {mixture(runs[0]) for runs in groups.values()}
-    if None in rivals and len(rivals) > 1 and any(rivals) and not any(x["above_mix"] for x in rows):
-        lines.append(
-            "No distance to the fixed mixtures' curve: it needs two values of λ on common seeds,"
-            " with the model, task, evaluation, steps and completions per step of the other rows."
-        )
     if any(row["above_mix"] for row in rows):
         lines.append(
             "Above mix: pass@k minus that of the fixed mixtures' curve at the same pass@1 (level"
             " beyond its ends), with 95 % intervals. Run and curve have values of one kind: exact"
             " ones (jackknife over seeds) if both have them for two common seeds, else sampled ones"
             " (bootstrap over seeds and problems; one seed: over problems)."
+        )
+    elif None in rivals and any(rivals):  # a rule that measures beside mixtures
+        lines.append(
+            "No distance to the fixed mixtures' curve: it needs two values of λ on common seeds,"
+            " with the model, task, evaluation, steps and completions per step of the other rows."
         )
     if STAR in render(rows):
         lines.append(TOO_FEW)

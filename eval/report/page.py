@@ -17,7 +17,7 @@ from eval.report.notes import notes
 from eval.report.pictures import Groups
 from eval.report.plots import png
 from eval.report.runs import BadRuns, Run, grouped
-from eval.report.tables import difficulty_cells
+from eval.report.tables import HALVES, difficulty_cells
 
 
 def write(runs: Sequence[Run], out: Path, margin: float, scalars: Sequence[str] = ()) -> list[Row]:
@@ -73,10 +73,8 @@ def differences(groups: Groups) -> tuple[list[str], list[list[str]]]:
 
 
 GAINED = (
-    "A problem counts as solved if more than half of its answers are right. Easy, medium, hard:"
-    " above 0.80, between, below 0.15 for the base. If the true rate is not known, one half of the"
-    " base's answers gives the difficulty of a problem, and the change is measured against the"
-    " other half. Numbers are means over seeds; p is McNemar's exact p-value, for a single seed."
+    f"A problem counts as solved if more than half of its answers are right. {HALVES} Numbers are"
+    " means over seeds; p is McNemar's exact p-value, for a single seed."
 )
 
 

@@ -68,8 +68,9 @@ TOO_FEW = (
     " the interval is unreliable."
 )
 HALVES = (
-    "Difficulty: half of the base's answers give the level (easy above 0.8, hard below 0.15), the"
-    " other half the rates, so that the rows need not add up."
+    "Easy, medium, hard: above 0.80, between, below 0.15 for the base. If the true rate is not"
+    " known, one half of the base's answers gives the difficulty of a problem, and the change is"
+    " measured against the other half, so that the rows need not add up."
 )
 
 

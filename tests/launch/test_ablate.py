@@ -84,6 +84,7 @@ def test_a_failing_run_does_not_stop_the_others(tmp_path, base_path):
     )
     done = run(ABLATE, "--configs", "bad.yaml", "good.yaml", "--out", "out", cwd=tmp_path)
     assert done.returncode == 1
+    assert "bad seed 0: FAILED with exit code 2: model.path = nowhere: " in done.stdout
     assert "bad seed 0: FAILED" in done.stdout and "good seed 0: done" in done.stdout
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -242,8 +243,7 @@ class Ablation:
         seconds = f"{time.monotonic() - start:.0f} s"
         if process.returncode == 0:
             return f"done in {seconds}"
-        last = next((x for x in reversed(log.read_text().splitlines()) if x.strip()), "")
-        return f"FAILED with exit code {process.returncode}: {last}; see {log}"
+        return f"FAILED with exit code {process.returncode}: {_last_words(log)}; see {log}"
 
     def _show(self, run: Run, process: subprocess.Popen) -> None:
         """Show the run's progress on a line of the terminal until the run ends."""
@@ -260,6 +260,12 @@ class Ablation:
                 bar.set_postfix({name: f"{x:.3f}" for name, x in rates.items()})
                 time.sleep(0.5)
         self._lines.add(line)
+
+
+def _last_words(log: Path) -> str:
+    """Return the last line of a log that the launcher has not written, which begins with a time."""
+    lines = [x for x in log.read_text(errors="replace").splitlines() if x.strip()]
+    return next((x for x in reversed(lines) if not re.match(r"\[\d{4}-\d\d-\d\d ", x)), "")
 
 
 def _same_base(donor: Run, run: Run) -> bool:

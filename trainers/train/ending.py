@@ -43,7 +43,7 @@ def ending(config: Config, summary: Mapping[str, Any], words: Sequence[str]) -> 
 
 def weights_given(config: Config, history: Sequence[Mapping[str, float]]) -> Iterator[str]:
     """Yield a line on the weights of pass@1 that a rule has chosen, if it chose any."""
-    given = [x["surgery/lambda"] for x in history if "surgery/lambda" in x]
+    given = _weights_of_pass_1(history)
     if not given or config.surgery.rule == "mix":
         return
     zero, cap = (
@@ -54,6 +54,10 @@ def weights_given(config: Config, history: Sequence[Mapping[str, float]]) -> Ite
         f"{config.surgery.rule} gave pass@1 the weight {fmean(given):.2f} on average; 0 in "
         f"{zero:.0f} % of the steps, the cap of {config.surgery.cap:g} in {cap:.0f} %"
     )
+
+
+def _weights_of_pass_1(history: Sequence[Mapping[str, float]]) -> list[float]:
+    return [x["surgery/lambda"] for x in history if "surgery/lambda" in x]
 
 
 def unread(config: Config, history: Sequence[Mapping[str, float]]) -> Iterator[str]:
@@ -86,7 +90,7 @@ def too_short(
     fault.
     """
     name, change = f"pass@{summary['k']}", summary["change"]
-    paid = [x["surgery/lambda"] for x in history if "surgery/lambda" in x]
+    paid = _weights_of_pass_1(history)
     if not paid or not holds_pass_1(config) or moved(change["pass@1"]) == "fell":
         return None
     at_the_end = fmean(paid[-max(1, len(paid) // 4) :])
